@@ -1,0 +1,15 @@
+"""Images, their split, and their partition among clients."""
+
+from fedsim.data.dataset import Dataset
+from fedsim.data.datasets import load_dataset
+from fedsim.data.partition import PartitionRow, partition_clients, partition_table
+from fedsim.data.plot import draw_partition
+
+__all__ = [
+    "Dataset",
+    "PartitionRow",
+    "draw_partition",
+    "load_dataset",
+    "partition_clients",
+    "partition_table",
+]

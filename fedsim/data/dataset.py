@@ -1,0 +1,53 @@
+"""A labelled set of images, ready for training, and the same before it is split.
+
+Shapes: N images, C channels, H and W pixels (H = W = ``data.image_size``).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+Indices = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images with labels, their split, and what is known about where they come from.
+
+    ``images`` (N, 3, H, W) uint8; ``labels`` (N,) int64, indices into ``class_names``. ``train``, ``val`` and
+    ``test`` are sorted, disjoint indices into ``images``; with ``data.max_train`` some images are in none.
+    ``groups`` (N,) marks images that belong together (one lesion, near-duplicates): no group is in two
+    splits. ``sites`` (N,) are indices into ``site_names``: natural clients. Grey images share one channel in
+    memory, so ``images`` may not be written to.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    train: Indices
+    val: Indices
+    test: Indices
+    groups: Indices | None
+    sites: Indices | None
+    site_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the reader of one set returns: ``images`` (N, C, H, W) with C 1 or 3, and its own split if any.
+
+    ``fixed`` (N,) holds ``splits.TRAIN``, ``VAL`` or ``TEST``; a split that does not occur is drawn from
+    TRAIN.
+    """
+
+    images: Pixels
+    labels: Indices
+    class_names: tuple[str, ...]
+    groups: Indices | None = None
+    sites: Indices | None = None
+    site_names: tuple[str, ...] = ()
+    fixed: Indices | None = None

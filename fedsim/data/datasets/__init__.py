@@ -1,0 +1,52 @@
+"""The image sets by name."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fedsim.config_data import DATA_NAMES
+from fedsim.config_errors import nearest
+from fedsim.data.dataset import Dataset, Source
+from fedsim.data.datasets.folder import image_folder
+from fedsim.data.datasets.med import medmnist_set
+from fedsim.data.datasets.packaged import brain_mri, dermoscopy_pairs, digits
+from fedsim.data.splits import split
+from fedsim.errors import UserError
+
+if TYPE_CHECKING:
+    from fedsim.config import DataConfig
+
+PACKAGED = {"brain_mri": brain_mri, "dermoscopy_pairs": dermoscopy_pairs, "digits": digits}
+
+
+def load_dataset(config: "DataConfig") -> Dataset:
+    """Load, resize and split the set that ``config`` names; UserError for all that is missing or unreadable.
+
+    Safe to call from many processes at once: what has to be downloaded or decoded is done by one of them and
+    kept in the cache folder, where the pixels are mapped into memory that processes of one machine share.
+    """
+    source = _read(config)
+    train, val, test = split(source, config)
+    return Dataset(
+        name=config.name,
+        images=torch.from_numpy(source.images).expand(-1, 3, -1, -1),
+        labels=torch.from_numpy(source.labels),
+        class_names=source.class_names,
+        train=train,
+        val=val,
+        test=test,
+        groups=source.groups,
+        sites=source.sites,
+        site_names=source.site_names,
+    )
+
+
+def _read(config: "DataConfig") -> Source:
+    prefix, _, flag = config.name.partition(":")
+    if config.name in PACKAGED:
+        return PACKAGED[config.name](config.image_size)
+    if config.name == "image_folder":
+        return image_folder(config.root, config.image_size)
+    if prefix == "medmnist":
+        return medmnist_set(flag, config.root, config.image_size)
+    raise UserError("data.name", repr(config.name), nearest(config.name, DATA_NAMES))

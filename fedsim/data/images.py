@@ -1,0 +1,78 @@
+"""Reading image files, resizing them, and telling near-duplicates.
+
+Every image becomes square by stretching: nothing is cut off, and no border tells the original shape, which in
+collections from several scanners can give the class away.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+
+from fedsim.data.dataset import Indices, Pixels
+from fedsim.errors import UserError
+
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+HASH_SIDE = 16
+HASH_DISTANCE = 12
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Decode an image file to 8-bit RGB; UserError naming the file where that is not possible."""
+    try:
+        with Image.open(path) as image:
+            if image.mode in EIGHT_BIT_MODES:
+                return image.convert("RGB")
+            mode = image.mode
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(str(path), f"an unreadable image ({error})", "a whole image file") from error
+    # How 16 bits or floats map to 8 depends on the scanner: guessing a window would change the data silently.
+    raise UserError(str(path), f"pixels of mode {mode}", "an image with 8 bits per channel")
+
+
+def resized(image: Image.Image, width: int, height: int) -> Pixels:
+    """Return (C, height, width) uint8 by bicubic interpolation, antialiased where it shrinks."""
+    small = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), np.uint8)
+    return small[None] if small.ndim == 2 else small.transpose(2, 0, 1)
+
+
+def write_images(path: Path, shape: tuple[int, int, int, int], produce: Callable[[int], Pixels]) -> None:
+    """Write an .npy file (N, C, H, W) uint8 whose n-th image is ``produce(n)``, several at a time."""
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+
+    def put(index: int) -> None:
+        out[index] = produce(index)
+
+    with ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0)))) as pool:
+        for _ in pool.map(put, range(shape[0])):
+            pass
+    out.flush()
+
+
+def write_resized(paths: Sequence[Path], side: int, folder: Path) -> None:
+    """Write ``folder``/images.npy with these image files as (N, 3, side, side)."""
+    write_images(
+        folder / "images.npy",
+        (len(paths), 3, side, side),
+        lambda index: resized(read_rgb(paths[index]), side, side),
+    )
+
+
+def difference_hash(image: Image.Image) -> npt.NDArray[np.bool_]:
+    """Return 256 bits: where a 16 x 17 thumbnail gets brighter from left to right (dHash)."""
+    thumbnail = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BILINEAR)
+    cells = np.asarray(thumbnail)
+    return (cells[:, 1:] > cells[:, :-1]).ravel()
+
+
+def near_duplicates(hashes: npt.NDArray[np.bool_]) -> Indices:
+    """Number the clusters of images whose hashes (N, bits) differ by at most 12 bits, or are so chained."""
+    signs = np.where(hashes, 1, -1).astype(np.float32)
+    distances = (hashes.shape[1] - signs @ signs.T) / 2
+    _, clusters = connected_components(distances <= HASH_DISTANCE, directed=False)
+    return np.asarray(clusters, np.int64)

@@ -1,0 +1,180 @@
+"""Dividing the training images among the clients.
+
+K clients, N images, C classes. Every partition is a list with one array of image indices per client; the same
+seed gives the same list.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedsim.data.dataset import Dataset, Indices
+from fedsim.errors import UserError
+from fedsim.seeding import derive
+
+if TYPE_CHECKING:
+    from fedsim.config import ClientsConfig
+
+MAX_DRAWS = 1000
+
+
+def partition_clients(dataset: Dataset, config: "ClientsConfig", seed: int) -> list[Indices]:
+    """Return for each of ``config.count`` clients its indices into ``dataset.images``, all out of ``train``.
+
+    Only a Dirichlet partition with ``min_size: 0`` and a file can leave a client without images. UserError
+    where there are too few images, no natural sites, or a file that does not fit.
+    """
+    stream = np.random.RandomState(derive(seed, "data.partition") % 2**32)
+    return PARTITIONS[config.partition.name](dataset, config, stream)
+
+
+def _iid(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomState) -> list[Indices]:
+    """Images dealt out at random; sizes differ by one at most."""
+    _require(dataset, config.count, "clients.count")
+    return np.array_split(stream.permutation(dataset.train), config.count)
+
+
+def _dirichlet(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomState) -> list[Indices]:
+    """Label skew; drawn again from the same stream until every client has ``min_size`` images."""
+    words: Any = config.partition
+    labels = dataset.labels.numpy()[dataset.train]
+    _require(dataset, config.count * words.min_size, "clients.count * clients.partition.min_size")
+    for _ in range(MAX_DRAWS):
+        parts = dirichlet(labels, words.alpha, len(dataset.class_names), config.count, stream)
+        if min(map(len, parts)) >= words.min_size:
+            return [dataset.train[part] for part in parts]
+    raise UserError(
+        "clients.partition.min_size",
+        f"{words.min_size}, which {MAX_DRAWS} draws with alpha {words.alpha:g} did not meet",
+        f"a smaller min_size, a larger alpha, or fewer than {config.count} clients",
+    )
+
+
+def dirichlet(
+    labels: Indices, alpha: float, num_classes: int, num_clients: int, stream: np.random.RandomState
+) -> list[Indices]:
+    """Divide each class among the clients by a draw from Dir(alpha, ..., alpha), as DEeR's release does.
+
+    ``labels`` (N,) -> for each client positions in ``labels``, in random order. Draws, in this order: a
+    shuffle of every class, the proportions of all classes, a shuffle of every client. Counts are rounded per
+    client, so the last client takes what is left and a client may get nothing. (Hsu et al., arXiv 1909.06335,
+    name the scheme.)
+    """
+    by_class = [np.flatnonzero(labels == label) for label in range(num_classes)]
+    for members in by_class:
+        stream.shuffle(members)
+    shares_CK = stream.dirichlet(np.full(num_clients, alpha), num_classes)
+    pieces = [
+        np.split(members, np.rint(shares * len(members)).astype(np.int64).cumsum()[:-1])
+        for members, shares in zip(by_class, shares_CK, strict=True)
+    ]
+    parts = [np.concatenate(client_pieces) for client_pieces in zip(*pieces, strict=True)]
+    for part in parts:
+        stream.shuffle(part)
+    return parts
+
+
+def _shards(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomState) -> list[Indices]:
+    """Label-sorted images in shards, ``per_client`` for each client (McMahan et al., AISTATS 2017)."""
+    words: Any = config.partition
+    num_shards = config.count * words.per_client
+    _require(dataset, num_shards, "clients.count * clients.partition.per_client")
+    by_label = dataset.train[np.argsort(dataset.labels.numpy()[dataset.train], kind="stable")]
+    shards = np.array_split(by_label, num_shards)
+    dealt = stream.permutation(num_shards).reshape(config.count, words.per_client)
+    return [np.concatenate([shards[shard] for shard in hand]) for hand in dealt]
+
+
+def _sites(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomState) -> list[Indices]:
+    """One client per natural site, or the same number of clients in each, its images dealt out evenly.
+
+    Clients are in the order of ``site_names``; those of one site follow one another.
+    """
+    num_sites = len(dataset.site_names)
+    if dataset.sites is None:
+        raise UserError(
+            "clients.partition.name", f"sites with {dataset.name}", "a data set with natural sites"
+        )
+    if config.count % num_sites:
+        raise UserError("clients.count", str(config.count), f"a multiple of the {num_sites} natural sites")
+    per_site = config.count // num_sites
+    parts: list[Indices] = []
+    for site, name in enumerate(dataset.site_names):
+        members = dataset.train[dataset.sites[dataset.train] == site]
+        if len(members) < per_site:
+            raise UserError(
+                "clients.count", f"{per_site} clients at site {name}", f"at most its {len(members)} images"
+            )
+        parts += np.array_split(stream.permutation(members), per_site)
+    return parts
+
+
+def _file(dataset: Dataset, config: "ClientsConfig", _: np.random.RandomState) -> list[Indices]:
+    """``{"clients": [[index, ...], ...]}``: indices into the images, out of the training split, each once."""
+    words: Any = config.partition
+    form = '{"clients": [[index, ...], ...]}'
+    try:
+        content = json.loads(Path(words.path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(words.path, str(error), f"a JSON file {form}") from error
+    clients = content.get("clients") if isinstance(content, dict) else None
+    if not isinstance(clients, list) or not all(
+        isinstance(part, list) and all(type(index) is int for index in part) for part in clients
+    ):
+        raise UserError(words.path, "another content", form)
+    if len(clients) != config.count:
+        raise UserError(words.path, f"{len(clients)} clients", f"clients.count = {config.count}")
+    owner: dict[int, int] = {}
+    train = set(dataset.train.tolist())
+    for client, part in enumerate(clients):
+        for index in part:
+            if index not in train:
+                raise UserError(
+                    f"{words.path} client {client}", f"index {index}", "indices of training images"
+                )
+            if index in owner:
+                raise UserError(
+                    f"{words.path} client {client}",
+                    f"index {index}, which client {owner[index]} has",
+                    "each index once",
+                )
+            owner[index] = client
+    return [np.array(part, np.int64) for part in clients]
+
+
+PARTITIONS: dict[str, Callable[[Dataset, "ClientsConfig", np.random.RandomState], list[Indices]]] = {
+    "iid": _iid,
+    "dirichlet": _dirichlet,
+    "shards": _shards,
+    "sites": _sites,
+    "file": _file,
+}
+
+
+def _require(dataset: Dataset, number: int, where: str) -> None:
+    if number > len(dataset.train):
+        raise UserError(where, str(number), f"at most the {len(dataset.train)} training images")
+
+
+@dataclass(frozen=True)
+class PartitionRow:
+    """What one client holds: ``n`` images, ``per_class[c]`` of them of class c."""
+
+    client: int
+    n: int
+    per_class: tuple[int, ...]
+
+
+def partition_table(dataset: Dataset, parts: list[Indices]) -> list[PartitionRow]:
+    """Count every client's images by class."""
+    labels = dataset.labels.numpy()
+    return [
+        PartitionRow(
+            client, len(part), tuple(np.bincount(labels[part], minlength=len(dataset.class_names)).tolist())
+        )
+        for client, part in enumerate(parts)
+    ]

@@ -1,0 +1,46 @@
+"""A picture of who holds what."""
+
+from pathlib import Path
+
+import numpy as np
+
+from fedsim.data.dataset import Dataset, Indices
+from fedsim.data.partition import partition_table
+
+# The palette of Okabe and Ito, distinct with any kind of colour vision; hatching goes on after it.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+HATCHES = ("", "///", "...", "xxx")
+MAX_TICKS = 40
+
+
+def draw_partition(dataset: Dataset, parts: list[Indices], path: Path) -> None:
+    """Write a PNG: one horizontal bar per client, stacked by class; the x axis counts images."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: only this picture needs matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    counts_KC = np.array([row.per_class for row in partition_table(dataset, parts)])
+    num_clients = len(parts)
+    figure = Figure(figsize=(9, min(16.0, 1.8 + 0.28 * num_clients)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    left = np.zeros(num_clients)
+    for label, name in enumerate(dataset.class_names):
+        axes.barh(
+            np.arange(num_clients),
+            counts_KC[:, label],
+            left=left,
+            height=0.8 if num_clients <= MAX_TICKS else 1.0,
+            color=COLOURS[label % len(COLOURS)],
+            hatch=HATCHES[label // len(COLOURS) % len(HATCHES)],
+            edgecolor="white",
+            linewidth=0.5 if num_clients <= MAX_TICKS else 0.0,
+            label=name,
+        )
+        left += counts_KC[:, label]
+    axes.set(xlabel="training images", ylabel="client", ylim=(num_clients - 0.5, -0.5))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=MAX_TICKS, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
+    figure.savefig(path, format="png")

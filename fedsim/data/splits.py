@@ -1,0 +1,79 @@
+"""Training, validation and test images: whole groups only, each class in its proportion."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from fedsim.data.dataset import Indices, Source
+from fedsim.errors import UserError
+from fedsim.seeding import numpy_stream
+
+if TYPE_CHECKING:
+    from fedsim.config import DataConfig
+
+TRAIN, VAL, TEST = 0, 1, 2
+NAMES = ("train", "val", "test")
+
+
+def split(source: Source, config: "DataConfig") -> tuple[Indices, Indices, Indices]:
+    """Return sorted indices of the training, validation and test images.
+
+    Splits that the set does not bring are drawn from its training images by ``split_seed``: groups in random
+    order, class by class, until the fraction is reached, so a split may miss its size by half a group. A
+    group counts for the class most of its images have. UserError where a split stays empty.
+    """
+    splits = np.zeros(len(source.labels), np.int64) if source.fixed is None else source.fixed.copy()
+    pool = np.flatnonzero(splits == TRAIN)
+    groups = pool if source.groups is None else source.groups[pool]
+    positions = stratified_positions(
+        source.labels[pool], groups, numpy_stream(config.split_seed, "data.split")
+    )
+    lower = 0.0
+    for code, fraction in ((TEST, config.fractions.test), (VAL, config.fractions.val)):
+        if not (splits == code).any():
+            splits[pool[(positions >= lower) & (positions < lower + fraction)]] = code
+            lower += fraction
+    train = _at_most(config.max_train, np.flatnonzero(splits == TRAIN), source, config.split_seed)
+    found = (train, np.flatnonzero(splits == VAL), np.flatnonzero(splits == TEST))
+    for name, indices in zip(NAMES, found, strict=True):
+        if len(indices) == 0:
+            raise UserError(
+                "data.fractions, data.max_train",
+                f"no image left for {name} out of {len(splits)}",
+                f"an image in each of {', '.join(NAMES)}",
+            )
+    return found
+
+
+def _at_most(limit: int | None, train: Indices, source: Source, seed: int) -> Indices:
+    """Keep whole groups, classes in proportion, up to ``limit`` images."""
+    if limit is None or len(train) <= limit:
+        return train
+    groups = train if source.groups is None else source.groups[train]
+    positions = stratified_positions(source.labels[train], groups, numpy_stream(seed, "data.max_train"))
+    order = np.lexsort((groups, positions))
+    _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+    ends = starts + sizes
+    return np.sort(train[order[: max(ends[ends <= limit], default=0)]])
+
+
+def stratified_positions(
+    labels: Indices, groups: Indices, stream: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """Place every image between 0 and 1 so that any interval holds its share of each class, by whole groups.
+
+    ``labels`` and ``groups`` are (N,); so is the result, which is the same for all images of a group: the
+    middle of the stretch that the group takes when its class is lined up in random order.
+    """
+    _, group = np.unique(groups, return_inverse=True)
+    counts = np.zeros((group.max(initial=-1) + 1, labels.max(initial=0) + 1), np.int64)
+    np.add.at(counts, (group, labels), 1)
+    sizes, classes = counts.sum(1), counts.argmax(1)
+    order = stream.permutation(len(sizes))
+    positions = np.empty(len(sizes))
+    for label in range(counts.shape[1]):
+        members = order[classes[order] == label]
+        ends = np.cumsum(sizes[members])
+        positions[members] = (ends - sizes[members] / 2) / max(ends, default=1)
+    return positions[group]
