@@ -1,0 +1,37 @@
+"""The known methods, and how a config's name becomes one."""
+
+import importlib
+
+from algorithms.base import Algorithm
+from algorithms.deer import DEeR
+from algorithms.fedavg import FedAvg
+from algorithms.fedprox import FedProx
+from algorithms.ffa_lora import FFALoRA
+from fedsim.errors import UserError
+
+METHODS: dict[str, type[Algorithm]] = {
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "ffa_lora": FFALoRA,
+    "deer": DEeR,
+}
+
+
+def resolve(name: str) -> type[Algorithm]:
+    """Return the method of a known name, or the class at a dotted import path (package.module.Class)."""
+    if name in METHODS:
+        return METHODS[name]
+    module_name, _, class_name = name.rpartition(".")
+    known = f"one of {', '.join(METHODS)}, or the import path of a class"
+    if not module_name:
+        raise UserError("algorithm.name", repr(name), known)
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError("algorithm.name", f"{name!r} ({error})", known) from error
+    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+        raise UserError("algorithm.name", f"{name!r}, which is no method", "a subclass of algorithms.base.Algorithm")
+    return found
+
+
+__all__ = ["METHODS", "Algorithm", "resolve"]

@@ -1,0 +1,183 @@
+"""What a federated method is. The defaults are FedAvg; a method overrides what it changes.
+
+A method never sees ranks, process groups, files or the clock, and never loops over clients: whatever it gets
+from a block of K clients has a leading client axis, and its code is the same for one client and for many.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from fedsim.models.stacked import Kind, ParamSpec
+
+TRAINED_KINDS: frozenset[Kind] = frozenset({"lora_a", "lora_b", "head", "body", "buffer", "local"})
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One local training and one aggregation; a round has one or more. Only parameters of these kinds train."""
+
+    name: str = "train"
+    kinds: frozenset[Kind] = TRAINED_KINDS
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What the server holds after ``round`` rounds; equal on every rank.
+
+    ``params``: the global model's trainable part, by name; ``extra``: the method's own tensors (moments ...).
+    """
+
+    round: int
+    params: dict[str, Tensor]
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "ServerState":
+        """Return the state with its tensors on ``device``."""
+        params, extra = (
+            {name: value.to(device) for name, value in tensors.items()} for tensors in (self.params, self.extra)
+        )
+        return replace(self, params=params, extra=extra)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One local step of a block, as the loss sees it.
+
+    ``logits`` (K, B, C), ``labels`` (K, B); ``weights`` (K, B): one over the client's batch size for its images,
+    zero for the places that a smaller batch leaves empty. ``params``: trained parameters with, others without,
+    a client axis. ``start``: the server's parameters that the phase began from, without one.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    weights: Tensor
+    params: Mapping[str, Tensor]
+    trained: tuple[str, ...]
+    start: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What K clients bring back from a phase.
+
+    ``after``: their trained parameters (K, ...); ``before``: the server's. ``weights``: float64 (K,), summing to
+    one over all clients of the round. ``states``: one mapping per client that outlives the round, to be changed in place.
+    """
+
+    clients: tuple[int, ...]
+    weights: Tensor
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+    states: list[dict[str, Tensor]]
+
+    @cached_property
+    def delta(self) -> dict[str, Tensor]:
+        """Local minus global, float64 (K, ...) by name."""
+        return {name: value.double() - self.before[name].double() for name, value in self.after.items()}
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What a block sends, each tensor with a leading client axis.
+
+    ``mean``: to be averaged with the clients' weights; ``total``: to be added up; both exactly.
+    ``gather``: to be collected on the server, one row per client.
+    """
+
+    mean: Mapping[str, Tensor] = field(default_factory=dict)
+    total: Mapping[str, Tensor] = field(default_factory=dict)
+    gather: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The payloads of all clients together: means and totals in float64, the same bits on every rank."""
+
+    clients: tuple[int, ...]
+    mean: Mapping[str, Tensor]
+    total: Mapping[str, Tensor]
+
+
+class Algorithm:
+    """FedAvg, and the place where every other method starts (McMahan et al., AISTATS 2017, algorithm 1)."""
+
+    class Config(BaseModel):
+        """The method's own keys beside ``name``."""
+
+        model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    #: One line for ``launch.py list algorithms``.
+    summary: ClassVar[str] = ""
+    #: Whether clients keep a state between rounds (``Update.states``, ``receive``).
+    keeps_client_state: ClassVar[bool] = False
+
+    def __init__(self, config: Any, specs: Mapping[str, ParamSpec]) -> None:
+        self.config = config
+        self.specs = specs
+
+    def phases(self, round: int) -> tuple[Phase, ...]:
+        """Return the phases of a round (counted from 1)."""
+        del round
+        return (Phase(),)
+
+    def init_server(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the method's own server tensors before the first round."""
+        del params
+        return {}
+
+    def init_client(self, client: int) -> dict[str, Tensor]:
+        """Return a client's state before its first round."""
+        del client
+        return {}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Return each client's local objective on its batch, (K,)."""
+        return cross_entropy(batch)
+
+    def pre_aggregate(self, update: Update) -> Payload:
+        """Return what the clients send; on the rank that trained them. Also called for zero clients (K = 0)."""
+        return Payload(mean=self.sent(update.delta))
+
+    def post_aggregate(self, state: ServerState, aggregate: Aggregate) -> ServerState:
+        """Return the server's state after a phase. The same on every rank."""
+        params = dict(state.params)
+        for name, change in aggregate.mean.items():
+            params[name] = add_exact(params[name], change)
+        return replace(state, params=params)
+
+    def receive(self, client: int, state: dict[str, Tensor], aggregate: Aggregate) -> None:
+        """Let a client of the round take something from the aggregate into its own state, in place."""
+
+    def evaluate_model(self, state: ServerState) -> Mapping[str, Tensor]:
+        """Return the parameters to evaluate."""
+        return state.params
+
+    def diagnostics(self, state: ServerState, aggregate: Aggregate) -> dict[str, float]:
+        """Return the method's own numbers for the round's log."""
+        del state, aggregate
+        return {}
+
+    def sent(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Leave out what clients keep to themselves."""
+        return {name: value for name, value in tensors.items() if self.specs[name].kind != "local"}
+
+
+def cross_entropy(batch: Batch) -> Tensor:
+    """Return each client's mean cross-entropy over its batch, (K,)."""
+    losses = F.cross_entropy(batch.logits.flatten(0, 1).float(), batch.labels.flatten(), reduction="none")
+    return (losses.view_as(batch.weights) * batch.weights).sum(1)
+
+
+def add_exact(value: Tensor, change: Tensor) -> Tensor:
+    """Add a float64 change to a parameter in its own dtype with one rounding; counters are rounded to whole numbers."""
+    result = value.double() + change.to(value.device)
+    if not value.dtype.is_floating_point:
+        result = result.round()
+    return result.to(value.dtype)

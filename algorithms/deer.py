@@ -1,0 +1,17 @@
+"""DEeR's deviation eliminator: clients train B with a common A, then A with a common B.
+
+With one factor equal on all clients, mean(B A) = mean(B) mean(A): the aggregate is what averaging the full
+updates would give. Each phase is a local training with a fresh optimiser and an aggregation of its own.
+"""
+
+from algorithms.base import TRAINED_KINDS, Algorithm, Phase
+
+
+class DEeR(Algorithm):
+    """Zhu et al., DEeR: Deviation Eliminating and Noise Regulating for federated low-rank adaptation, TMI 2024."""
+
+    summary = "alternates between the LoRA factors, so that averaging is exact (Zhu et al., 2024)"
+
+    def phases(self, round: int) -> tuple[Phase, ...]:
+        del round
+        return (Phase("b", TRAINED_KINDS - {"lora_a"}), Phase("a", TRAINED_KINDS - {"lora_b"}))

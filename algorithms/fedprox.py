@@ -1,0 +1,26 @@
+"""FedProx: FedAvg with a pull towards the server's model."""
+
+from pydantic import Field
+from torch import Tensor
+
+from algorithms.base import Algorithm, Batch, cross_entropy
+
+
+class FedProx(Algorithm):
+    """Li et al., MLSys 2020, equation 2: local loss + mu / 2 * ||w - w_server||^2 over what trains."""
+
+    summary = "a proximal term keeps clients near the server (Li et al., 2020)"
+
+    class Config(Algorithm.Config):
+        mu: float = Field(0.01, ge=0, description="Strength of the proximal term; 0 is FedAvg.")
+
+    def loss(self, batch: Batch) -> Tensor:
+        loss_K = cross_entropy(batch)
+        if self.config.mu == 0:
+            return loss_K
+        distances = [
+            (batch.params[name] - batch.start[name]).flatten(1).square().sum(1)
+            for name in batch.trained
+            if self.specs[name].kind != "buffer"
+        ]
+        return loss_K + 0.5 * self.config.mu * sum(distances[1:], distances[0])

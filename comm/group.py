@@ -1,0 +1,225 @@
+"""The process group: every collective of the simulator, the only door to torch.distributed.
+
+A rank without work joins every collective with zeros. With one process nothing is opened and every collective
+is the identity. Bytes are counted as each rank hands them to and takes them from a collective.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from comm.launcher import Place, find_place
+from fedsim.errors import UserError
+
+START_TIMEOUT_SECONDS = 300
+COLLECTIVE_TIMEOUT_SECONDS = 3600
+POLL_SECONDS = 0.5
+FAILURE_KEY = "failure"
+
+
+class Group:
+    """The ranks of one run. Use as a context manager: an exception inside ends every rank (see ``__exit__``)."""
+
+    def __init__(self, place: Place, device: torch.device, backend: str, store: dist.Store | None) -> None:
+        self.rank = place.rank
+        self.num_ranks = place.num_ranks
+        self.launcher = place.launcher
+        self.device = device
+        self.backend = backend
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self._store = store
+        self._ending = threading.Event()
+        if store is not None:
+            # The watcher needs a connection of its own: a blocked call holds the lock of the one it uses.
+            threading.Thread(target=self._watch, args=(store.clone(),), daemon=True).start()
+
+    @property
+    def is_server(self) -> bool:
+        return self.rank == 0
+
+    def sum_exact(self, values: Tensor) -> Tensor:
+        """Sum an int64 tensor over all ranks; the same shape on every rank. Returns it on the CPU or device it came on."""
+        assert values.dtype == torch.int64
+        return self._all_reduce(values)
+
+    def sum_disjoint(self, values: Tensor) -> Tensor:
+        """Merge float tensors of which every element is nonzero on one rank at most; exact, since x + 0 = x."""
+        return self._all_reduce(values)
+
+    def _all_reduce(self, values: Tensor) -> Tensor:
+        if self._store is None:
+            return values
+        on_wire = values.to(self._wire_device).contiguous()
+        dist.all_reduce(on_wire)
+        self._count(on_wire, on_wire)
+        return on_wire.to(values.device)
+
+    def gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor | None:
+        """Collect rows (counts[rank], ...) of every rank on the server, in rank order; None on the other ranks."""
+        assert rows.shape[0] == counts[self.rank]
+        if self._store is None:
+            return rows
+        on_wire = rows.new_zeros((max(counts), *rows.shape[1:]), device=self._wire_device)
+        on_wire[: len(rows)] = rows.to(self._wire_device)
+        parts = [torch.empty_like(on_wire) for _ in counts] if self.is_server else None
+        dist.gather(on_wire, parts, dst=0)
+        self._count(on_wire, *(parts or []))
+        if parts is None:
+            return None
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(rows.device)
+
+    def gather_to_all(self, value: Any) -> list[Any]:
+        """Give every rank the JSON value of each rank, in rank order."""
+        if self._store is None:
+            return [value]
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self._wire_device)
+        sizes = torch.zeros(self.num_ranks, dtype=torch.int64)
+        sizes[self.rank] = len(data)
+        sizes = self.sum_exact(sizes)
+        padded = torch.zeros(int(sizes.max()), dtype=torch.uint8, device=self._wire_device)
+        padded[: len(data)] = data
+        parts = [torch.empty_like(padded) for _ in range(self.num_ranks)]
+        dist.all_gather(parts, padded)
+        self._count(padded, *parts)
+        return [
+            json.loads(bytes(part[:size].tolist())) for part, size in zip(parts, sizes.tolist(), strict=True)
+        ]
+
+    def broadcast(self, value: Any) -> Any:
+        """Give every rank the server's JSON value."""
+        return self.gather_to_all(value if self.is_server else None)[0]
+
+    def exchange(self, outgoing: dict[int, bytes], incoming: dict[int, int]) -> dict[int, bytes]:
+        """Send bytes to ranks and take ``incoming[rank]`` bytes from ranks; both ends know the plan."""
+        received = {rank: torch.empty(size, dtype=torch.uint8) for rank, size in incoming.items()}
+        if not outgoing and not received:
+            return {}
+        sent = {rank: torch.frombuffer(bytearray(data), dtype=torch.uint8) for rank, data in outgoing.items()}
+        wire = {rank: tensor.to(self._wire_device) for rank, tensor in received.items()}
+        operations = [dist.P2POp(dist.isend, t.to(self._wire_device), rank) for rank, t in sent.items()]
+        operations += [dist.P2POp(dist.irecv, tensor, rank) for rank, tensor in wire.items()]
+        for work in dist.batch_isend_irecv(operations):
+            work.wait()
+        self.bytes_sent += sum(len(t) for t in sent.values())
+        self.bytes_received += sum(len(t) for t in received.values())
+        return {rank: tensor.cpu().numpy().tobytes() for rank, tensor in wire.items()}
+
+    def check_equal(self, what: str, digest: str) -> None:
+        """Raise RuntimeError unless every rank holds the same digest."""
+        digests = self.gather_to_all(digest)
+        if len(set(digests)) > 1:
+            raise RuntimeError(f"{what} differs between ranks: " + ", ".join(d[:12] for d in digests))
+
+    @property
+    def _wire_device(self) -> torch.device:
+        return self.device if self.backend == "nccl" else torch.device("cpu")
+
+    def _count(self, sent: Tensor, *received: Tensor) -> None:
+        self.bytes_sent += sent.nbytes
+        self.bytes_received += sum(tensor.nbytes for tensor in received)
+
+    def _watch(self, store: dist.Store) -> None:
+        """End this process when another rank has failed, or rank 0, which holds the store, is gone."""
+        while not self._ending.wait(POLL_SECONDS):
+            try:
+                failed = store.check([FAILURE_KEY])
+            except RuntimeError:
+                # At a normal end rank 0 may close the store a moment before this rank is told to end.
+                if self._ending.wait(2.0):
+                    return
+                print(f"rank {self.rank}: the rank that keeps the rendezvous is gone", file=sys.stderr)
+                failed = True
+            if failed:
+                sys.stderr.flush()
+                os._exit(1)
+
+    def __enter__(self) -> "Group":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the group, or end every rank: the first to fail prints its cause, the others follow silently.
+
+        Exit codes: 2 for a UserError, 1 for anything else. A single process just lets the exception pass.
+        """
+        if self._store is None:
+            return
+        if error is None:
+            dist.barrier()
+            self._ending.set()
+            dist.destroy_process_group()
+            return
+        winner = str(self.rank).encode()
+        first = winner
+        with contextlib.suppress(RuntimeError):
+            first = self._store.compare_set(FAILURE_KEY, "", str(self.rank))
+        if first == winner:
+            if isinstance(error, UserError):
+                print(f"error: {error}", file=sys.stderr)
+            else:
+                print(f"rank {self.rank} failed:", file=sys.stderr)
+                traceback.print_exception(kind, error, trace)
+            sys.stderr.flush()
+            # Rank 0 may keep the store: give the others time to read the failure before it goes.
+            time.sleep(2 * POLL_SECONDS)
+        os._exit(2 if isinstance(error, UserError) else 1)
+
+
+def open_group() -> Group:
+    """Open the group of all processes that the launcher started; nccl when every rank has a GPU of its own, else gloo."""
+    place = find_place()
+    if place.num_ranks == 1:
+        return Group(place, _own_device(place), "none", None)
+    environment = {
+        "RANK": place.rank,
+        "WORLD_SIZE": place.num_ranks,
+        "MASTER_ADDR": place.address,
+        "MASTER_PORT": place.port,
+    }
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=START_TIMEOUT_SECONDS)))
+    store = dist.PrefixStore("fedsim", store)
+    device = _own_device(place)
+    backend = _choose_backend(store, place, device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore("group", store),
+        rank=place.rank,
+        world_size=place.num_ranks,
+        timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_SECONDS),
+    )
+    return Group(place, device, backend, store)
+
+
+def _own_device(place: Place) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", place.local_rank % torch.cuda.device_count())
+
+
+def _choose_backend(store: dist.Store, place: Place, device: torch.device) -> str:
+    """nccl if no two ranks share a GPU and all have one; every rank reads the same facts and so decides the same."""
+    chip = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+    store.set(f"chip/{place.rank}", f"{socket.gethostname()} {chip}" if chip else "none")
+    chips = [store.get(f"chip/{rank}").decode() for rank in range(place.num_ranks)]
+    return "nccl" if "none" not in chips and len(set(chips)) == len(chips) else "gloo"

@@ -1,0 +1,66 @@
+"""Who takes part in a round, with which weight, and in which blocks. Depends on the config and the seed alone.
+
+Every rank computes the same cohort, so nothing is sent. Clients without training images never take part.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.config import ClientsConfig, TrainConfig
+from fedsim.errors import UserError
+from fedsim.seeding import numpy_stream
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The clients of a round, those with most local steps first; ``weights`` float64 (K,), summing to one."""
+
+    clients: tuple[int, ...]
+    weights: Tensor
+
+    def blocks(self, per_block: int) -> list[range]:
+        """Cut into blocks: ranges of positions in ``clients``. Neighbours have similar numbers of steps."""
+        return [
+            range(start, min(start + per_block, len(self.clients)))
+            for start in range(0, len(self.clients), per_block)
+        ]
+
+
+def draw_cohort(
+    config: ClientsConfig, train: TrainConfig, sizes: Sequence[int], seed: int, round: int
+) -> Cohort:
+    """Draw the cohort of a round; ``sizes`` is the number of training images per client."""
+    present = [client for client, size in enumerate(sizes) if size > 0]
+    if not present:
+        raise UserError("clients.partition", "no client with training images", "at least one")
+    chosen = np.array(present)
+    number = _cohort_size(config, len(present))
+    if number < len(present):
+        volume = np.array([sizes[client] for client in present], dtype=np.float64)
+        odds = volume / volume.sum() if config.sampling == "volume" else None
+        stream = numpy_stream(seed, "cohort", round=round)
+        chosen = stream.choice(chosen, number, replace=False, p=odds)
+    clients = sorted((int(c) for c in chosen), key=lambda c: (-num_local_steps(train, sizes[c]), -sizes[c], c))
+    volume = np.array([sizes[client] if config.weighting == "samples" else 1 for client in clients])
+    return Cohort(tuple(clients), torch.from_numpy(volume / volume.sum()))
+
+
+def _cohort_size(config: ClientsConfig, num_present: int) -> int:
+    if config.per_round == "all":
+        return num_present
+    if isinstance(config.per_round, float):
+        return min(num_present, max(1, round(config.per_round * config.count)))
+    return min(num_present, config.per_round)
+
+
+def num_local_steps(train: TrainConfig, size: int) -> int:
+    """Return the local steps of a client with ``size`` images in one phase."""
+    if train.steps is not None:
+        return train.steps
+    assert train.epochs is not None
+    return train.epochs * math.ceil(size / train.batch_size)

@@ -1,0 +1,86 @@
+"""Images on the device, and what of the model's work on them can be done once.
+
+Images stay uint8. Where they are not augmented, the model's frozen prefix is computed at an image's first use and
+kept, if the whole data set's prefixes fit the budget. Each client's images, and each evaluation batch, go through
+the prefix on their own, so the kept values do not depend on which rank computes them.
+
+Shapes: N images of the data set, K clients, B images per client and step.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.data import Dataset
+from fedsim.data.augment import NUM_DRAWS, augment
+from fedsim.models.stacked import StackedModel
+from fedsim.seeding import torch_stream
+
+PREFIX_BUDGET_BYTES = 4 * 2**30
+
+
+class ImageSource:
+    """Gives the model's inputs for images named by their index in the data set."""
+
+    def __init__(self, dataset: Dataset, model: StackedModel, augmentations: Sequence[str]) -> None:
+        self.images = dataset.images.to(model.device)
+        self.labels = dataset.labels.to(model.device)
+        self.augmentations = tuple(augmentations)
+        self._model = model
+        sample = model.prefix(self._floats(torch.zeros(1, dtype=torch.int64)))[0]
+        fits = sample.nbytes * len(self.images) <= PREFIX_BUDGET_BYTES
+        pays = model.config.train != "all" and fits
+        self._prefixes = sample.new_empty((len(self.images), *sample.shape)) if pays else None
+        self._known = np.zeros(len(self.images), dtype=bool)
+
+    def training_batch(self, places_KB: Tensor, draws_KBU: Tensor | None) -> Tensor:
+        """Return the prefixes (K, B, ...) of the images at ``places_KB``; ``draws_KBU`` from ``draw``."""
+        flat = places_KB.flatten()
+        if draws_KBU is None and self._prefixes is not None:
+            fixed = self._prefixes[flat]
+        else:
+            images = self._floats(flat)
+            if draws_KBU is not None:
+                images = augment(images, self.augmentations, draws_KBU.flatten(0, 1))
+            fixed = self._model.prefix(images)
+        return fixed.unflatten(0, places_KB.shape)
+
+    def prepare(self, clients_images: Sequence[np.ndarray]) -> None:
+        """Compute the prefixes that the clients' training will ask for, client by client."""
+        if not self.augmentations:
+            for images in clients_images:
+                self._fill(images)
+
+    def evaluation_batch(self, places: np.ndarray) -> Tensor:
+        """Return the prefixes (1, B, ...) of one evaluation batch, never augmented."""
+        self._fill(places)
+        index = torch.from_numpy(places).to(self.images.device)
+        return self.training_batch(index[None], None)
+
+    def draw(
+        self, clients: Sequence[int], num_steps: int, width: int, seed: int, round: int, phase: str
+    ) -> Tensor | None:
+        """Return the augmentations' uniform numbers (K, S, B, U), each client's from its own stream; None without."""
+        if not self.augmentations or not clients:
+            return None
+        rows = [
+            torch.rand(
+                num_steps, width, NUM_DRAWS, generator=torch_stream(seed, f"augment/{phase}", round=round, client=c)
+            )
+            for c in clients
+        ]
+        return torch.stack(rows).to(self.images.device)
+
+    def _fill(self, places: np.ndarray) -> None:
+        if self._prefixes is None or self._known[places].all():
+            return
+        index = torch.from_numpy(places).to(self.images.device)
+        for part in index.split(256):
+            self._prefixes[part] = self._model.prefix(self._floats(part))
+        self._known[places] = True
+
+    def _floats(self, places: Tensor) -> Tensor:
+        """Return the pixels of images, (N, 3, H, W) in 0..1."""
+        return self.images[places].float() / 255

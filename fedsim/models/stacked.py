@@ -1,0 +1,151 @@
+"""The model that a block of K clients trains at once: a frozen part they share and parameters of their own.
+
+Every parameter tensor is either plain (all clients share it) or has a leading client axis. The model is cut in
+two: the frozen prefix, which never sees a trained parameter and so may be computed once per image, and the rest.
+
+Shapes: K clients in a block, B images per client, N images in all, W feature width, C classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from fedsim.config import ModelConfig
+from fedsim.models.encoders import Encoder, load_encoder
+from fedsim.models.lora import LoraLayer, add_lora, initial_factor
+from fedsim.seeding import torch_stream
+
+# What a parameter is to a method. "buffer": running statistics, averaged but never differentiated.
+# "local": trained by a client from the server's value and never sent.
+Kind = Literal["lora_a", "lora_b", "head", "body", "buffer", "local"]
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """Shape without the client axis, and role, of one parameter."""
+
+    shape: tuple[int, ...]
+    kind: Kind
+
+
+class StackedModel:
+    """Images to class scores for one client or a block of clients; see the module's text for the shapes."""
+
+    def __init__(self, config: ModelConfig, encoder: Encoder, num_classes: int, device: torch.device) -> None:
+        self.config = config
+        self.encoder = encoder
+        self.device = device
+        self.width = encoder.width
+        self.num_classes = num_classes
+        self.net: nn.Module = encoder.net.requires_grad_(False).eval().to(device)
+        self._mean = torch.tensor(encoder.mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(encoder.std, device=device).view(1, 3, 1, 1)
+        self._text = encoder.text_features.to(device) if config.classifier == "text" else None
+        self._logit_scale = encoder.logit_scale
+        self.lora_layers: list[LoraLayer] = []
+        if config.lora is not None:
+            assert encoder.tower is not None, "load_encoder refuses LoRA without blocks"
+            self._tower = encoder.tower
+            self.lora_layers = add_lora(self._tower.blocks, "blocks", config.lora)
+        self.specs = self._make_specs()
+
+    def _make_specs(self) -> dict[str, ParamSpec]:
+        specs: dict[str, ParamSpec] = {}
+        if self.config.train == "all":
+            for name, parameter in self.net.named_parameters():
+                specs[f"net.{name}"] = ParamSpec(tuple(parameter.shape), "body")
+            for name, buffer in self.net.named_buffers():
+                specs[f"net.{name}"] = ParamSpec(tuple(buffer.shape), "buffer")
+        for layer in self.lora_layers:
+            for name, shape in layer.shapes.items():
+                specs[name] = ParamSpec(shape, "lora_a" if name.endswith("a") else "lora_b")
+        if self._text is None:
+            specs["head.weight"] = ParamSpec((self.num_classes, self.width), "head")
+            specs["head.bias"] = ParamSpec((self.num_classes,), "head")
+        elif self.config.train_logit_scale:
+            specs["logit_scale"] = ParamSpec((), "local")
+        return specs
+
+    def initial(self, seed: int) -> dict[str, Tensor]:
+        """Return the first server parameters: pretrained or drawn from ``seed``, the same on every rank."""
+        own = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
+        params = {}
+        for name, spec in self.specs.items():
+            if spec.kind in ("body", "buffer"):
+                params[name] = own[name.removeprefix("net.")].detach().clone()
+            elif spec.kind in ("lora_a", "lora_b"):
+                params[name] = initial_factor(name, spec.shape, seed)
+            elif name == "logit_scale":
+                params[name] = torch.tensor(self._logit_scale)
+            else:
+                params[name] = self._initial_head(name, spec.shape, seed)
+        return {name: value.to(self.device) for name, value in params.items()}
+
+    def _initial_head(self, name: str, shape: Sequence[int], seed: int) -> Tensor:
+        if name == "head.bias":
+            return torch.zeros(*shape)
+        return 0.02 * torch.randn(*shape, generator=torch_stream(seed, f"init/{name}"))
+
+    def prefix(self, images: Tensor) -> Tensor:
+        """Apply what never trains to images (N, 3, H, W), floats in 0..1: tokens, features or normalised pixels."""
+        pixels = (images - self._mean) / self._std
+        with torch.no_grad():
+            if self.config.train == "lora":
+                return self._tower.stem(pixels)
+            if self.config.train == "head":
+                return self.net(pixels)
+        return pixels
+
+    def forward(self, params: Mapping[str, Tensor], fixed: Tensor, *, training: bool) -> Tensor:
+        """Return class scores (K, B, C) for prefixes (K, B, ...).
+
+        ``training`` lets running statistics follow the batch (they are updated in place in ``params``).
+        """
+        num_clients, batch = fixed.shape[:2]
+        if self.config.train == "head":
+            features = fixed
+        elif self.config.train == "lora":
+            for layer in self.lora_layers:
+                layer.bind(params)
+            tokens = fixed.flatten(0, 1)
+            for block in self._tower.blocks:
+                tokens = block(tokens)
+            features = self._tower.finish(tokens).unflatten(0, (num_clients, batch))
+        else:
+            features = self._whole_net(params, fixed, training)
+        return self._classify(params, features)
+
+    def _whole_net(self, params: Mapping[str, Tensor], pixels: Tensor, training: bool) -> Tensor:
+        own = {name.removeprefix("net."): params[name] for name in params if name.startswith("net.")}
+        stacked = {name: own[name].dim() > len(self.specs[f"net.{name}"].shape) for name in own}
+        self.net.train(training)
+        if len(pixels) == 1:
+            # The readable reference: one client, the plain network.
+            single = {name: value[0] if stacked[name] else value for name, value in own.items()}
+            return functional_call(self.net, single, (pixels[0],)).unsqueeze(0)
+
+        def one_client(own_params: dict[str, Tensor], images: Tensor) -> Tensor:
+            return functional_call(self.net, own_params, (images,))
+
+        return vmap(one_client, in_dims=({name: 0 if stacked[name] else None for name in own}, 0))(own, pixels)
+
+    def _classify(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        if self._text is None:
+            weight, bias = params["head.weight"], params["head.bias"]
+            return torch.matmul(features, weight.transpose(-1, -2)) + (bias[:, None] if bias.dim() == 2 else bias)
+        scale = params["logit_scale"] if self.config.train_logit_scale else torch.tensor(self._logit_scale)
+        scale = scale.to(features.device).exp().reshape(-1, 1, 1)
+        return scale * F.normalize(features, dim=-1) @ self._text.T
+
+
+def build_model(
+    config: ModelConfig, image_size: int, class_names: Sequence[str], seed: int, device: torch.device
+) -> StackedModel:
+    """Load the encoder and put the classifier and the LoRA layers on it."""
+    encoder = load_encoder(config, image_size, class_names, seed)
+    return StackedModel(config, encoder, len(class_names), device)

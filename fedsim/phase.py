@@ -1,0 +1,117 @@
+"""One phase of a round: train this rank's blocks, add up exactly what the clients send, meet the other ranks.
+
+Shapes: K clients of the cohort.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from algorithms.base import Aggregate, Payload, Phase, ServerState, Update
+from comm import ExactSum
+from fedsim.cohort import Cohort
+from fedsim.simulation import Simulation
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a phase gave, the same on every rank but for ``gathered``.
+
+    ``losses``, ``seconds``: float64 (K,) in the cohort's order. ``squared_norm``: weighted mean of the clients'
+    ||delta||^2. ``bytes_up``: what all clients together sent, floats counted as float32.
+    ``gathered``: tensors (K, ...) on the server, empty on the other ranks.
+    """
+
+    aggregate: Aggregate
+    losses: Tensor
+    seconds: Tensor
+    squared_norm: float
+    bytes_up: int
+    gathered: Mapping[str, Tensor]
+
+
+def train_phase(
+    sim: Simulation, state: ServerState, phase: Phase, cohort: Cohort, plan: Sequence[Sequence[range]]
+) -> Outcome:
+    """Train and aggregate; ``plan`` lists the blocks of every rank as ranges of positions in the cohort."""
+    total = ExactSum(len(cohort.clients))
+    losses, seconds = torch.zeros(2, len(cohort.clients), dtype=torch.float64)
+    gathered: list[dict[str, Tensor]] = []
+    # The first block has no clients: it tells an idle rank the names and shapes of the sums.
+    for block in [range(0), *plan[sim.group.rank]]:
+        started = time.perf_counter()
+        clients = cohort.clients[block.start : block.stop]
+        weights = cohort.weights[block.start : block.stop]
+        states = [sim.client_state(client) for client in clients]
+        update, block_losses = sim.trainer.train(clients, weights, state, phase, states)
+        payload = sim.algorithm.pre_aggregate(update)
+        squared_norms = sum_of_squares(sim.algorithm.sent(update.delta), len(clients))
+        total.add_mean(payload.mean | {"/squared_norm": squared_norms}, weights, clients)
+        total.add_sum(payload.total, clients)
+        gathered.append(payload.gather | trained_factors(sim, update))
+        losses[block.start : block.stop] = block_losses
+        seconds[block.start : block.stop] = (time.perf_counter() - started) / max(1, len(clients))
+
+    # The phase's one collective: exact sums, and per client numbers as their bits, which are zero on other ranks.
+    summed = total.flat
+    table = torch.cat([losses, seconds]).view(torch.int64).to(summed.device)
+    reduced = sim.group.sum_exact(torch.cat([summed, table]))
+    losses, seconds = reduced[len(summed) :].cpu().view(torch.float64).split(len(cohort.clients))
+    values = total.read(reduced[: len(summed)])
+    sim.remember_seconds(cohort, seconds)
+    return Outcome(
+        Aggregate(
+            cohort.clients,
+            {name: values[name] for name in payload.mean},
+            {name: values[name] for name in payload.total},
+        ),
+        losses,
+        seconds,
+        values["/squared_norm"].item(),
+        num_bytes(payload) * len(cohort.clients),
+        gather(sim, gathered, plan),
+    )
+
+
+def sum_of_squares(tensors_K: Mapping[str, Tensor], num_clients: int) -> Tensor:
+    """Return each client's squared norm over all tensors, float64 (K,)."""
+    squares = [value.double().reshape(num_clients, -1).square().sum(1) for value in tensors_K.values()]
+    return torch.stack(squares).sum(0)
+
+
+def trained_factors(sim: Simulation, update: Update) -> dict[str, Tensor]:
+    """Return the LoRA factors that trained, for the diagnostics of their aggregation."""
+    kinds = ("lora_a", "lora_b")
+    return {name: value for name, value in update.after.items() if sim.model.specs[name].kind in kinds}
+
+
+def num_bytes(payload: Payload) -> int:
+    """Return the bytes that one client sends, floats as float32."""
+    tensors = [*payload.mean.values(), *payload.total.values(), *payload.gather.values()]
+    return sum(math.prod(value.shape[1:]) * min(4, value.element_size()) for value in tensors)
+
+
+def gather(
+    sim: Simulation, blocks: Sequence[Mapping[str, Tensor]], plan: Sequence[Sequence[range]]
+) -> dict[str, Tensor]:
+    """Collect rows of all ranks on the server, back in the cohort's order."""
+    positions = torch.tensor([p for blocks_of_rank in plan for block in blocks_of_rank for p in block])
+    counts = [sum(len(block) for block in blocks_of_rank) for blocks_of_rank in plan]
+    columns = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+    if not columns:
+        return {}
+    # One message for all tensors, whatever their types: their bytes side by side.
+    rows = torch.cat([value.contiguous().flatten(1).view(torch.uint8) for value in columns.values()], dim=1)
+    everyone = sim.group.gather_rows(rows, counts)
+    if everyone is None:
+        return {}
+    everyone = everyone[positions.argsort().to(everyone.device)]
+    widths = [math.prod(value.shape[1:]) * value.element_size() for value in columns.values()]
+    return {
+        name: part.contiguous().view(value.dtype).reshape(-1, *value.shape[1:])
+        for (name, value), part in zip(columns.items(), everyone.split(widths, dim=1), strict=True)
+    }

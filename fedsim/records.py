@@ -1,0 +1,79 @@
+"""What a round leaves in the log. Everything but the timing is a function of the config alone."""
+
+import time
+from typing import Any
+
+from algorithms.base import TRAINED_KINDS, Phase, ServerState
+from fedsim.cohort import Cohort
+from fedsim.diagnostics import client_drift, lora_diagnostics
+from fedsim.phase import Outcome
+from fedsim.simulation import Simulation
+
+
+class RoundRecord:
+    """Collects a round's rows: ``row`` for metrics.jsonl, ``client_rows`` for clients.jsonl, ``timing`` for timings.jsonl."""
+
+    def __init__(self, sim: Simulation, round: int) -> None:
+        self._sim = sim
+        self._started = time.perf_counter()
+        self._wire = (sim.group.bytes_sent, sim.group.bytes_received)
+        self._losses: list[float] = []
+        self._changed_kinds = TRAINED_KINDS
+        self.row: dict[str, Any] = {"round": round, "train_loss": None}
+        self.row |= {"val": None, "test": None, "bytes_up": 0, "bytes_down": 0, "diagnostics": {}}
+        self.client_rows: list[dict[str, Any]] = []
+        self.timing: dict[str, Any] = {"round": round, "phases": []}
+
+    def add_phase(
+        self, phase: Phase, cohort: Cohort, before: ServerState, after: ServerState, outcome: Outcome
+    ) -> None:
+        """Take in a phase: ``before`` and ``after`` are the server's states around it."""
+        row = self.row
+        self._losses.append(float((cohort.weights * outcome.losses).sum()))
+        row["train_loss"] = sum(self._losses) / len(self._losses)
+        row["bytes_up"] += outcome.bytes_up
+        row["bytes_down"] += self._bytes_down(after) * len(cohort.clients)
+        self._changed_kinds = phase.kinds
+        diagnostics: dict[str, Any] = {
+            "client_drift": client_drift(outcome.squared_norm, outcome.aggregate.mean)
+        }
+        if outcome.gathered:
+            diagnostics |= lora_diagnostics(outcome.gathered, before.params, cohort.weights)
+        diagnostics |= self._sim.algorithm.diagnostics(after, outcome.aggregate)
+        row["diagnostics"][phase.name] = diagnostics
+        for client, weight, loss in zip(
+            cohort.clients, cohort.weights.tolist(), outcome.losses.tolist(), strict=True
+        ):
+            self.client_rows.append(
+                {
+                    "round": row["round"],
+                    "phase": phase.name,
+                    "client": client,
+                    "n": self._sim.sizes[client],
+                    "weight": weight,
+                    "train_loss": loss,
+                }
+            )
+        self.timing["phases"].append(
+            {"name": phase.name, "train_seconds_per_client": dict(zip(cohort.clients, outcome.seconds.tolist(), strict=True))}
+        )
+
+    def _bytes_down(self, state: ServerState) -> int:
+        """Bytes the server sends one client: all it trains at a round's start, then what the last phase changed."""
+        specs = self._sim.model.specs
+        return sum(
+            state.params[name].nbytes
+            for name, spec in specs.items()
+            if spec.kind in self._changed_kinds and spec.kind != "local"
+        )
+
+    def measure(self, metrics: dict[str, dict[str, float]]) -> None:
+        """Take in the round's evaluation."""
+        self.row |= metrics
+
+    def close(self) -> None:
+        """Stop the clock."""
+        group = self._sim.group
+        self.timing["seconds"] = time.perf_counter() - self._started
+        self.timing["wire_bytes_sent"] = group.bytes_sent - self._wire[0]
+        self.timing["wire_bytes_received"] = group.bytes_received - self._wire[1]

@@ -1,0 +1,28 @@
+"""Every random stream of a run, each from (seed, purpose, round, client); the global generators are never used.
+
+Streams are independent of each other and of the number of ranks, so nothing about randomness needs to be saved:
+a resumed run asks for the same stream again.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def derive(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> int:
+    """Return a 64-bit key of one stream."""
+    text = f"{seed}/{purpose}/{round}/{client}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def numpy_stream(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> np.random.Generator:
+    """Return a numpy generator (Philox) for one purpose."""
+    return np.random.Generator(np.random.Philox(derive(seed, purpose, round=round, client=client)))
+
+
+def torch_stream(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> torch.Generator:
+    """Return a torch generator on the CPU for one purpose."""
+    generator = torch.Generator()
+    generator.manual_seed(derive(seed, purpose, round=round, client=client) >> 1)
+    return generator

@@ -1,0 +1,133 @@
+"""START HERE. ``run`` is the whole program and ``run_round`` one communication round; read them like pseudocode.
+
+Every rank runs this file. Each computes the same server state from the same aggregate, so the state is never
+sent; rank 0 alone writes the run folder.
+"""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from algorithms.base import ServerState
+from comm import assign_blocks, open_group
+from fedsim.checkpoint import Checkpoints, Progress, server_tensors
+from fedsim.cohort import draw_cohort
+from fedsim.config import Config
+from fedsim.models.export import export_peft
+from fedsim.phase import train_phase
+from fedsim.records import RoundRecord
+from fedsim.runlog import RunLog
+from fedsim.simulation import Simulation, build_simulation
+from fedsim.store import digest_tensors, owned_on_resume
+
+
+def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
+    """Run the experiment in the folder ``out`` and return its results, the content of results.json.
+
+    ``resume`` continues from the last checkpoint in ``out``, or starts where there is none.
+    """
+    with open_group() as group:
+        sim = build_simulation(config, group)
+        log = RunLog(out, config, group)
+        checkpoints = Checkpoints(out / "checkpoints", sim.config_digest, config.checkpoint.keep, group)
+        state, progress = start_or_resume(sim, checkpoints, log, resume)
+
+        while state.round < config.rounds and not out_of_patience(config, progress):
+            log.start_round(state.round + 1)
+            record = RoundRecord(sim, state.round + 1)
+            state = run_round(sim, state, record, log)
+
+            # Measure the new global model, and keep it if it is the best so far.
+            is_last = state.round == config.rounds
+            if is_last or state.round % config.evaluate.every == 0:
+                record.measure(sim.evaluate(sim.algorithm.evaluate_model(state)))
+                if note_evaluation(config, progress, record) and group.is_server:
+                    checkpoints.save_best(state, progress)
+
+            # The log comes before the checkpoint: a resumed run drops the rows that no checkpoint covers.
+            log.end_round(record)
+            is_last = is_last or out_of_patience(config, progress)
+            if is_last or state.round % config.checkpoint.every == 0:
+                checkpoints.save(state, sim.store.states, progress)
+        return finish(sim, state, progress, log)
+
+
+def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: RunLog) -> ServerState:
+    """Run one communication round and return the server's new state."""
+    round = state.round + 1
+    # Every rank draws the same clients and cuts the same blocks; only who trains a block depends on the ranks.
+    cohort = draw_cohort(sim.config.clients, sim.config.train, sim.sizes, sim.config.seed, round)
+    blocks = cohort.blocks(sim.per_block)
+    shares = assign_blocks([sim.expected_seconds(cohort, b) for b in blocks], sim.group.num_ranks)
+    plan = [[blocks[index] for index in share] for share in shares]
+    sim.store.move(
+        {cohort.clients[p]: rank for rank, mine in enumerate(plan) for block in mine for p in block}
+    )
+
+    for phase in sim.algorithm.phases(round):
+        log.progress(f"phase {phase.name}: {len(blocks)} blocks of up to {sim.per_block} clients")
+        before = state
+        outcome = train_phase(sim, state, phase, cohort, plan)
+        # Same input, same output on every rank: the new state needs no broadcast.
+        state = sim.algorithm.post_aggregate(state, outcome.aggregate)
+        for block in plan[sim.group.rank]:
+            for client in cohort.clients[block.start : block.stop]:
+                sim.algorithm.receive(client, sim.client_state(client), outcome.aggregate)
+        record.add_phase(phase, cohort, before, state, outcome)
+    return replace(state, round=round)
+
+
+def start_or_resume(
+    sim: Simulation, checkpoints: Checkpoints, log: RunLog, resume: bool
+) -> tuple[ServerState, Progress]:
+    """Return the state to go on from: the last checkpoint's, or the initial one."""
+    saved = checkpoints.load() if resume else None
+    if saved is None:
+        log.truncate(0)
+        state, progress = sim.initial_state(), Progress()
+    else:
+        log.truncate(saved.state.round)
+        state, progress = saved.state.to(sim.group.device), saved.progress
+        sim.store.adopt(saved.clients)
+    sim.group.check_equal("the server's state at the start", digest_tensors(server_tensors(state)))
+    return state, progress
+
+
+def note_evaluation(config: Config, progress: Progress, record: RoundRecord) -> bool:
+    """Update ``progress`` with the round's validation and say whether it is the best so far.
+
+    A metric that is not a number is never better; of equal ones the earlier round stays the best.
+    """
+    value: float = record.row["val"][config.evaluate.best_by]
+    if config.evaluate.best_by == "loss":
+        value = -value
+    is_best = not math.isnan(value) and (progress.best_value is None or value > progress.best_value)
+    if is_best:
+        progress.best_round, progress.best_value = record.row["round"], value
+        progress.best_metrics = {split: record.row[split] for split in ("val", "test")}
+    progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
+    return is_best
+
+
+def out_of_patience(config: Config, progress: Progress) -> bool:
+    """Whether the last ``evaluate.patience`` evaluations brought nothing better."""
+    patience = config.evaluate.patience
+    return patience is not None and progress.evaluations_since_best >= patience
+
+
+def finish(sim: Simulation, state: ServerState, progress: Progress, log: RunLog) -> dict[str, Any]:
+    """Check that all ranks agree, export the adapter, and write and return the results."""
+    digest = digest_tensors(server_tensors(state))
+    sim.group.check_equal("the server's state at the end", digest)
+    results = {
+        "status": "finished" if state.round == sim.config.rounds else "stopped early",
+        "rounds": state.round,
+        "best_round": progress.best_round,
+        **progress.best_metrics,
+        "state_sha256": digest,
+    }
+    if sim.group.is_server and sim.model.lora_layers:
+        export_peft(log.folder / "adapter", state.params, sim.model)
+    log.finish(results)
+    return results

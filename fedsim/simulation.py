@@ -1,0 +1,105 @@
+"""Everything that a run holds beside the server's state, built from the config the same way on every rank."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from algorithms import Algorithm, resolve
+from algorithms.base import ServerState
+from comm import Group
+from fedsim.blocks import choose_block_size
+from fedsim.client import BlockTrainer
+from fedsim.cohort import Cohort, num_local_steps
+from fedsim.config import Config, dump_config
+from fedsim.data import Dataset, load_dataset, partition_clients
+from fedsim.evaluate import class_scores, classification_metrics
+from fedsim.images import ImageSource
+from fedsim.models.stacked import StackedModel, build_model
+from fedsim.store import ClientStore, State
+
+
+@dataclass
+class Simulation:
+    """The parts of a run. ``parts``: each client's training images, as indices into the data set."""
+
+    config: Config
+    group: Group
+    dataset: Dataset
+    parts: list[np.ndarray]
+    model: StackedModel
+    algorithm: Algorithm
+    images: ImageSource
+    trainer: BlockTrainer
+    store: ClientStore
+    per_block: int
+    # Measured seconds per local step of each client, 1 before its first measurement; steers the schedule only.
+    step_seconds: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of training images per client."""
+        return [len(part) for part in self.parts]
+
+    @property
+    def config_digest(self) -> str:
+        """What ties a checkpoint to its config."""
+        return hashlib.sha256(dump_config(self.config).encode()).hexdigest()
+
+    @property
+    def keeps_client_state(self) -> bool:
+        return self.algorithm.keeps_client_state or self.config.train.keep_optimizer
+
+    def expected_seconds(self, cohort: Cohort, block: range) -> float:
+        """Return what training a block should take, relative to the other blocks."""
+        clients = cohort.clients[block.start : block.stop]
+        usual = float(np.mean(list(self.step_seconds.values()))) if self.step_seconds else 1.0
+        return sum(self._steps(c) * self.step_seconds.get(c, usual) for c in clients)
+
+    def remember_seconds(self, cohort: Cohort, seconds_K: Tensor) -> None:
+        """Take the measured seconds of a phase, the same on every rank."""
+        for client, seconds in zip(cohort.clients, seconds_K.tolist(), strict=True):
+            self.step_seconds[client] = seconds / self._steps(client)
+
+    def _steps(self, client: int) -> int:
+        return num_local_steps(self.config.train, len(self.parts[client]))
+
+    def client_state(self, client: int) -> State:
+        """Return the state of a client that this rank trains, a fresh one before its first round."""
+        if not self.keeps_client_state:
+            return {}
+        if client not in self.store.states:
+            self.store.states[client] = self.algorithm.init_client(client)
+        return self.store.states[client]
+
+    def initial_state(self) -> ServerState:
+        """Return the server's state before the first round."""
+        params = self.model.initial(self.config.seed)
+        return ServerState(0, params, self.algorithm.init_server(params))
+
+    def evaluate(self, params: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+        """Return the metrics of the validation and the test images, the same on every rank."""
+        metrics = {}
+        for split, places in (("val", self.dataset.val), ("test", self.dataset.test)):
+            size = self.config.evaluate.batch_size
+            scores = class_scores(self.model, params, self.images, places, size, self.group)
+            metrics[split] = classification_metrics(scores, self.dataset.labels[torch.from_numpy(places)])
+        return metrics
+
+
+def build_simulation(config: Config, group: Group) -> Simulation:
+    """Load data and model, divide the images among the clients, and set up the method."""
+    dataset = load_dataset(config.data)
+    parts = partition_clients(dataset, config.clients, config.seed)
+    model = build_model(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
+    method = resolve(config.algorithm.name)
+    algorithm = method(method.Config(**config.algorithm.settings), model.specs)
+    images = ImageSource(dataset, model, config.data.augment)
+    trainer = BlockTrainer(config, model, algorithm, images, parts)
+    per_block = choose_block_size(config, model, parts)
+    return Simulation(
+        config, group, dataset, parts, model, algorithm, images, trainer, ClientStore(group), per_block
+    )
