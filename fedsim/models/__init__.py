@@ -1,0 +1,1 @@
+"""Image encoders, heads and LoRA layers."""

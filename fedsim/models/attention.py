@@ -1,0 +1,109 @@
+"""The one self-attention of fedsim, put in place of timm's and of torch's nn.MultiheadAttention.
+
+Whatever a library calls its projections, here they are the nn.Linear modules ``qkv`` (rows: all of q, then k,
+then v) and ``proj``, so that LoRA and a faster kernel have a single place to act on.
+
+Shapes: N images, T tokens, D width, H heads.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from timm.layers import Attention as TimmAttention
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over (N, T, D) tokens; called as timm's blocks call theirs.
+
+    ``q_norm`` and ``k_norm`` act per head (qk norm), ``norm`` acts before ``proj`` (scale norm); Identity
+    where unused. ``attn_drop`` is a probability, effective in training mode only.
+    """
+
+    def __init__(
+        self,
+        qkv: nn.Linear,
+        proj: nn.Linear,
+        num_heads: int,
+        *,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
+        norm: nn.Module | None = None,
+        proj_drop: nn.Module | None = None,
+        attn_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attn_drop = attn_drop
+        self.qkv = qkv
+        self.proj = proj
+        self.q_norm = q_norm or nn.Identity()
+        self.k_norm = k_norm or nn.Identity()
+        self.norm = norm or nn.Identity()
+        self.proj_drop = proj_drop or nn.Identity()
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        heads_NHTD = F.scaled_dot_product_attention(
+            self.q_norm(q),
+            self.k_norm(k),
+            v,
+            attn_mask=attn_mask,
+            dropout_p=self.attn_drop if self.training else 0.0,
+            is_causal=is_causal,
+        )
+        out: Tensor = self.proj_drop(self.proj(self.norm(heads_NHTD.transpose(1, 2).flatten(2))))
+        return out
+
+
+class ClipAttention(Attention):
+    """The same, called as open_clip's residual blocks call nn.MultiheadAttention: a pair comes back."""
+
+    def forward(  # type: ignore[override]  # the caller, open_clip's block, sets the signature
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool, attn_mask: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        assert key is query, "an image tower attends to itself"
+        assert value is query, "an image tower attends to itself"
+        assert not need_weights, "attention weights are never formed"
+        return super().forward(query, attn_mask), None
+
+
+def from_timm(source: Any) -> Attention:
+    """Take over the modules of a timm ``Attention`` without a gate; head width may differ from D / H."""
+    return Attention(
+        source.qkv,
+        source.proj,
+        source.num_heads,
+        q_norm=source.q_norm,
+        k_norm=source.k_norm,
+        norm=source.norm,
+        proj_drop=source.proj_drop,
+        attn_drop=source.attn_drop.p,
+    )
+
+
+def from_torch(source: nn.MultiheadAttention) -> ClipAttention:
+    """Take over the weights of a batch-first nn.MultiheadAttention whose q, k and v share one input."""
+    assert source.batch_first, "open_clip builds batch-first towers"
+    assert source.bias_k is None, "extra key and value rows are not an image tower's"
+    assert not source.add_zero_attn, "extra key and value rows are not an image tower's"
+    width = source.embed_dim
+    weight = source.in_proj_weight
+    qkv = nn.Linear(width, 3 * width, bias=source.in_proj_bias is not None, device="meta")
+    qkv.weight = nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
+    if source.in_proj_bias is not None:
+        qkv.bias = nn.Parameter(source.in_proj_bias.detach(), requires_grad=source.in_proj_bias.requires_grad)
+    proj = nn.Linear(width, width, bias=source.out_proj.bias is not None, device="meta")
+    proj.weight, proj.bias = source.out_proj.weight, source.out_proj.bias
+    return ClipAttention(qkv, proj, source.num_heads, attn_drop=source.dropout)
+
+
+def replace_attention(block: nn.Module) -> None:
+    """Put our attention in place of every known one inside ``block``; others stay as they are."""
+    for name, child in block.named_children():
+        if type(child) is TimmAttention and child.gate is None:
+            setattr(block, name, from_timm(child))
+        elif type(child) is nn.MultiheadAttention:
+            setattr(block, name, from_torch(child))
+        else:
+            replace_attention(child)

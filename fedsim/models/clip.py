@@ -1,0 +1,145 @@
+"""Image encoders from open_clip, and the text classifier made of their text towers.
+
+The classifier is that of DEeR (released code, models_dict/CLIP.py): the cosine between the image's features
+and those of each class's prompt, times exp(logit_scale), which starts at ln(1 / 0.07) whatever scale the
+weights came with.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from fedsim.config import ModelConfig
+from fedsim.errors import UserError
+from fedsim.models.hub import hub_access
+from fedsim.models.timm_vit import TimmTower, check_divides, feature_width, is_sliceable
+from fedsim.models.tower import Encoder, VisionTower
+
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+HUB, FOLDER = "hf-hub:", "local-dir:"
+CONFIG_FILE = "open_clip_config.json"
+ROUTES = (
+    "a reachable model hub or its local cache; else open_clip:local-dir:PATH, a folder with the model's "
+    f"{CONFIG_FILE}, its weights and, for a Hugging Face text tower, its config.json and tokenizer"
+)
+
+
+class ClipTower(VisionTower):
+    """open_clip's own image transformer, with its projection."""
+
+    rest: Any
+
+    def __init__(self, visual: Any) -> None:
+        blocks = list(visual.transformer.resblocks)
+        visual.transformer.resblocks = nn.ModuleList()
+        super().__init__(visual, blocks, {"rest": "visual", "blocks": "visual.transformer.resblocks"})
+
+    def stem(self, images: Tensor) -> Tensor:
+        out: Tensor = self.rest._embeds(images)
+        return out
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        pooled: Tensor = self.rest._pool(tokens)[0]
+        return pooled if self.rest.proj is None else pooled @ self.rest.proj
+
+
+def build_clip(config: ModelConfig, image_size: int) -> nn.Module:
+    """The whole open_clip model; initial values, where random, come from torch's global stream."""
+    name = _name(config)
+    random = config.weights == "random"
+    with hub_access(f"model.name {config.name}", ROUTES):
+        model: nn.Module = open_clip.create_model(
+            name,
+            pretrained=_pretrained(name, config.weights),
+            load_weights=not random,
+            require_pretrained=not random,
+            pretrained_text=False,
+            force_image_size=image_size,
+            **_own_text_config(name),
+        )
+    return model
+
+
+def _name(config: ModelConfig) -> str:
+    """The name as open_clip takes it; UserError unless it is a folder, on the hub, or known."""
+    name = config.name.removeprefix("open_clip:")
+    if name.startswith(HUB):
+        return name
+    if name.startswith(FOLDER):
+        file = Path(name.removeprefix(FOLDER)) / CONFIG_FILE
+        if not file.is_file():
+            raise UserError("model.name", f"no file {file}", f"a folder with {CONFIG_FILE} and weights")
+        return name
+    name = name.replace("/", "-")
+    if name not in (known := open_clip.list_models()):
+        near = ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.4))
+        raise UserError("model.name", config.name, f"a name that open_clip knows, such as {near}")
+    return name
+
+
+def _pretrained(name: str, weights: str | None) -> str | None:
+    """What open_clip calls ``pretrained``: a tag, or a file that exists; None where the name brings the weights."""
+    if weights == "random":
+        return None
+    if name.startswith((HUB, FOLDER)):
+        if weights is None:
+            return None
+        raise UserError("model.weights", weights, f"null or random: the weights of {name} come with it")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if weights is None or (weights not in tags and not Path(weights).is_file()):
+        found = weights or f"null, and open_clip:{name} has no default"
+        raise UserError("model.weights", found, f"one of {', '.join([*tags, 'random', 'a weights file'])}")
+    return weights
+
+
+def _own_text_config(name: str) -> dict[str, Any]:
+    """Let a Hugging Face text tower take its config.json from the model's folder, where there is one."""
+    folder = Path(name.removeprefix(FOLDER))
+    if not name.startswith(FOLDER) or not (folder / "config.json").is_file():
+        return {}
+    text: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text("utf-8"))["model_cfg"]["text_cfg"]
+    own = {"hf_model_name": str(folder), "hf_model_pretrained": False}
+    return {"text_cfg": text | own} if "hf_model_name" in text else {}
+
+
+def encoder_of_clip(model: Any, config: ModelConfig, image_size: int, class_names: Sequence[str]) -> Encoder:
+    """Keep the image tower of a whole open_clip model, and of the text tower the features of the class
+    prompts.
+    """
+    features = _text_features(model.eval(), config, class_names) if config.classifier == "text" else None
+    visual = model.visual
+    preprocess = visual.preprocess_cfg
+    net: nn.Module = visual
+    if type(visual) is VisionTransformer:
+        check_divides(image_size, visual.patch_size[0], config.name)
+        net = ClipTower(visual)
+    elif type(visual) is TimmModel and is_sliceable(visual.trunk):
+        check_divides(image_size, visual.trunk.patch_embed.feat_ratio(), config.name)
+        net = TimmTower(visual.trunk, "visual.trunk", visual.head, "visual.head")
+    return Encoder(
+        net,
+        feature_width(net, image_size, config.name),
+        tuple(preprocess["mean"]),
+        tuple(preprocess["std"]),
+        image_size,
+        features,
+        None if features is None else INITIAL_LOGIT_SCALE,
+    )
+
+
+def _text_features(model: Any, config: ModelConfig, class_names: Sequence[str]) -> Tensor:
+    prompts = [config.prompt.replace("{}", name) for name in class_names]
+    with hub_access(f"model.name {config.name}", f"the model's tokenizer: {ROUTES}"):
+        tokenizer = open_clip.get_tokenizer(_name(config))
+    with torch.no_grad():
+        return F.normalize(model.encode_text(tokenizer(prompts)), dim=-1)

@@ -1,0 +1,56 @@
+"""From the ``model`` section of a config to an Encoder."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from fedsim.config import ModelConfig
+from fedsim.errors import UserError
+from fedsim.models.clip import build_clip, encoder_of_clip
+from fedsim.models.packaged import ARCHITECTURE, PATCH_SIZE, build_packaged
+from fedsim.models.timm_vit import build_timm, check_divides, encoder_of_timm
+from fedsim.models.tower import Encoder, VisionTower
+
+__all__ = ["Encoder", "VisionTower", "library_model", "load_encoder"]
+
+
+def library_model(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
+    """Build the model that ``config.name`` and ``config.weights`` ask for, just as its library makes it.
+
+    A timm model without classifier (also for ``packaged:``), or a whole open_clip model with its text tower,
+    on the CPU. ``seed`` decides what is random: all weights with ``weights: random``, nothing otherwise.
+    torch's global random stream is left as it was. UserError for unknown names, unreachable or unfitting
+    weights, image sizes that are no multiple of the patch size.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.name.startswith("open_clip:"):
+            return build_clip(config, image_size)
+        if config.name.startswith("timm:"):
+            return build_timm(config, config.name.removeprefix("timm:"), image_size)
+        if config.weights is not None:
+            return build_timm(config, ARCHITECTURE, image_size)
+        check_divides(image_size, PATCH_SIZE, config.name)
+        return build_packaged(image_size)
+
+
+def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str], seed: int) -> Encoder:
+    """Build the encoder of ``library_model(config, image_size, seed)``, in eval mode.
+
+    ``class_names`` fill the prompts of a text classifier. Parameters require gradients with ``train: all``
+    only. UserError as there, and for LoRA on nets that are not vision transformers.
+    """
+    model = library_model(config, image_size, seed)
+    if config.name.startswith("open_clip:"):
+        encoder = encoder_of_clip(model, config, image_size, class_names)
+    else:
+        encoder = encoder_of_timm(model, image_size, config.name)
+    if config.train == "lora" and encoder.tower is None:
+        raise UserError(
+            "model.name",
+            f"{config.name}, which is no plain vision transformer, with train: lora",
+            "packaged:vit_small_dino, a timm VisionTransformer, or an open_clip ViT; else train: head or all",
+        )
+    encoder.net.requires_grad_(config.train == "all")
+    return encoder

@@ -1,0 +1,53 @@
+"""Building library models with UserErrors: one line with the cause, no minutes of retries without a network."""
+
+import functools
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub import constants, get_session
+
+from fedsim.errors import UserError
+
+PROBE_TIMEOUT_SECONDS = 5.0
+CAUSE_CHARACTERS = 300
+
+
+@functools.cache
+def _hub_problem() -> str | None:
+    """Why the model hub cannot be reached; None if it answers. Asked once per process."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PROBE_TIMEOUT_SECONDS)
+    except Exception as error:  # the client's error classes change between hub versions; any of them means no
+        return f"{constants.ENDPOINT} did not answer ({type(error).__name__}: {error})"
+    return None
+
+
+@contextmanager
+def hub_access(where: str, expected: str) -> Iterator[None]:
+    """``user_errors``, in which the hub is reduced to its local cache where it does not answer.
+
+    Its client would retry every file for half a minute; one probe spares that.
+    """
+    problem = _hub_problem()
+    before, silenced = constants.HF_HUB_OFFLINE, logging.root.manager.disable
+    constants.HF_HUB_OFFLINE = before or problem is not None
+    logging.disable(logging.ERROR)  # open_clip and the hub log what the UserError will say
+    try:
+        with user_errors(where, expected, problem):
+            yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        logging.disable(silenced)
+
+
+@contextmanager
+def user_errors(where: str, expected: str, circumstance: str | None = None) -> Iterator[None]:
+    """Turn what libraries raise over names, files, shapes and networks into a UserError with the cause."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())[:CAUSE_CHARACTERS]}"
+        raise UserError(where, f"{circumstance}; {cause}" if circumstance else cause, expected) from error

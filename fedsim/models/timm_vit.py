@@ -1,0 +1,142 @@
+"""Image encoders from timm: any of its vision transformers as a tower, any other net as it is."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from fedsim.config import ModelConfig
+from fedsim.errors import UserError
+from fedsim.models.hub import hub_access, user_errors
+from fedsim.models.tower import Encoder, VisionTower
+
+
+class TimmTower(VisionTower):
+    """A timm VisionTransformer, or one of its subclasses that keeps its ``forward_features``.
+
+    ``prefix`` is where the model sits in the library's whole model ("" when it is the whole); ``head``, if
+    given, follows timm's own pooling (open_clip's projection), and ``head_path`` is its place.
+    """
+
+    rest: Any
+
+    def __init__(
+        self, model: Any, prefix: str = "", head: nn.Module | None = None, head_path: str = ""
+    ) -> None:
+        blocks = list(model.blocks)
+        model.blocks = nn.Sequential()
+        dot = "." if prefix else ""
+        super().__init__(model, blocks, {"rest": prefix, "blocks": f"{prefix}{dot}blocks", "head": head_path})
+        self.head = head or nn.Identity()
+
+    def stem(self, images: Tensor) -> Tensor:
+        tokens = self.rest._pos_embed(self.rest.patch_embed(images))
+        out: Tensor = self.rest.norm_pre(self.rest.patch_drop(tokens))
+        return out
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.head(self.rest.forward_head(self.rest.norm(tokens)))
+        return out
+
+
+def is_sliceable(model: nn.Module) -> bool:
+    """Whether TimmTower's three parts are the whole of the model's forward."""
+    return (
+        isinstance(model, VisionTransformer)
+        and type(model).forward_features is VisionTransformer.forward_features
+        and type(model).forward is VisionTransformer.forward
+    )
+
+
+def check_divides(image_size: int, patch_size: int, name: str) -> None:
+    """UserError unless whole patches cover the image: libraries drop the other pixels without a word."""
+    if image_size % patch_size:
+        smaller = image_size // patch_size * patch_size
+        sizes = [str(size) for size in (smaller, smaller + patch_size) if size]
+        raise UserError(
+            "data.image_size",
+            f"{image_size} for {name} with patches of {patch_size} pixels",
+            f"a multiple of {patch_size}, such as {' or '.join(sizes)}",
+        )
+
+
+def _check_known(name: str) -> None:
+    architecture, _, tag = name.partition(".")
+    if architecture in (known := timm.list_models()) and (not tag or name in timm.list_pretrained()):
+        return
+    near = difflib.get_close_matches(name, known + timm.list_pretrained(), n=4, cutoff=0.4)
+    raise UserError("model.name", f"timm:{name}", f"a name that timm knows, such as {', '.join(near)}")
+
+
+def _own_weights(name: str, path: Path) -> dict[str, Any]:
+    """The keyword arguments that make timm load ``path`` strictly, whatever classifier the file holds."""
+    if not path.is_file():
+        raise UserError("model.weights", f"no file {path}", "a .safetensors file, random, or null")
+    classifier = timm.get_pretrained_cfg(name).classifier
+    heads = tuple(f"{head}." for head in ((classifier,) if isinstance(classifier, str) else classifier or ()))
+    with user_errors(f"model.weights {path}", "a safetensors file"):
+        state = {key: tensor for key, tensor in load_file(path).items() if not key.startswith(heads)}
+    return {
+        "pretrained": True,
+        "pretrained_cfg_overlay": {"state_dict": state, "num_classes": 0, "label_offset": 0},
+        "num_classes": 0,
+    }
+
+
+def build_timm(config: ModelConfig, name: str, image_size: int) -> nn.Module:
+    """The timm model ``name`` without classifier; initial values, where random, come from torch's global
+    stream.
+    """
+    _check_known(name)
+    options: dict[str, Any] = dict(config.options)
+    if timm.get_pretrained_cfg(name).fixed_input_size:
+        options["img_size"] = image_size
+    if config.weights is None:
+        with hub_access(
+            f"model.name timm:{name}",
+            "a reachable model hub or its local cache; else model.weights: FILE.safetensors or random",
+        ):
+            # with its own classifier the load is strict; timm forgives missing tensors when asked for none
+            model: nn.Module = timm.create_model(name, pretrained=True, **options)
+            model.reset_classifier(0)  # type: ignore[operator]  # every timm model has it
+        return model
+    if config.weights == "random":
+        options["num_classes"] = 0
+    else:
+        options |= _own_weights(name, Path(config.weights))
+    with user_errors(f"model timm:{name}", "options and weights that fit this model"):
+        model = timm.create_model(name, **options)
+    model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr,operator]  # a dict on timm models
+    return model
+
+
+def encoder_of_timm(model: Any, image_size: int, name: str) -> Encoder:
+    """Wrap a timm model without classifier: a TimmTower where it allows it, else as it is. ``name`` is for
+    messages.
+    """
+    cfg = model.pretrained_cfg
+    net: nn.Module = model
+    if is_sliceable(model):
+        check_divides(image_size, model.patch_embed.feat_ratio(), name)
+        net = TimmTower(model)
+    return Encoder(
+        net, feature_width(net, image_size, name), tuple(cfg["mean"]), tuple(cfg["std"]), image_size
+    )
+
+
+def feature_width(net: nn.Module, image_size: int, name: str) -> int:
+    """Width of the features of one image, from a trial run; UserError where images or features do not fit."""
+    where, expected = (
+        f"model.name {name}",
+        f"a model for images of {image_size} x {image_size} that pools its features",
+    )
+    with torch.no_grad(), user_errors(where, expected):
+        shape = net.eval()(torch.zeros(1, 3, image_size, image_size)).shape
+    if len(shape) != 2:
+        raise UserError(where, f"features of shape {tuple(shape)}", expected)
+    return int(shape[1])

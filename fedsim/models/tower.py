@@ -1,0 +1,72 @@
+"""What every image encoder is to the rest of fedsim.
+
+Shapes: N images, T tokens, D width of the tokens, W width of the features, C classes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fedsim.models.attention import replace_attention
+
+
+class VisionTower(nn.Module):
+    """A vision transformer cut in three: ``forward(x) = finish(blocks(stem(x)))``.
+
+    The blocks are the library's own modules, in order, each mapping (N, T, D) to (N, T, D), with our
+    attention inside. The library's model without its blocks stays behind as ``rest`` and computes both ends,
+    so every variant of position, class token, register and pooling remains the library's.
+    """
+
+    def __init__(self, rest: nn.Module, blocks: Iterable[nn.Module], source_path: dict[str, str]) -> None:
+        super().__init__()
+        self.rest = rest
+        self.blocks = nn.ModuleList(blocks)
+        replace_attention(self.blocks)
+        self._source_path = source_path
+
+    def stem(self, images: Tensor) -> Tensor:
+        """All that precedes the first block: (N, 3, height, width) normalised images to (N, T, D) tokens."""
+        raise NotImplementedError
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """All that follows the last block: (N, T, D) tokens to (N, W) features."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.stem(images)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.finish(tokens)
+
+    def source_path(self, path: str) -> str:
+        """The dotted path that the library's own model gives to our module ``path``."""
+        first, _, inner = path.partition(".")
+        return ".".join(part for part in (self._source_path[first], inner) if part)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen or trainable image encoder with what its inputs and its classifier need.
+
+    ``net`` maps (N, 3, image_size, image_size) float images, normalised by ``mean`` and ``std`` (of values in
+    0..1), to (N, width) features. It is in eval mode; its parameters require gradients only with ``train:
+    all``. ``text_features`` (C, width), rows of norm one, and ``logit_scale``, the natural logarithm of the
+    factor before the cosine, belong to the text classifier and are None without it.
+    """
+
+    net: nn.Module
+    width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_size: int
+    text_features: Tensor | None = None
+    logit_scale: float | None = None
+
+    @property
+    def tower(self) -> VisionTower | None:
+        """``net`` with its stem, blocks and finish; None for a net that has none, which trains whole or head
+        only.
+        """
+        return self.net if isinstance(self.net, VisionTower) else None
