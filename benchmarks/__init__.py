@@ -1,0 +1,1 @@
+"""Commands that print the numbers in the README. Run from the repository's root."""

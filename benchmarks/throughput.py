@@ -1,0 +1,241 @@
+"""Contenders side by side on the same work, in turn within one run (A B C, A B C), checked to agree.
+
+    python -m benchmarks.throughput --name quiet     # all regimes, both precisions
+    python -m benchmarks.throughput --small          # minutes: the small regime in fp32
+
+Writes benchmarks/results/<name>.json. Exit code 1 if a contender fails or fp32 results disagree.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import machine
+from benchmarks.agreement import FP32_LIMIT, load_factors, relative_difference
+from benchmarks.regimes import REGIMES, Array, Regime, operations_per_image
+
+RESULTS = Path(__file__).parent / "results"
+TIMEOUT_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Contender:
+    """``settings``: the (processes, threads) that it is tried with."""
+
+    name: str
+    module: str
+    settings: tuple[tuple[int, int], ...]
+
+
+PEERS = (
+    Contender("release_loop", "benchmarks.contenders.release_loop", ((1, 1), (1, 2))),
+    Contender("flower", "benchmarks.contenders.flower_peer", ((1, 1), (1, 2), (2, 1))),
+    Contender("pfl", "benchmarks.contenders.pfl_peer", ((1, 1), (1, 2), (2, 1))),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One contender in one setting; it is started once per pass, and its rounds are put together."""
+
+    contender: Contender
+    regime: Regime
+    precision: str
+    processes: int
+    threads: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.contender.name} {self.regime.name} {self.precision} {self.processes}x{self.threads}"
+
+    def command(self, python: str, rounds: int, out: Path) -> list[str]:
+        options = {
+            "--regime": self.regime.name,
+            "--precision": self.precision,
+            "--processes": str(self.processes),
+            "--threads": str(self.threads),
+            "--rounds": str(rounds),
+            "--out": str(out),
+        }
+        return [python, "-m", self.contender.module, *itertools.chain.from_iterable(options.items())]
+
+
+class Failed(RuntimeError):
+    """A contender ended without a report; the message has the end of what it printed."""
+
+
+def execute(run: Run, python: str, rounds: int, out: Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Start the contender once: its report, and its factors after round 1."""
+    process = subprocess.Popen(
+        run.command(python, rounds, out),
+        env={**os.environ, "OMP_NUM_THREADS": str(run.threads)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise Failed(f"{run.label}: no end after {TIMEOUT_SECONDS:.0f} s") from None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if process.returncode != 0:
+        raise Failed(f"{run.label}: exit code {process.returncode}\n{printed[-2000:]}")
+    report: dict[str, Any] = json.loads(Path(f"{out}.json").read_text())
+    return report, load_factors(Path(f"{out}.npz"), run.regime)
+
+
+def measure(runs: list[Run], python: str, rounds: int, passes: int, console: Console) -> list[dict[str, Any]]:
+    """All runs of one regime, in turn, ``passes`` times; failed ones have an "error" instead of numbers."""
+    merged: dict[Run, dict[str, Any]] = {}
+    reference: dict[str, Array] | None = None
+    with tempfile.TemporaryDirectory() as folder:
+        for index, run in itertools.product(range(passes), runs):
+            if "error" in merged.get(run, {}):
+                continue
+            try:
+                report, factors = execute(run, python, rounds, Path(folder) / "result")
+            except Failed as failure:
+                console.print(str(failure), style="red")
+                merged[run] = {"label": run.label, "contender": run.contender.name, "error": str(failure)}
+                continue
+            console.print(f"pass {index + 1}: {run.label}: {report['clients_per_s']:.3g} clients/s")
+            if reference is None and run.precision == "fp32":
+                reference = factors
+            if reference is not None:
+                report["difference"] = relative_difference(factors, reference, run.regime)
+            merged[run] = combine(merged[run], report, run.regime) if run in merged else report
+    return list(merged.values())
+
+
+def combine(first: dict[str, Any], second: dict[str, Any], regime: Regime) -> dict[str, Any]:
+    """Two passes of the same run as one: all rounds, the larger memory and difference, the quicker start."""
+    seconds = first["seconds_per_round"] + second["seconds_per_round"]
+    return second | {
+        "seconds_per_round": seconds,
+        "clients_per_s": regime.num_clients / mean(seconds),
+        "images_per_s": regime.images_per_round / mean(seconds),
+        "peak_rss_bytes": max(first["peak_rss_bytes"], second["peak_rss_bytes"]),
+        "startup_s": min(first["startup_s"], second["startup_s"]),
+        "difference": max(first["difference"], second["difference"]),
+    }
+
+
+def add_shares(report: dict[str, Any], limits: dict[str, float]) -> None:
+    """The share of the machine's matrix rate, with all tokens counted and with the least that is needed."""
+    regime, limit = REGIMES[report["regime"]], limits[report["precision"]]
+    for name, minimum in (("share_all_tokens", False), ("share_minimum", True)):
+        operations = operations_per_image(regime, minimum=minimum)
+        report[name] = report["images_per_s"] * operations / limit
+
+
+def best_settings(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each contender's fastest setting in each precision."""
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for report in reports:
+        if "error" in report:
+            continue
+        key = (report["contender"], report["precision"])
+        if key not in best or report["clients_per_s"] > best[key]["clients_per_s"]:
+            best[key] = report
+    return list(best.values())
+
+
+def table(regime: Regime, reports: list[dict[str, Any]]) -> Table:
+    titles = ("contender", "precision", "processes x threads", "clients/s", "images/s", "share of limit")
+    shown = Table(*titles, "peak memory", "start-up", "difference", title=regime.name)
+    for report in best_settings(reports):
+        shown.add_row(
+            report["contender"],
+            report["precision"],
+            f"{report['processes']} x {report['threads']}",
+            f"{report['clients_per_s']:.3g}",
+            f"{report['images_per_s']:.3g}",
+            f"{report['share_all_tokens']:.0%} ({report['share_minimum']:.0%})",
+            f"{report['peak_rss_bytes'] / 2**30:.2f} GiB",
+            f"{report['startup_s']:.1f} s",
+            f"{report['difference']:.1e}",
+        )
+    return shown
+
+
+def problems(reports: list[dict[str, Any]]) -> list[str]:
+    failed = [report["label"] for report in reports if "error" in report]
+    measured = [report for report in reports if "error" not in report and report["precision"] == "fp32"]
+    disagree = [
+        f"{report['contender']} {report['regime']}: factors differ by {report['difference']:.1e} of their change"
+        for report in measured
+        if report["difference"] > FP32_LIMIT
+    ]
+    return failed + disagree
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--name", help="of the results file (default: small or all)")
+    parser.add_argument("--small", action="store_true", help="small regime, fp32, 2 rounds, 1 pass")
+    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each pass")
+    parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument("--peers-python", default=".venv-bench/bin/python", help="of requirements-bench.txt")
+    arguments = parser.parse_args()
+    if arguments.small:
+        arguments.regimes, arguments.precisions, arguments.rounds, arguments.passes = (
+            ["small"],
+            ["fp32"],
+            2,
+            1,
+        )
+    arguments.name = arguments.name or ("small" if arguments.small else "all")
+    if not Path(arguments.peers_python).is_file():
+        parser.error(
+            f"--peers-python: found no {arguments.peers_python}; benchmarks/README.md says how to make it"
+        )
+    return arguments
+
+
+def main() -> int:
+    arguments, console = parse(), Console()
+    rates = {precision: machine.rates("cpu", precision, seconds=1.0) for precision in ("fp32", "bf16")}
+    limits = {precision: max(by_setting.values()) for precision, by_setting in rates.items()}
+    console.print({precision: f"{limit / 1e9:.0f} GFLOP/s" for precision, limit in limits.items()})
+    reports: list[dict[str, Any]] = []
+    for regime in (REGIMES[name] for name in arguments.regimes):
+        runs = [
+            Run(contender, regime, precision, *setting)
+            for precision, contender in itertools.product(arguments.precisions, PEERS)
+            for setting in contender.settings
+        ]
+        measured = measure(runs, arguments.peers_python, arguments.rounds, arguments.passes, console)
+        for report in measured:
+            if "error" not in report:
+                add_shares(report, limits)
+        console.print(table(regime, measured))
+        reports += measured
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{arguments.name}.json"
+    result = {"machine": machine.description(), "matrix_flops_per_s": rates, "runs": reports}
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    found = problems(reports)
+    console.print("\n".join(found) or f"all agree; written to benchmarks/results/{path.name}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
