@@ -7,7 +7,7 @@ from typing import Any
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` in one step that survives kills and power cuts; its folder must exist."""
+    """Replace ``path`` by ``content`` in one step, durable on return; the folder must exist."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

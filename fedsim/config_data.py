@@ -1,0 +1,131 @@
+"""The sections of a config about the images and the clients that hold them."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedsim.config_errors import KeyedError, nearest
+from fedsim.config_words import Count, Positive, Seed, Share, Text, Whole, Words
+
+MEDMNIST_FLAGS = (
+    *("pathmnist", "chestmnist", "dermamnist", "octmnist", "pneumoniamnist", "retinamnist"),
+    *("breastmnist", "bloodmnist", "tissuemnist", "organamnist", "organcmnist", "organsmnist"),
+)
+DATA_NAMES = (
+    *("brain_mri", "dermoscopy_pairs", "digits", "image_folder"),
+    *(f"medmnist:{flag}" for flag in MEDMNIST_FLAGS),
+)
+
+
+class FractionsConfig(Words):
+    """Shares of the images set aside, used where a data set has no split of its own."""
+
+    val: Share = Field(default=0.15, description="Share of the images (whole groups) for validation.")
+    test: Share = Field(default=0.2, description="Share of the images (whole groups) for the test.")
+
+    @model_validator(mode="after")
+    def _leaves_training_images(self) -> Self:
+        if self.val + self.test >= 1:
+            raise KeyedError("val", f"val + test = {self.val + self.test:g}", "a sum below 1")
+        return self
+
+
+class DataConfig(Words):
+    """The images and how they are split and prepared."""
+
+    name: Text = Field(description="One of: " + ", ".join(DATA_NAMES) + ".")
+    root: Text | None = Field(
+        default=None, description="Folder that holds the data set, where it is not packaged."
+    )
+    image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
+        default=28, description="Side of the square images, in pixels."
+    )
+    augment: Annotated[tuple[Literal["flip", "rotate90", "crop", "color"], ...], Field(strict=False)] = Field(
+        default=(), description="Augmentations of training images, in this order."
+    )
+    fractions: FractionsConfig = Field(
+        default=FractionsConfig(), description="Shares set aside where the data set has no split of its own."
+    )
+    split_seed: Seed = Field(
+        default=0, description="Seed of the split and of max_train; independent of the run's seed."
+    )
+    max_train: Count | None = Field(
+        default=None, description="At most this many training images (whole groups); null: all."
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.name not in DATA_NAMES:
+            raise KeyedError("name", repr(self.name), nearest(self.name, DATA_NAMES))
+        if self.name == "image_folder" and self.root is None:
+            raise KeyedError("root", "null with name: image_folder", "the folder of the images")
+        if len(set(self.augment)) < len(self.augment):
+            raise KeyedError("augment", f"{list(self.augment)}", "each augmentation once")
+        return self
+
+
+class IidPartition(Words):
+    """Training images dealt out at random, in equal numbers."""
+
+    name: Literal["iid"] = Field(description="Images dealt out at random.")
+
+
+class DirichletPartition(Words):
+    """Each class divided by a Dirichlet draw: the smaller alpha, the more the clients differ."""
+
+    name: Literal["dirichlet"] = Field(description="Each class divided by a Dirichlet draw.")
+    alpha: Positive = Field(description="Concentration; 0.1 is strongly uneven, 100 nearly iid.")
+    min_size: Whole = Field(
+        default=0, description="Fewest images a client may have; drawn again until it holds."
+    )
+
+
+class ShardsPartition(Words):
+    """Images sorted by label, cut into shards; each client gets some."""
+
+    name: Literal["shards"] = Field(description="Label-sorted shards.")
+    per_client: Count = Field(description="Shards of each client.")
+
+
+class SitesPartition(Words):
+    """The data set's natural sites are the clients."""
+
+    name: Literal["sites"] = Field(description="Natural sites of the data set.")
+
+
+class FilePartition(Words):
+    """A JSON file says which images each client has."""
+
+    name: Literal["file"] = Field(description="Read from a JSON file.")
+    path: Text = Field(description="JSON file of image indices per client.")
+
+
+PartitionConfig = Annotated[
+    IidPartition | DirichletPartition | ShardsPartition | SitesPartition | FilePartition,
+    Field(discriminator="name"),
+]
+
+
+class ClientsConfig(Words):
+    """How many clients there are, who takes part in a round, and what each of them holds."""
+
+    count: Annotated[int, Field(ge=1, le=1_000_000)] = Field(description="Number of clients.")
+    per_round: Literal["all"] | Count | Share = Field(
+        default="all", description="Clients per round: all, a number, or a fraction below 1."
+    )
+    sampling: Literal["uniform", "volume"] = Field(
+        default="uniform", description="Who takes part: all alike, or in proportion to the number of images."
+    )
+    weighting: Literal["samples", "uniform"] = Field(
+        default="samples", description="Weight of a client's update: its number of images, or all alike."
+    )
+    per_block: Literal["auto"] | Count = Field(
+        default="auto", description="Clients trained together as one batch."
+    )
+    partition: PartitionConfig = Field(description="How the training images are divided among the clients.")
+
+    @model_validator(mode="after")
+    def _enough_clients(self) -> Self:
+        if isinstance(self.per_round, int) and self.per_round > self.count:
+            raise KeyedError("per_round", str(self.per_round), f"at most clients.count = {self.count}")
+        return self
