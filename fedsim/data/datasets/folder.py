@@ -22,6 +22,8 @@ def image_folder(root: str | None, image_size: int) -> Source:
     from train. Classes are the names of the training subfolders in alphabetical order; names that begin with
     a dot and files that are no images are passed over. UserError for a missing root, no classes, a class
     without images, a class that train does not have, and an image that cannot be read.
+
+    Nothing is known about which images belong together: where one patient has several, use the second layout.
     """
     if root is None:
         raise UserError("data.root", "null with name: image_folder", "the folder of the images")

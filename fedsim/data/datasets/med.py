@@ -2,10 +2,11 @@
 
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -115,16 +116,15 @@ def _unpack(path: Path, num_images: int, side: int, folder: Path) -> None:
     """Write images.npy (N, C, side, side) from the compressed file, a few hundred images at a time."""
     out: Pixels | None = None
     done = 0
-    with zipfile.ZipFile(path) as archive:
-        for name in NAMES:
-            for rows in _stream(archive, f"{name}_images.npy", path):
-                if out is None:
-                    out = _create(folder / "images.npy", num_images, rows, side)
-                out[done : done + len(rows)] = _to_channels_first(rows, side)
-                done += len(rows)
-    if out is None or done != num_images:
+    for rows in _blocks(path):
+        if out is None:
+            out = _create(folder / "images.npy", num_images, rows, side)
+        if done + len(rows) > num_images or rows.ndim != (4 if out.shape[1] == 3 else 3):
+            raise _not_as_published(path, f"more images than the {num_images} labels, or of several kinds")
+        out[done : done + len(rows)] = _to_channels_first(rows, side)
+        done += len(rows)
+    if done != num_images:
         raise _not_as_published(path, f"{done} images with {num_images} labels")
-    out.flush()  # type: ignore[attr-defined]
 
 
 def _create(path: Path, num_images: int, rows: Pixels, side: int) -> Pixels:
@@ -135,26 +135,28 @@ def _create(path: Path, num_images: int, rows: Pixels, side: int) -> Pixels:
     return out
 
 
-def _stream(archive: zipfile.ZipFile, name: str, path: Path) -> Iterator[Pixels]:
-    """Yield (n, H, W) or (n, H, W, 3) uint8 blocks of one array of the archive."""
-    if name not in archive.namelist():
-        raise _not_as_published(path, f"no {name}")
-    with archive.open(name) as file:
-        shape, dtype = _read_header(file)
-        if dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)):
-            raise _not_as_published(path, f"{name} {dtype}{shape}")
-        size = int(np.prod(shape[1:]))
-        for start in range(0, shape[0], ROWS_AT_ONCE):
-            count = min(ROWS_AT_ONCE, shape[0] - start)
-            yield np.frombuffer(file.read(count * size), np.uint8).reshape(count, *shape[1:])
+def _blocks(path: Path) -> Iterator[Pixels]:
+    """Yield (n, H, W) or (n, H, W, 3) uint8 blocks of the images, in the order train, val, test."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in NAMES:
+                with archive.open(f"{name}_images.npy") as file:
+                    yield from _rows(file)
+    except (KeyError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise _not_as_published(path, str(error)) from error
 
 
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], "np.dtype[Any]"]:
-    read = np.lib.format.read_array_header_1_0
+def _rows(file: IO[bytes]) -> Iterator[Pixels]:
+    read_header = np.lib.format.read_array_header_1_0
     if np.lib.format.read_magic(file) != (1, 0):
-        read = np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    return shape, dtype
+        read_header = np.lib.format.read_array_header_2_0
+    shape, column_major, dtype = read_header(file)
+    if dtype != np.uint8 or column_major or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)):
+        raise ValueError(f"images {dtype}{shape}")
+    size = int(np.prod(shape[1:]))
+    for start in range(0, shape[0], ROWS_AT_ONCE):
+        count = min(ROWS_AT_ONCE, shape[0] - start)
+        yield np.frombuffer(file.read(count * size), np.uint8).reshape(count, *shape[1:])
 
 
 def _to_channels_first(rows: Pixels, side: int) -> Pixels:
