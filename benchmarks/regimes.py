@@ -100,7 +100,8 @@ def text_features(regime: Regime) -> Array:
     features = np.random.default_rng([_SEED, _TEXT]).standard_normal(
         (NUM_CLASSES, regime.width), dtype=np.float32
     )
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
+    norms: Array = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / norms
 
 
 def lora_arrays(regime: Regime) -> dict[str, Array]:
@@ -131,8 +132,8 @@ def operations_per_image(regime: Regime, *, minimum: bool) -> int:
 
     Counted are the products: forward through the frozen net, the gradient with respect to the activations
     back to the first LoRA layer (so none through the stem and the first frozen qkv), and the LoRA factors'
-    products and gradients. ``minimum=False`` takes all tokens through every block; ``minimum=True`` takes only
-    the class token past the keys and values of the last block, which are all that its output depends on.
+    products and gradients. ``minimum=False`` takes all tokens through every block; ``minimum=True``
+    takes only the class token past the last block's keys and values, since the features read no other.
     """
     D, R, T = regime.width, LORA_RANK, regime.num_patches + 1
     total = 2 * regime.num_patches * CHANNELS * regime.patch_size**2 * D

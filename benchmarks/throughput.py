@@ -72,7 +72,7 @@ class Run:
         return [python, "-m", self.contender.module, *itertools.chain.from_iterable(options.items())]
 
 
-class Failed(RuntimeError):
+class FailedError(RuntimeError):
     """A contender ended without a report; the message has the end of what it printed."""
 
 
@@ -89,13 +89,13 @@ def execute(run: Run, python: str, rounds: int, out: Path) -> tuple[dict[str, An
     try:
         printed, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
-        raise Failed(f"{run.label}: no end after {TIMEOUT_SECONDS:.0f} s") from None
+        raise FailedError(f"{run.label}: no end after {TIMEOUT_SECONDS:.0f} s") from None
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if process.returncode != 0:
-        raise Failed(f"{run.label}: exit code {process.returncode}\n{printed[-2000:]}")
+        raise FailedError(f"{run.label}: exit code {process.returncode}\n{printed[-2000:]}")
     report: dict[str, Any] = json.loads(Path(f"{out}.json").read_text())
     return report, load_factors(Path(f"{out}.npz"), run.regime)
 
@@ -110,7 +110,7 @@ def measure(runs: list[Run], python: str, rounds: int, passes: int, console: Con
                 continue
             try:
                 report, factors = execute(run, python, rounds, Path(folder) / "result")
-            except Failed as failure:
+            except FailedError as failure:
                 console.print(str(failure), style="red")
                 merged[run] = {"label": run.label, "contender": run.contender.name, "error": str(failure)}
                 continue
@@ -178,7 +178,7 @@ def problems(reports: list[dict[str, Any]]) -> list[str]:
     failed = [report["label"] for report in reports if "error" in report]
     measured = [report for report in reports if "error" not in report and report["precision"] == "fp32"]
     disagree = [
-        f"{report['contender']} {report['regime']}: factors differ by {report['difference']:.1e} of their change"
+        f"{report['contender']} {report['regime']}: differs by {report['difference']:.1e} of the change"
         for report in measured
         if report["difference"] > FP32_LIMIT
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from benchmarks.machine import package_versions
 from benchmarks.regimes import REGIMES, Regime
 
 # Set by a contender that starts further processes, so that start-up counts from the first of them.
@@ -103,6 +104,7 @@ def write_report(contender: str, settings: Settings, outcome: Outcome) -> None:
         "clients_per_s": regime.num_clients / mean_seconds,
         "images_per_s": regime.images_per_round / mean_seconds,
         "peak_rss_bytes": outcome.peak_rss_bytes,
+        "versions": package_versions(),
         "startup_s": outcome.first_step_at - process_started_at(),
     }
     settings.out.parent.mkdir(parents=True, exist_ok=True)
