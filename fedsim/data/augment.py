@@ -17,7 +17,7 @@ NUM_DRAWS = 6  # random numbers per image, enough for all changes together
 def augment(images: Tensor, names: Sequence[str], draws: Tensor) -> Tensor:
     """Return new images (N, C, H, W) with the named changes, in that order; the input is left as it is.
 
-    ``draws`` (N, NUM_DRAWS): uniform numbers in [0, 1); each change reads columns of its own, so that what one
+    ``draws`` (N, NUM_DRAWS): uniform numbers in [0, 1); each change reads columns of its own, so what one
     change draws does not depend on which others are on.
     """
     columns = [draw.view(-1, 1, 1, 1) for draw in draws.unbind(1)]
