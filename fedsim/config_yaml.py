@@ -36,7 +36,7 @@ class ConfigLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Refuse aliases: they can make a small file expand without bound, or contain itself."""
         if self.check_event(yaml.AliasEvent):
-            event: yaml.Event = self.get_event()  # type: ignore[no-untyped-call]
+            event: Any = self.get_event()  # type: ignore[no-untyped-call]
             raise ConstructorError(None, None, "an alias (*name)", event.start_mark)
         return super().compose_node(parent, index)
 
@@ -99,10 +99,9 @@ def parse(text: str, where: str) -> Any:
         return yaml.load(text, ConfigLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        position = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(
-            where, f"{error.problem or error.context}{position}", "plain YAML (spaces, no tabs)"
-        ) from None
+        position = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        problem = str(error.problem or error.context).removeprefix("found ")
+        raise UserError(where, problem + position, "plain YAML (spaces, no tabs)") from None
     except yaml.YAMLError as error:
         raise UserError(where, " ".join(str(error).split()), "plain YAML") from None
     except RecursionError:

@@ -1,7 +1,9 @@
 """Writing files that are either the old one or the whole new one, whatever happens in between."""
 
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Write ``obj`` atomically as indented JSON; ValueError where it holds nan or inf, which JSON has not."""
-    text = json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False)
+    """Write ``obj`` atomically as indented JSON; nan and inf, which JSON has not, become null."""
+    text = json.dumps(finite(obj), indent=2, allow_nan=False, ensure_ascii=False)
     write_atomic(path, (text + "\n").encode())
+
+
+def finite(obj: Any) -> Any:
+    """A copy of JSON-like data with null in place of nan and inf."""
+    if isinstance(obj, float):
+        return obj if math.isfinite(obj) else None
+    if isinstance(obj, Mapping):
+        return {key: finite(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [finite(value) for value in obj]
+    return obj

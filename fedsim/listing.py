@@ -1,0 +1,93 @@
+"""What ``launch.py list`` shows: rows of a name and a line about it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fedsim.config_data import DATA_NAMES
+
+ROOT = Path(__file__).parent.parent
+Rows = list[tuple[str, str]]
+
+MODELS: Rows = [
+    ("packaged:vit_small_dino", "ViT-S/14 with pretrained weights from a package registry; needs no hub"),
+    (
+        "timm:NAME",
+        "a ViT of timm, such as timm:vit_base_patch16_224.augreg_in21k, or fresh with weights: random",
+    ),
+    (
+        "open_clip:NAME",
+        "image and text tower, such as open_clip:ViT-B-32; the class prompts are the classifier",
+    ),
+    (
+        "open_clip:hf-hub:ID",
+        "such as open_clip:hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
+    ),
+    ("open_clip:local-dir:PATH", "a folder with open_clip_config.json and the weights as safetensors"),
+    (
+        "search timm",
+        "python -c \"import timm; print(*timm.list_models('vit*dino*', pretrained=True), sep='\\n')\"",
+    ),
+    ("search open_clip", "python -c \"import open_clip; print(*open_clip.list_models(), sep='\\n')\""),
+]
+DATA = {
+    "brain_mri": "brain MRI slices, tumour or none (packaged; sites by image size)",
+    "dermoscopy_pairs": "pairs of skin patches side by side, similar or not (packaged)",
+    "digits": "8x8 handwritten digits of scikit-learn; no download",
+    "image_folder": "your own images: ROOT/CLASS/*.png, or ROOT/{train,val,test}/CLASS/*.png",
+    "medmnist:pathmnist": "colon pathology, 9 classes",
+    "medmnist:chestmnist": "chest X-ray, 14 findings",
+    "medmnist:dermamnist": "dermatoscopy, 7 classes",
+    "medmnist:octmnist": "retinal OCT, 4 classes",
+    "medmnist:pneumoniamnist": "chest X-ray, pneumonia or none",
+    "medmnist:retinamnist": "fundus photographs, 5 grades",
+    "medmnist:breastmnist": "breast ultrasound, malignant or not",
+    "medmnist:bloodmnist": "blood cell microscopy, 8 classes",
+    "medmnist:tissuemnist": "kidney cortex microscopy, 8 classes",
+    "medmnist:organamnist": "abdominal CT, axial, 11 organs",
+    "medmnist:organcmnist": "abdominal CT, coronal, 11 organs",
+    "medmnist:organsmnist": "abdominal CT, sagittal, 11 organs",
+}
+
+
+def list_algorithms() -> Rows:
+    """The known methods."""
+    from algorithms import METHODS
+
+    mine = ("package.module.Class", "your own method, by its import path")
+    return [*((name, method.summary) for name, method in METHODS.items()), mine]
+
+
+def list_models() -> Rows:
+    """The forms of a model name, with examples, and how to search for more."""
+    return MODELS
+
+
+def list_data() -> Rows:
+    """The data sets."""
+    return [(name, DATA[name]) for name in DATA_NAMES]
+
+
+def list_assets() -> Rows:
+    """The packaged images and weights, with their source and licence."""
+    from fedsim.data.assets import ASSETS
+
+    return [(name, f"{asset.requirement}; {asset.source}; {asset.licence}") for name, asset in ASSETS.items()]
+
+
+def list_configs() -> Rows:
+    """The experiments in configs/, each with the comment on its first line."""
+    files = sorted((ROOT / "configs").glob("*.yaml"))
+    firsts = [(file.read_text().splitlines() or [""])[0] for file in files]
+    return [
+        (f"configs/{file.name}", first.lstrip("# ") if first.startswith("#") else "")
+        for file, first in zip(files, firsts, strict=True)
+    ]
+
+
+LISTINGS: dict[str, Callable[[], Rows]] = {
+    "algorithms": list_algorithms,
+    "models": list_models,
+    "data": list_data,
+    "assets": list_assets,
+    "configs": list_configs,
+}

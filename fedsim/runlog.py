@@ -1,0 +1,224 @@
+"""The run folder. Rank 0 writes it; on the other ranks every method does nothing.
+
+metrics.jsonl and clients.jsonl hold only what follows from the config, the same bits for any number of ranks;
+every second and every byte on the wire goes to timings.jsonl.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from comm import Group
+from fedsim.config import Config, dump_config, load_config
+from fedsim.config_errors import show
+from fedsim.environment import environment
+from fedsim.errors import UserError
+from fedsim.files import finite, sync_folder, write_atomic, write_json
+from fedsim.screen import Screen, metrics_table
+
+TABLES = ("metrics", "clients", "timings")
+
+
+class Round(Protocol):
+    """What ``end_round`` takes: the rows of one round for the three tables."""
+
+    row: dict[str, Any]
+    client_rows: list[dict[str, Any]]
+    timing: dict[str, Any]
+
+    def close(self) -> None:
+        """Complete ``timing``."""
+
+
+class RunLog:
+    """The files of one run and what a person sees of it. Use as a context manager, or end with ``finish``."""
+
+    def __init__(self, folder: Path, config: Config, group: Group, resume: bool) -> None:
+        """Claim ``folder``; UserError if it holds another run, or this one and ``resume`` is false."""
+        self.folder = folder
+        self._is_writer = group.is_server
+        self._writer: Any = None
+        if not self._is_writer:
+            return
+        claim_folder(folder, config, resume)
+        self._screen = Screen(config.rounds)
+        _write_environment(folder / "environment.json", environment(group))
+        plural = "" if group.num_ranks == 1 else "s"
+        self.message(
+            f"{folder}: {group.num_ranks} rank{plural}, backend {group.backend}, device {group.device}"
+        )
+
+    def truncate(self, round: int) -> None:
+        """Drop the rows of all rounds after ``round``: the run goes on from there and writes them again."""
+        if self._is_writer:
+            for table in TABLES:
+                truncate_rows(self.folder / f"{table}.jsonl", round)
+
+    def message(self, text: str) -> None:
+        """Show one line to the person who waits."""
+        if self._is_writer:
+            self._screen.message(text)
+
+    def start_round(self, round: int) -> None:
+        """Note that ``round``, counted from 1, begins."""
+        if self._is_writer:
+            self._screen.start_round(round)
+
+    def progress(self, text: str) -> None:
+        """Show what goes on inside the round."""
+        if self._is_writer:
+            self._screen.progress(text)
+
+    def end_round(self, record: Round) -> None:
+        """Append the round's rows; they are on disk when this returns."""
+        record.close()
+        if not self._is_writer:
+            return
+        rows = zip(TABLES, ([record.row], record.client_rows, [record.timing]), strict=True)
+        for table, new in rows:
+            append_rows(self.folder / f"{table}.jsonl", new)
+        self._write_scalars(record.row)
+        self._screen.end_round(record.row, record.timing["seconds"])
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Write results.json, and show the final table and where the run folder is."""
+        self.close()
+        if not self._is_writer:
+            return
+        write_json(self.folder / "results.json", results)
+        metrics, timings = (read_rows(self.folder / f"{name}.jsonl") for name in ("metrics", "timings"))
+        title = (
+            f"{results['status']} after round {results['rounds']}, metrics of round {results['best_round']}"
+        )
+        self._screen.console.print(metrics_table(results, title))
+        self._screen.console.print(
+            f"per round: {_mean(timings, 'seconds'):.2f} seconds, "
+            f"{_mean(metrics, 'bytes_up'):,.0f} bytes up, {_mean(metrics, 'bytes_down'):,.0f} bytes down",
+            f"run folder: {self.folder}",
+            sep="\n",
+            markup=False,
+            soft_wrap=True,
+        )
+
+    def close(self) -> None:
+        """Give back the terminal and the TensorBoard file."""
+        if self._is_writer:
+            self._screen.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write_scalars(self, row: Mapping[str, Any]) -> None:
+        round = row["round"]
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # late: slow to import
+
+            # what an earlier start logged from this round on is about to be logged again
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=round)
+        for name, value in flatten(row, "/").items():
+            if name != "round" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, round)
+        self._writer.flush()
+
+
+def claim_folder(folder: Path, config: Config, resume: bool) -> None:
+    """Create the run folder with its config.yaml, or check that it is the same run and may be resumed."""
+    where = str(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # a start that was killed in here leaves a temporary file, and nothing else
+        is_used = any(entry.suffix != ".tmp" for entry in folder.iterdir())
+        if not is_used:
+            write_atomic(folder / "config.yaml", dump_config(config).encode())
+            return
+    except OSError as error:
+        raise UserError(where, error.strerror or str(error), "a folder that can be written") from None
+    if not resume:
+        raise UserError(where, "a folder that is in use", "--resume to go on with it, or another --out DIR")
+    if not (folder / "config.yaml").is_file():
+        raise UserError(where, "files, but no config.yaml", "a run folder, or another --out DIR")
+    _require_same(folder / "config.yaml", config)
+
+
+def _require_same(file: Path, config: Config) -> None:
+    """UserError naming the first key in which ``config`` differs from the one in ``file``."""
+    before = flatten(load_config(file).model_dump(mode="json"), ".")
+    now = flatten(config.model_dump(mode="json"), ".")
+    for key in [*before, *now]:
+        missing = object()
+        old, new = before.get(key, missing), now.get(key, missing)
+        if old != new:
+            shown = ["nothing" if value is missing else show(value) for value in (new, old)]
+            raise UserError(f"--resume: {key}", shown[0], f"{shown[1]} as in {file}")
+
+
+def flatten(data: Mapping[Any, Any], separator: str) -> dict[str, Any]:
+    """Nested mappings as one level, their keys joined."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        inner = flatten(value, separator) if isinstance(value, Mapping) and value else {"": value}
+        flat |= {separator.join(filter(None, (str(key), name))): leaf for name, leaf in inner.items()}
+    return flat
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows to a JSONL file, durably. Floats read back equal; nan and inf become null."""
+    text = "".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in rows)
+    is_new = not path.exists()
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    if is_new:
+        sync_folder(path.parent)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file, none where there is no file; a torn last line is left out.
+
+    Raises UserError where another line is no JSON object with a round.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    rows: list[dict[str, Any]] = []
+    for place, line in enumerate(lines[:-1], start=1):  # a kill may leave a last line without its newline
+        try:
+            row = json.loads(line)
+            row["round"] + 0
+        except (ValueError, TypeError, KeyError):
+            raise UserError(
+                f"{path} line {place}", show(line.decode(errors="replace")), "a JSON row"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def truncate_rows(path: Path, round: int) -> None:
+    """Drop the rows after ``round`` and a torn last line; the rows before keep their bytes."""
+    if path.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line, row in zip(lines, read_rows(path), strict=False) if row["round"] <= round]
+        if len(kept) < len(lines):
+            write_atomic(path, b"".join(kept))
+
+
+def _write_environment(path: Path, facts: dict[str, Any]) -> None:
+    """Write the facts about this start, and keep those about earlier ones."""
+    if path.exists():
+        previous = json.loads(path.read_text())
+        facts["earlier_starts"] = [*previous.pop("earlier_starts", []), previous]
+    write_json(path, facts)
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
+    return float(sum(row[key] for row in rows)) / max(len(rows), 1)

@@ -1,0 +1,116 @@
+"""The only entry point: ``python launch.py``, ``torchrun ... launch.py`` and ``srun python launch.py`` alike.
+
+Parses the command line and calls fedsim. What needs torch is imported inside the verbs, so that help and
+mistakes in a config answer at once.
+"""
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from fedsim.config import load_config
+from fedsim.errors import UserError
+from fedsim.listing import LISTINGS
+
+IS_FIRST_RANK = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+Listing = Literal["algorithms", "models", "data", "assets", "configs"]
+
+
+class Checkpoint(StrEnum):
+    """Which saved state to evaluate."""
+
+    BEST = "best"
+    LAST = "last"
+
+
+class Verbs(TyperGroup):
+    """Turns a UserError, which all ranks meet alike, into one line of the first rank and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            if IS_FIRST_RANK:
+                print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=Verbs,
+    help="Federated learning for medical imaging, simulated on many processes.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as rounds=1 train.lr=1e-3."),
+]
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name> if not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if any.")] = False,
+) -> None:
+    """Run an experiment."""
+    settings = load_config(config, overrides or [])
+    from fedsim import server
+
+    server.run(settings, out or Path("runs") / settings.name, resume)
+
+
+@app.command()
+def check(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Check config and data and show the plan; trains nothing."""
+    settings = load_config(config, overrides or [])
+    from fedsim import plan
+
+    rows = plan.describe(settings)
+    if IS_FIRST_RANK:
+        show_rows(rows)
+
+
+@app.command("list")
+def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
+    """List what there is to choose from."""
+    if IS_FIRST_RANK:
+        show_rows(LISTINGS[what]())
+
+
+@app.command()
+def evaluate(
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")
+    ],
+    checkpoint: Annotated[Checkpoint, typer.Option(help="Which saved state.")] = Checkpoint.BEST,
+) -> None:
+    """Evaluate a run's saved model."""
+    from fedsim import server
+    from fedsim.screen import make_console, metrics_table
+
+    metrics = server.evaluate_run(run_dir, checkpoint.value)
+    if IS_FIRST_RANK:
+        make_console().print(metrics_table(metrics, f"{run_dir}, {checkpoint.value} checkpoint"))
+
+
+def show_rows(rows: list[tuple[str, str]]) -> None:
+    """Print names and what belongs to them in two columns, unbroken when piped into another program."""
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        print(f"{name:{width}}  {text}")
+
+
+if __name__ == "__main__":
+    app()
