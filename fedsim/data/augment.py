@@ -4,7 +4,7 @@ N images, C channels, H rows, W columns (H = W). Values are floats in [0, 1], be
 The random numbers come from outside, since each client of a block has a stream of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def _color(images: Tensor, draw_brightness: Tensor, draw_contrast: Tensor) -> Te
     return ((bright - mean) * contrast + mean).clamp(0, 1)
 
 
-AUGMENTATIONS = {
+AUGMENTATIONS: dict[str, tuple[Callable[..., Tensor], slice]] = {
     "flip": (_flip, slice(0, 1)),
     "rotate90": (_rotate90, slice(1, 2)),
     "crop": (_crop, slice(2, 4)),

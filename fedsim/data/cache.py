@@ -42,7 +42,7 @@ def cached_folder(name: str, key: object, build: Callable[[Path], None]) -> Path
     folder = cache_root() / f"{name}-{digest}"
     if folder.is_dir():
         return folder
-    with _alone(cache_root() / f".{folder.name}.lock"):
+    with alone(cache_root() / f".{folder.name}.lock"):
         if not folder.is_dir():
             _build_and_rename(folder, build)
     return folder
@@ -64,7 +64,8 @@ def _build_and_rename(folder: Path, build: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def alone(lock: Path) -> Iterator[None]:
+    """Hold the lock of that name, which ends with its holder; processes that want it too wait."""
     with lock.open("w") as file:
         with suppress(
             OSError

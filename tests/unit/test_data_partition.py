@@ -164,8 +164,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_the_words_of_the_config_are_the_partitions() -> None:
     from fedsim.config import ClientsConfig
 
+    needed: dict[str, dict[str, Any]] = {
+        "dirichlet": {"alpha": 0.5},
+        "shards": {"per_client": 1},
+        "file": {"path": "p.json"},
+    }
     for name in PARTITIONS:
-        needed = {"dirichlet": {"alpha": 0.5}, "shards": {"per_client": 1}, "file": {"path": "p.json"}}
         assert ClientsConfig.model_validate({"count": 2, "partition": {"name": name, **needed.get(name, {})}})
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fedsim.config_data import MEDMNIST_FLAGS
 from fedsim.config_errors import nearest
-from fedsim.data.cache import cached_folder, load_mapped
+from fedsim.data.cache import alone, cache_root, cached_folder, load_mapped
 from fedsim.data.dataset import Indices, Pixels, Source
 from fedsim.data.images import resized
 from fedsim.data.splits import NAMES
@@ -66,7 +66,9 @@ def _find(flag: str, side: int, root: str | None) -> Path:
     if not folder.is_dir():
         raise UserError(f"data.root {folder}", "no such folder", f"a folder with (or for) {path.name}")
     try:
-        _download(flag, side, path)
+        with alone(cache_root() / f".{path.name}.lock"):
+            if not path.is_file():  # while this process waited, another may have downloaded it
+                _download(flag, side, path)
     except (OSError, RuntimeError) as error:
         raise UserError(
             str(path),
