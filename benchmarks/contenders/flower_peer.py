@@ -1,6 +1,7 @@
 """Flower's simulation engine: FedAvg over Ray actors, one client at a time in each actor.
 
-Uses ``start_simulation``: the newer engine hands messages on by polling, which would count against Flower.
+Uses ``start_simulation``: the newer engine looks for messages every tenth of a second, which would count
+against Flower.
 """
 
 import logging
@@ -21,6 +22,7 @@ from benchmarks.contenders.common import (
 os.environ |= {
     "FLWR_TELEMETRY_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's own default puts its workers behind everything else on the machine
     "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
 }
 
