@@ -9,6 +9,7 @@ import difflib
 import json
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,15 @@ from torch import Tensor, nn
 
 from fedsim.config import ModelConfig
 from fedsim.errors import UserError
-from fedsim.models.hub import hub_access
+from fedsim.models.hub import hub_access, user_errors
 from fedsim.models.timm_vit import TimmTower, check_divides, feature_width, is_sliceable
 from fedsim.models.tower import Encoder, VisionTower
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 HUB, FOLDER = "hf-hub:", "local-dir:"
 CONFIG_FILE = "open_clip_config.json"
-ROUTES = (
-    "a reachable model hub or its local cache; else open_clip:local-dir:PATH, a folder with the model's "
-    f"{CONFIG_FILE}, its weights and, for a Hugging Face text tower, its config.json and tokenizer"
-)
+CONTENT = f"a folder with the model's {CONFIG_FILE}, weights, and a BERT's config.json and tokenizer"
+ROUTES = f"a reachable model hub or its local cache; else open_clip:local-dir:PATH, {CONTENT}"
 
 
 class ClipTower(VisionTower):
@@ -57,7 +56,7 @@ def build_clip(config: ModelConfig, image_size: int) -> nn.Module:
     """The whole open_clip model; initial values, where random, come from torch's global stream."""
     name = _name(config)
     random = config.weights == "random"
-    with hub_access(f"model.name {config.name}", ROUTES):
+    with _access(name):
         model: nn.Module = open_clip.create_model(
             name,
             pretrained=_pretrained(name, config.weights),
@@ -70,6 +69,12 @@ def build_clip(config: ModelConfig, image_size: int) -> nn.Module:
     return model
 
 
+def _access(name: str) -> AbstractContextManager[None]:
+    """UserErrors for what fails inside; a folder holds all it needs, so the hub is not even asked."""
+    where = f"model.name open_clip:{name}"
+    return user_errors(where, CONTENT) if name.startswith(FOLDER) else hub_access(where, ROUTES)
+
+
 def _name(config: ModelConfig) -> str:
     """The name as open_clip takes it; UserError unless it is a folder, on the hub, or known."""
     name = config.name.removeprefix("open_clip:")
@@ -78,7 +83,7 @@ def _name(config: ModelConfig) -> str:
     if name.startswith(FOLDER):
         file = Path(name.removeprefix(FOLDER)) / CONFIG_FILE
         if not file.is_file():
-            raise UserError("model.name", f"no file {file}", f"a folder with {CONFIG_FILE} and weights")
+            raise UserError("model.name", f"no file {file}", CONTENT)
         return name
     name = name.replace("/", "-")
     if name not in (known := open_clip.list_models()):
@@ -88,7 +93,7 @@ def _name(config: ModelConfig) -> str:
 
 
 def _pretrained(name: str, weights: str | None) -> str | None:
-    """What open_clip calls ``pretrained``: a tag, or a file that exists; None where the name brings the weights."""
+    """What open_clip calls ``pretrained``: a tag or a file; None where the name brings the weights."""
     if weights == "random":
         return None
     if name.startswith((HUB, FOLDER)):
@@ -103,13 +108,16 @@ def _pretrained(name: str, weights: str | None) -> str | None:
 
 
 def _own_text_config(name: str) -> dict[str, Any]:
-    """Let a Hugging Face text tower take its config.json from the model's folder, where there is one."""
-    folder = Path(name.removeprefix(FOLDER))
-    if not name.startswith(FOLDER) or not (folder / "config.json").is_file():
+    """Let a local model's Hugging Face text tower take its config.json from the folder, not the hub."""
+    if not name.startswith(FOLDER):
         return {}
+    folder = Path(name.removeprefix(FOLDER))
     text: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text("utf-8"))["model_cfg"]["text_cfg"]
-    own = {"hf_model_name": str(folder), "hf_model_pretrained": False}
-    return {"text_cfg": text | own} if "hf_model_name" in text else {}
+    if "hf_model_name" not in text:
+        return {}
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}", "no config.json", f"that of the text tower, {text['hf_model_name']}")
+    return {"text_cfg": text | {"hf_model_name": str(folder), "hf_model_pretrained": False}}
 
 
 def encoder_of_clip(model: Any, config: ModelConfig, image_size: int, class_names: Sequence[str]) -> Encoder:
@@ -139,7 +147,7 @@ def encoder_of_clip(model: Any, config: ModelConfig, image_size: int, class_name
 
 def _text_features(model: Any, config: ModelConfig, class_names: Sequence[str]) -> Tensor:
     prompts = [config.prompt.replace("{}", name) for name in class_names]
-    with hub_access(f"model.name {config.name}", f"the model's tokenizer: {ROUTES}"):
+    with _access(_name(config)):
         tokenizer = open_clip.get_tokenizer(_name(config))
     with torch.no_grad():
         return F.normalize(model.encode_text(tokenizer(prompts)), dim=-1)

@@ -1,6 +1,7 @@
 """From the ``model`` section of a config to an Encoder."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -53,4 +54,4 @@ def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str
             "packaged:vit_small_dino, a timm VisionTransformer, or an open_clip ViT; else train: head or all",
         )
     encoder.net.requires_grad_(config.train == "all")
-    return encoder
+    return replace(encoder, seed=seed)

@@ -1,20 +1,32 @@
-"""Building library models with UserErrors: one line with the cause, no minutes of retries without a network."""
+"""Building library models: failures become one line with the cause, without minutes of retries."""
 
 import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 
 from huggingface_hub import constants, get_session
+from safetensors import SafetensorError
 
 from fedsim.errors import UserError
 
 PROBE_TIMEOUT_SECONDS = 5.0
 CAUSE_CHARACTERS = 300
+FAILURES = (  # that timm, open_clip, transformers and the hub raise for what a user gave them
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AssertionError,
+    SafetensorError,
+    UnpicklingError,
+)
 
 
 @functools.cache
-def _hub_problem() -> str | None:
+def hub_problem() -> str | None:
     """Why the model hub cannot be reached; None if it answers. Asked once per process."""
     try:
         get_session().head(constants.ENDPOINT, timeout=PROBE_TIMEOUT_SECONDS)
@@ -29,7 +41,7 @@ def hub_access(where: str, expected: str) -> Iterator[None]:
 
     Its client would retry every file for half a minute; one probe spares that.
     """
-    problem = _hub_problem()
+    problem = hub_problem()
     before, silenced = constants.HF_HUB_OFFLINE, logging.root.manager.disable
     constants.HF_HUB_OFFLINE = before or problem is not None
     logging.disable(logging.ERROR)  # open_clip and the hub log what the UserError will say
@@ -48,6 +60,6 @@ def user_errors(where: str, expected: str, circumstance: str | None = None) -> I
         yield
     except UserError:
         raise
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
+    except FAILURES as error:
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:CAUSE_CHARACTERS]}"
         raise UserError(where, f"{circumstance}; {cause}" if circumstance else cause, expected) from error

@@ -53,7 +53,8 @@ class Encoder:
     ``net`` maps (N, 3, image_size, image_size) float images, normalised by ``mean`` and ``std`` (of values in
     0..1), to (N, width) features. It is in eval mode; its parameters require gradients only with ``train:
     all``. ``text_features`` (C, width), rows of norm one, and ``logit_scale``, the natural logarithm of the
-    factor before the cosine, belong to the text classifier and are None without it.
+    factor before the cosine, belong to the text classifier and are None without it. ``seed`` is what random
+    weights were drawn from.
     """
 
     net: nn.Module
@@ -63,6 +64,7 @@ class Encoder:
     image_size: int
     text_features: Tensor | None = None
     logit_scale: float | None = None
+    seed: int = 0
 
     @property
     def tower(self) -> VisionTower | None:

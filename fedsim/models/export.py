@@ -1,0 +1,169 @@
+"""Writing the trained LoRA factors as a PEFT adapter for the library's own, unmodified model.
+
+A layer of S slices (q, k and v of a fused projection, otherwise one), of which G were targeted, gets one
+pair of matrices of rank G * R: the A factors below each other, the B factors as blocks, zero for untargeted
+slices. lora_alpha grows with the rank, so that their quotient, the scaling, stays (Hu et al., LoRA, ICLR
+2022, equation 3).
+
+Shapes: G targeted of S slices of a layer's output, R LoRA rank, D input width, O width of one slice.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from torch import Tensor
+
+from fedsim.config import LoraConfig, ModelConfig
+from fedsim.files import write_atomic, write_json
+from fedsim.models.attention import ClipAttention
+from fedsim.models.tower import Encoder, VisionTower
+
+QKV = ("q", "k", "v")
+IN_PROJ, OUT_PROJ = "", ".base_layer.out_proj"  # where peft's MultiheadAttention keeps its two pairs
+
+Pair = tuple[Tensor, Tensor]
+
+README = """# LoRA adapter for {name}
+
+`adapter_model.safetensors` holds the low-rank factors, `head.safetensors` the classifier. To load both, in
+the root of fedsim:
+
+```python
+import peft, safetensors.torch, torch.nn.functional as F
+from fedsim.config import ModelConfig
+from fedsim.models.encoders import library_model
+config = ModelConfig(name={name!r}, weights={weights!r}, options={options!r})
+base = library_model(config, image_size={size}, seed={seed}).eval()
+model = peft.PeftModel.from_pretrained(base, FOLDER).eval()
+head = safetensors.torch.load_file(FOLDER + "/head.safetensors")
+logits = {logits}
+```
+
+FOLDER is the folder of this file. `images` are floats (N, 3, {size}, {size}): values in 0..1, minus the mean
+{mean}, divided by {std}. The classes have the order of the data set's class names.
+"""
+LINEAR_LOGITS = 'F.linear({features}, head["weight"], head["bias"])'
+TEXT_LOGITS = 'head["logit_scale"].exp() * F.normalize({features}, dim=-1) @ head["text_features"].T'
+
+
+class Trained(Protocol):
+    """What is exported: a config with a ``lora`` section, and the encoder that was built from it."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def encoder(self) -> Encoder: ...
+
+
+def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained) -> None:
+    """Make ``peft.PeftModel.from_pretrained(library_model(...), folder)`` give the trained encoder's outputs.
+
+    ``params`` has ``<path>.lora_a`` (G, R, D) and ``<path>.lora_b`` (G, O, R) for each adapted layer of the
+    tower, slices in the order q, k, v, and the classifier: ``head.weight`` and ``head.bias``, or
+    ``logit_scale`` where that was trained. The classifier goes to head.safetensors, and README.md says how to
+    load all of it.
+    """
+    lora, tower = model.config.lora, model.encoder.tower
+    assert lora is not None, "only LoRA makes an adapter"
+    assert tower is not None, "load_encoder refuses LoRA without a tower"
+    adapters = _adapters(tower, params, lora)
+    tensors = {
+        f"base_model.model.{path}{inner}.lora_{letter}.weight": matrix
+        for path, pairs in adapters.items()
+        for inner, pair in pairs.items()
+        for letter, matrix in zip("AB", pair, strict=True)
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "adapter_model.safetensors", _serialised(tensors))
+    write_atomic(folder / "head.safetensors", _serialised(_head(params, model.encoder)))
+    write_json(folder / "adapter_config.json", _peft_config(adapters, lora, model.config.name))
+    write_atomic(folder / "README.md", _readme(model.config, model.encoder).encode())
+
+
+def _adapters(
+    tower: VisionTower, params: Mapping[str, Tensor], lora: LoraConfig
+) -> dict[str, dict[str, Pair]]:
+    """For every module that peft replaces, by its path in the library's model, the pairs (A, B) it holds."""
+    adapters: dict[str, dict[str, Pair]] = {}
+    fused: dict[str, dict[str, Pair]] = {}
+    for path in (name.removesuffix(".lora_a") for name in params if name.endswith(".lora_a")):
+        pair = _one_pair(path, params[f"{path}.lora_a"].cpu(), params[f"{path}.lora_b"].cpu(), lora)
+        parent, _, word = path.rpartition(".")
+        if isinstance(tower.get_submodule(parent), ClipAttention):
+            fused.setdefault(tower.source_path(parent), {})[word] = pair
+        else:
+            adapters[tower.source_path(path)] = {"": pair}
+    return adapters | {path: _both_projections(pairs) for path, pairs in fused.items()}
+
+
+def _one_pair(path: str, a_GRD: Tensor, b_GOR: Tensor, lora: LoraConfig) -> Pair:
+    """One A (G * R, D) and one B (S * O, G * R) for all slices of a layer."""
+    slices, num_slices = [0], 1
+    if path.endswith(".qkv") and set(QKV) & set(lora.target):
+        slices, num_slices = [QKV.index(word) for word in QKV if word in lora.target], 3
+    num_targeted, width, rank = b_GOR.shape
+    b_SOGR = b_GOR.new_zeros(num_slices, width, num_targeted, rank)
+    b_SOGR[slices, :, range(num_targeted)] = b_GOR
+    return a_GRD.flatten(0, 1), b_SOGR.flatten(0, 1).flatten(1, 2)
+
+
+def _both_projections(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
+    """The pairs of an nn.MultiheadAttention, of which peft adapts both projections at one rank."""
+    rank = max(len(a) for a, _ in pairs.values())
+    width = next(a.shape[1] for a, _ in pairs.values())
+    both = {}
+    for word, place, rows in (("qkv", IN_PROJ, 3 * width), ("proj", OUT_PROJ, width)):
+        a, b = pairs.get(word, (torch.zeros(0, width), torch.zeros(rows, 0)))
+        both[place] = F.pad(a, (0, 0, 0, rank - len(a))), F.pad(b, (0, rank - b.shape[1]))
+    return both
+
+
+def _peft_config(adapters: Mapping[str, Mapping[str, Pair]], lora: LoraConfig, name: str) -> dict[str, Any]:
+    """The entries of peft's LoraConfig that differ from its defaults."""
+    ranks = {path: max(len(a) for a, _ in pairs.values()) for path, pairs in adapters.items()}
+    common = min(ranks.values())
+    others = {re.escape(path): rank for path, rank in ranks.items() if rank != common}
+    scaling = lora.lora_alpha / lora.r
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": name,
+        "inference_mode": True,
+        "target_modules": list(adapters),
+        "r": common,
+        "lora_alpha": scaling * common,
+        "rank_pattern": others,
+        "alpha_pattern": {path: scaling * rank for path, rank in others.items()},
+    }
+
+
+def _head(params: Mapping[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
+    if encoder.text_features is None:
+        return {part: params[f"head.{part}"] for part in ("weight", "bias")}
+    scale = params.get("logit_scale", torch.tensor(encoder.logit_scale))
+    return {"text_features": encoder.text_features, "logit_scale": scale}
+
+
+def _readme(config: ModelConfig, encoder: Encoder) -> str:
+    whole_clip = config.name.startswith("open_clip:")
+    features = "model.encode_image(images, normalize=False)" if whole_clip else "model(images)"
+    return README.format(
+        name=config.name,
+        weights=config.weights,
+        options=config.options,
+        size=encoder.image_size,
+        seed=encoder.seed,
+        logits=(LINEAR_LOGITS if encoder.text_features is None else TEXT_LOGITS).format(features=features),
+        mean=encoder.mean,
+        std=encoder.std,
+    )
+
+
+def _serialised(tensors: Mapping[str, Tensor]) -> bytes:
+    content: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    return content
