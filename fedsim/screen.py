@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar on a terminal, dated lines elsewhere, a table at the end."""
+"""What a person sees of a run: a line per round, a progress bar on a terminal, and a table at the end."""
 
 import sys
 import time
@@ -29,36 +29,33 @@ class Screen:
         self._num_rounds = num_rounds
         self.console = make_console()
         self._bar: Progress | None = None
-        self._last = ""
 
     def message(self, text: str) -> None:
-        """Show one line that stays."""
+        """Show one line that stays; in a file it begins with the time."""
         if sys.stdout.isatty():
-            self.console.print(Text(text))
+            self.console.print(Text(text), soft_wrap=True)
         else:
             print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}", flush=True)
 
     def start_round(self, round: int) -> None:
         """Show that ``round``, counted from 1, begins."""
         if self._bar is None and sys.stdout.isatty():
-            columns = (TextColumn("round"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            columns = (TextColumn("rounds"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
             self._bar = Progress(
                 *columns, TextColumn("{task.description}", markup=False), console=self.console
             )
             self._bar.add_task("", total=self._num_rounds)
             self._bar.start()
-        self._show(round - 1, self._last)
+        self._show(round - 1, "")
 
     def progress(self, text: str) -> None:
         """Show what goes on inside the round; lines in a file leave it out."""
-        self._show(None, f"{text}  {self._last}")
+        self._show(None, text)
 
     def end_round(self, row: Mapping[str, Any], seconds: float) -> None:
         """Show a finished round's metrics."""
-        self._last = summary(row)
-        self._show(row["round"], self._last)
-        if self._bar is None:
-            self.message(f"round {row['round']}/{self._num_rounds}  {self._last}  seconds {seconds:.2f}")
+        self._show(row["round"], "")
+        self.message(f"round {row['round']}/{self._num_rounds}  {summary(row)}  seconds {seconds:.2f}")
 
     def close(self) -> None:
         """Give the terminal back."""
