@@ -8,9 +8,9 @@ Shapes: N images, T tokens, D width, H heads.
 
 from typing import Any
 
-import torch.nn.functional as F
 from timm.layers import Attention as TimmAttention
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 
 class Attention(nn.Module):
@@ -44,7 +44,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        heads_NHTD = F.scaled_dot_product_attention(
+        heads_NHTD = scaled_dot_product_attention(
             self.q_norm(q),
             self.k_norm(k),
             v,

@@ -15,10 +15,10 @@ from typing import Any
 
 import open_clip
 import torch
-import torch.nn.functional as F
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from fedsim.config import ModelConfig
 from fedsim.errors import UserError
@@ -150,4 +150,4 @@ def _text_features(model: Any, config: ModelConfig, class_names: Sequence[str]) 
     with _access(_name(config)):
         tokenizer = open_clip.get_tokenizer(_name(config))
     with torch.no_grad():
-        return F.normalize(model.encode_text(tokenizer(prompts)), dim=-1)
+        return normalize(model.encode_text(tokenizer(prompts)), dim=-1)

@@ -8,6 +8,7 @@ from torch import nn
 
 from fedsim.config import ModelConfig
 from fedsim.errors import UserError
+from fedsim.models.attention import ClipAttention
 from fedsim.models.clip import build_clip, encoder_of_clip
 from fedsim.models.packaged import ARCHITECTURE, PATCH_SIZE, build_packaged
 from fedsim.models.timm_vit import build_timm, check_divides, encoder_of_timm
@@ -25,7 +26,7 @@ def library_model(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
     weights, image sizes that are no multiple of the patch size.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         if config.name.startswith("open_clip:"):
             return build_clip(config, image_size)
         if config.name.startswith("timm:"):
@@ -40,18 +41,33 @@ def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str
     """Build the encoder of ``library_model(config, image_size, seed)``, in eval mode.
 
     ``class_names`` fill the prompts of a text classifier. Parameters require gradients with ``train: all``
-    only. UserError as there, and for LoRA on nets that are not vision transformers.
+    only. UserError as there, and for LoRA on nets that are not vision transformers, or where it could not be
+    exported.
     """
     model = library_model(config, image_size, seed)
     if config.name.startswith("open_clip:"):
         encoder = encoder_of_clip(model, config, image_size, class_names)
     else:
         encoder = encoder_of_timm(model, image_size, config.name)
-    if config.train == "lora" and encoder.tower is None:
+    if config.lora is not None:
+        _check_lora(config, encoder.tower)
+    encoder.net.requires_grad_(config.train == "all")
+    return replace(encoder, seed=seed)
+
+
+def _check_lora(config: ModelConfig, tower: VisionTower | None) -> None:
+    if tower is None:
         raise UserError(
             "model.name",
             f"{config.name}, which is no plain vision transformer, with train: lora",
             "packaged:vit_small_dino, a timm VisionTransformer, or an open_clip ViT; else train: head or all",
         )
-    encoder.net.requires_grad_(config.train == "all")
-    return replace(encoder, seed=seed)
+    assert config.lora is not None
+    if "proj" in config.lora.target and any(type(part) is ClipAttention for part in tower.modules()):
+        # peft up to 0.21 adds the update of a MultiheadAttention's out_proj twice (huggingface/peft#3774), so
+        # no adapter would be right both for it and for the version that repairs it.
+        raise UserError(
+            "model.lora.target",
+            f"proj with {config.name}, whose attention peft cannot adapt there",
+            "q, k, v, c_fc or c_proj",
+        )

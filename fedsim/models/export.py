@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
@@ -24,7 +23,10 @@ from fedsim.models.attention import ClipAttention
 from fedsim.models.tower import Encoder, VisionTower
 
 QKV = ("q", "k", "v")
-IN_PROJ, OUT_PROJ = "", ".base_layer.out_proj"  # where peft's MultiheadAttention keeps its two pairs
+OWN, OUT_PROJ = (
+    "",
+    ".base_layer.out_proj",
+)  # where peft keeps a module's pair, and a MultiheadAttention's second
 
 Pair = tuple[Tensor, Tensor]
 
@@ -91,15 +93,16 @@ def _adapters(
 ) -> dict[str, dict[str, Pair]]:
     """For every module that peft replaces, by its path in the library's model, the pairs (A, B) it holds."""
     adapters: dict[str, dict[str, Pair]] = {}
-    fused: dict[str, dict[str, Pair]] = {}
     for path in (name.removesuffix(".lora_a") for name in params if name.endswith(".lora_a")):
-        pair = _one_pair(path, params[f"{path}.lora_a"].cpu(), params[f"{path}.lora_b"].cpu(), lora)
+        a, b = _one_pair(path, params[f"{path}.lora_a"].cpu(), params[f"{path}.lora_b"].cpu(), lora)
         parent, _, word = path.rpartition(".")
         if isinstance(tower.get_submodule(parent), ClipAttention):
-            fused.setdefault(tower.source_path(parent), {})[word] = pair
+            assert word == "qkv", "load_encoder refuses proj here"
+            unused = torch.zeros_like(a), torch.zeros(a.shape[1], len(a))
+            adapters[tower.source_path(parent)] = {OWN: (a, b), OUT_PROJ: unused}
         else:
-            adapters[tower.source_path(path)] = {"": pair}
-    return adapters | {path: _both_projections(pairs) for path, pairs in fused.items()}
+            adapters[tower.source_path(path)] = {OWN: (a, b)}
+    return adapters
 
 
 def _one_pair(path: str, a_GRD: Tensor, b_GOR: Tensor, lora: LoraConfig) -> Pair:
@@ -113,20 +116,9 @@ def _one_pair(path: str, a_GRD: Tensor, b_GOR: Tensor, lora: LoraConfig) -> Pair
     return a_GRD.flatten(0, 1), b_SOGR.flatten(0, 1).flatten(1, 2)
 
 
-def _both_projections(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
-    """The pairs of an nn.MultiheadAttention, of which peft adapts both projections at one rank."""
-    rank = max(len(a) for a, _ in pairs.values())
-    width = next(a.shape[1] for a, _ in pairs.values())
-    both = {}
-    for word, place, rows in (("qkv", IN_PROJ, 3 * width), ("proj", OUT_PROJ, width)):
-        a, b = pairs.get(word, (torch.zeros(0, width), torch.zeros(rows, 0)))
-        both[place] = F.pad(a, (0, 0, 0, rank - len(a))), F.pad(b, (0, rank - b.shape[1]))
-    return both
-
-
 def _peft_config(adapters: Mapping[str, Mapping[str, Pair]], lora: LoraConfig, name: str) -> dict[str, Any]:
     """The entries of peft's LoraConfig that differ from its defaults."""
-    ranks = {path: max(len(a) for a, _ in pairs.values()) for path, pairs in adapters.items()}
+    ranks = {path: len(pairs[OWN][0]) for path, pairs in adapters.items()}
     common = min(ranks.values())
     others = {re.escape(path): rank for path, rank in ranks.items() if rank != common}
     scaling = lora.lora_alpha / lora.r

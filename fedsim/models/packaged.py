@@ -11,10 +11,10 @@ from typing import Any
 import onnx
 import timm
 import torch
-import torch.nn.functional as F
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from fedsim.data.assets import ASSETS, fetch
 from fedsim.data.cache import cached_folder
@@ -51,8 +51,9 @@ def build_packaged(image_size: int) -> nn.Module:
     folder = cached_folder(f"{ASSET}-timm", [ASSETS[ASSET].sha256, ARCHITECTURE], _convert)
     state = load_file(folder / "model.safetensors")
     state["pos_embed"] = _resize(state["pos_embed"], image_size // PATCH_SIZE)
-    model: nn.Module = timm.create_model(ARCHITECTURE, img_size=image_size, num_classes=0)
-    model.load_state_dict(state)
+    with torch.device("meta"):  # drawing initial values would take longer than all the rest
+        model: nn.Module = timm.create_model(ARCHITECTURE, img_size=image_size, num_classes=0)
+    model.load_state_dict(state, assign=True)
     return model
 
 
@@ -103,5 +104,5 @@ def _resize(position_1TD: Tensor, grid: int) -> Tensor:
     if grid == NATIVE_GRID:
         return position_1TD
     patches = position_1TD[:, 1:].transpose(1, 2).reshape(1, -1, NATIVE_GRID, NATIVE_GRID)
-    resized = F.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
+    resized = interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
     return torch.cat([position_1TD[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)

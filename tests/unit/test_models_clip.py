@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from huggingface_hub import constants
 from torch import nn
+from torch.nn.functional import normalize
 
 from fedsim.config import LoraConfig, ModelConfig
 from fedsim.errors import UserError
@@ -72,7 +72,7 @@ def test_text_features_are_those_of_the_prompts_and_the_text_tower_is_gone(tmp_p
     encoder = load_encoder(config_of(tmp_path, prompt="an image of {}"), 32, CLASSES, seed=0)
     prompts = ["an image of benign scan", "an image of scan"]
     with torch.no_grad():
-        expected = F.normalize(model.encode_text(tokens(tmp_path, prompts)), dim=-1)
+        expected = normalize(model.encode_text(tokens(tmp_path, prompts)), dim=-1)
     assert encoder.text_features is not None
     torch.testing.assert_close(encoder.text_features, expected)
     assert not encoder.text_features.requires_grad
@@ -98,7 +98,7 @@ def test_model_like_biomedclip(tmp_path: Path, size: int) -> None:
         if size == 160:
             torch.testing.assert_close(features, model.encode_image(images(size)), rtol=1e-5, atol=1e-5)
         prompts = [f"a photo of a {name}." for name in CLASSES]
-        text = F.normalize(model.encode_text(tokens(tmp_path, prompts)), dim=-1)
+        text = normalize(model.encode_text(tokens(tmp_path, prompts)), dim=-1)
     assert encoder.text_features is not None
     torch.testing.assert_close(encoder.text_features, text)
     assert not torch.allclose(text[0], text[1])
@@ -157,10 +157,10 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("ViT-B-33", "ViT-B-32"),
-        ("ViT-B-32", "no default; expected one of openai"),
+        ("ViT-B-32", r"no default; expected one of openai"),
         (
             "hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
-            "no cable.*open_clip_config.json.*local-dir:PATH",
+            r"no cable.*open_clip_config\.json.*local-dir:PATH",
         ),
     ],
 )
@@ -173,5 +173,5 @@ def test_mistakes_are_one_line(name: str, message: str) -> None:
 
 def test_image_size_must_be_whole_patches(tmp_path: Path) -> None:
     write_clip(tmp_path)
-    with pytest.raises(UserError, match="20 for open_clip:.* multiple of 8, such as 16 or 24"):
+    with pytest.raises(UserError, match=r"20 for open_clip:.* multiple of 8, such as 16 or 24"):
         load_encoder(config_of(tmp_path), 20, CLASSES, seed=0)
