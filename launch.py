@@ -48,9 +48,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml.")
-]
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as rounds=1 train.lr=1e-3."),
@@ -91,9 +89,7 @@ def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> Non
 
 @app.command()
 def evaluate(
-    run_dir: Annotated[
-        Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")
-    ],
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")],
     checkpoint: Annotated[Checkpoint, typer.Option(help="Which saved state.")] = Checkpoint.BEST,
 ) -> None:
     """Evaluate a run's saved model."""

@@ -68,7 +68,8 @@ class Update:
     """What K clients bring back from a phase.
 
     ``after``: their trained parameters (K, ...); ``before``: the server's. ``weights``: float64 (K,), summing to
-    one over all clients of the round. ``states``: one mapping per client that outlives the round, to be changed in place.
+    one over all clients of the round. ``states``: one mapping per client, which outlives the round and may be
+    changed in place.
     """
 
     clients: tuple[int, ...]
@@ -176,7 +177,7 @@ def cross_entropy(batch: Batch) -> Tensor:
 
 
 def add_exact(value: Tensor, change: Tensor) -> Tensor:
-    """Add a float64 change to a parameter in its own dtype with one rounding; counters are rounded to whole numbers."""
+    """Add a float64 change to a parameter with one rounding to its own dtype; counters become whole numbers."""
     result = value.double() + change.to(value.device)
     if not value.dtype.is_floating_point:
         result = result.round()

@@ -8,7 +8,7 @@ from algorithms.base import TRAINED_KINDS, Algorithm, Phase
 
 
 class DEeR(Algorithm):
-    """Zhu et al., DEeR: Deviation Eliminating and Noise Regulating for federated low-rank adaptation, TMI 2024."""
+    """Zhu et al., DEeR, IEEE TMI 2024, the deviation eliminator without the noise regulator."""
 
     summary = "alternates between the LoRA factors, so that averaging is exact (Zhu et al., 2024)"
 

@@ -1,5 +1,6 @@
 """FedProx: FedAvg with a pull towards the server's model."""
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -23,4 +24,4 @@ class FedProx(Algorithm):
             for name in batch.trained
             if self.specs[name].kind != "buffer"
         ]
-        return loss_K + 0.5 * self.config.mu * sum(distances[1:], distances[0])
+        return loss_K + 0.5 * self.config.mu * torch.stack(distances).sum(0)

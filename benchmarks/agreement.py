@@ -18,9 +18,7 @@ def load_factors(path: Path, regime: Regime) -> dict[str, Array]:
     found = {name: array.shape for name, array in factors.items()}
     if found != expected:
         wrong = sorted(name for name in expected.keys() | found if expected.get(name) != found.get(name))
-        raise ValueError(
-            f"{path}: {wrong[0]}: found {found.get(wrong[0])}; expected {expected.get(wrong[0])}"
-        )
+        raise ValueError(f"{path}: {wrong[0]}: found {found.get(wrong[0])}; expected {expected.get(wrong[0])}")
     return factors
 
 

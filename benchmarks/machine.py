@@ -62,10 +62,7 @@ def _summed_rate(device: str, precision: str, processes: int, threads: int, seco
     options = ["--device", device, "--precision", precision, "--threads", str(threads)]
     command = [sys.executable, "-m", "benchmarks.machine", "--one", *options, "--seconds", str(seconds)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    workers = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(processes)
-    ]
+    workers = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
     outputs = [worker.communicate()[0] for worker in workers]
     for worker in workers:
         if worker.returncode != 0:
@@ -119,9 +116,7 @@ def main() -> None:
     if arguments.one:
         print(matrix_rate(arguments.device, arguments.precision, arguments.threads, arguments.seconds))
         return
-    measured = {
-        precision: rates(arguments.device, precision, arguments.seconds) for precision in ("fp32", "bf16")
-    }
+    measured = {precision: rates(arguments.device, precision, arguments.seconds) for precision in ("fp32", "bf16")}
     print(json.dumps(description() | {"matrix_flops_per_s": measured}, indent=1))
 
 

@@ -97,9 +97,7 @@ def model_arrays(regime: Regime) -> dict[str, Array]:
 
 def text_features(regime: Regime) -> Array:
     """Fixed random unit vectors (C, D), standing in for the class prompts of a text tower."""
-    features = np.random.default_rng([_SEED, _TEXT]).standard_normal(
-        (NUM_CLASSES, regime.width), dtype=np.float32
-    )
+    features = np.random.default_rng([_SEED, _TEXT]).standard_normal((NUM_CLASSES, regime.width), dtype=np.float32)
     norms: Array = np.linalg.norm(features, axis=1, keepdims=True)
     return features / norms
 

@@ -157,18 +157,18 @@ def best_settings(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(regime: Regime, reports: list[dict[str, Any]]) -> Table:
-    titles = ("contender", "precision", "processes x threads", "clients/s", "images/s", "share of limit")
-    shown = Table(*titles, "peak memory", "start-up", "difference", title=regime.name)
+    titles = ("contender", "type", "p x t", "clients/s", "images/s", "of limit", "GiB", "start s", "differs")
+    shown = Table(*titles, title=f"{regime.name} (p processes of t threads; of limit: all tokens, least)")
     for report in best_settings(reports):
         shown.add_row(
             report["contender"],
             report["precision"],
-            f"{report['processes']} x {report['threads']}",
+            f"{report['processes']}x{report['threads']}",
             f"{report['clients_per_s']:.3g}",
             f"{report['images_per_s']:.3g}",
-            f"{report['share_all_tokens']:.0%} ({report['share_minimum']:.0%})",
-            f"{report['peak_rss_bytes'] / 2**30:.2f} GiB",
-            f"{report['startup_s']:.1f} s",
+            f"{report['share_all_tokens']:.0%}, {report['share_minimum']:.0%}",
+            f"{report['peak_rss_bytes'] / 2**30:.2f}",
+            f"{report['startup_s']:.1f}",
             f"{report['difference']:.1e}",
         )
     return shown
@@ -204,9 +204,7 @@ def parse() -> argparse.Namespace:
         )
     arguments.name = arguments.name or ("small" if arguments.small else "all")
     if not Path(arguments.peers_python).is_file():
-        parser.error(
-            f"--peers-python: found no {arguments.peers_python}; benchmarks/README.md says how to make it"
-        )
+        parser.error(f"--peers-python: found no {arguments.peers_python}; benchmarks/README.md says how to make it")
     return arguments
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from comm.launcher import Place, find_place
 from fedsim.errors import UserError
@@ -33,7 +34,7 @@ FAILURE_KEY = "failure"
 class Group:
     """The ranks of one run. Use as a context manager: an exception inside ends every rank (see ``__exit__``)."""
 
-    def __init__(self, place: Place, device: torch.device, backend: str, store: dist.Store | None) -> None:
+    def __init__(self, place: Place, device: torch.device, backend: str, store: Store | None) -> None:
         self.rank = place.rank
         self.num_ranks = place.num_ranks
         self.launcher = place.launcher
@@ -52,7 +53,7 @@ class Group:
         return self.rank == 0
 
     def sum_exact(self, values: Tensor) -> Tensor:
-        """Sum an int64 tensor over all ranks; the same shape on every rank. Returns it on the CPU or device it came on."""
+        """Sum an int64 tensor of the same shape on every rank; the result is on the device of the argument."""
         assert values.dtype == torch.int64
         return self._all_reduce(values)
 
@@ -95,9 +96,7 @@ class Group:
         parts = [torch.empty_like(padded) for _ in range(self.num_ranks)]
         dist.all_gather(parts, padded)
         self._count(padded, *parts)
-        return [
-            json.loads(bytes(part[:size].tolist())) for part, size in zip(parts, sizes.tolist(), strict=True)
-        ]
+        return [json.loads(bytes(part[:size].tolist())) for part, size in zip(parts, sizes.tolist(), strict=True)]
 
     def broadcast(self, value: Any) -> Any:
         """Give every rank the server's JSON value."""
@@ -132,7 +131,7 @@ class Group:
         self.bytes_sent += sent.nbytes
         self.bytes_received += sum(tensor.nbytes for tensor in received)
 
-    def _watch(self, store: dist.Store) -> None:
+    def _watch(self, store: Store) -> None:
         """End this process when another rank has failed, or rank 0, which holds the store, is gone."""
         while not self._ending.wait(POLL_SECONDS):
             try:
@@ -184,7 +183,7 @@ class Group:
 
 
 def open_group() -> Group:
-    """Open the group of all processes that the launcher started; nccl when every rank has a GPU of its own, else gloo."""
+    """Open the group of all processes that were started together: nccl if each has a GPU of its own, else gloo."""
     place = find_place()
     if place.num_ranks == 1:
         return Group(place, _own_device(place), "none", None)
@@ -196,14 +195,14 @@ def open_group() -> Group:
     }
     os.environ.update({name: str(value) for name, value in environment.items()})
     store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=START_TIMEOUT_SECONDS)))
-    store = dist.PrefixStore("fedsim", store)
+    store = PrefixStore("fedsim", store)
     device = _own_device(place)
     backend = _choose_backend(store, place, device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
         backend,
-        store=dist.PrefixStore("group", store),
+        store=PrefixStore("group", store),
         rank=place.rank,
         world_size=place.num_ranks,
         timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_SECONDS),
@@ -217,7 +216,7 @@ def _own_device(place: Place) -> torch.device:
     return torch.device("cuda", place.local_rank % torch.cuda.device_count())
 
 
-def _choose_backend(store: dist.Store, place: Place, device: torch.device) -> str:
+def _choose_backend(store: Store, place: Place, device: torch.device) -> str:
     """nccl if no two ranks share a GPU and all have one; every rank reads the same facts and so decides the same."""
     chip = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
     store.set(f"chip/{place.rank}", f"{socket.gethostname()} {chip}" if chip else "none")

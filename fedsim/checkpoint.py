@@ -20,6 +20,7 @@ from torch import Tensor
 
 from algorithms.base import ServerState
 from comm import Group
+from fedsim.config import Config, dump_config
 from fedsim.errors import UserError
 from fedsim.files import sync_folder, write_atomic, write_json
 from fedsim.store import State, pack_states, unpack_states
@@ -50,10 +51,10 @@ class Saved:
 class Checkpoints:
     """The checkpoints of one run folder. Every rank calls ``save``; rank 0 writes all but the clients' states."""
 
-    def __init__(self, folder: Path, config_digest: str, keep: int, group: Group) -> None:
+    def __init__(self, folder: Path, config: Config, group: Group) -> None:
         self.folder = folder
-        self._config_digest = config_digest
-        self._keep = keep
+        self._config_digest = hashlib.sha256(dump_config(config).encode()).hexdigest()
+        self._keep = config.checkpoint.keep
         self._group = group
 
     def save(self, state: ServerState, clients: Mapping[int, State], progress: Progress) -> None:

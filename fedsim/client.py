@@ -84,9 +84,7 @@ class Layout:
         """Return named views (K, ...) of the matrix; the backward pass of the split is one concatenation."""
         parts = flat_KP.split(self.sizes, dim=1)
         shapes = self.shapes.items()
-        return {
-            name: part.view(len(flat_KP), *shape) for (name, shape), part in zip(shapes, parts, strict=True)
-        }
+        return {name: part.view(len(flat_KP), *shape) for (name, shape), part in zip(shapes, parts, strict=True)}
 
 
 class BlockTrainer:
@@ -130,9 +128,7 @@ class BlockTrainer:
         flat_KP = layout.pack(state.params).repeat(len(clients), 1)
         kept = _kept_states(client_states, phase) if self.config.train.keep_optimizer else []
         optimizer = StackedOptimizer(self.config.train, flat_KP, kept)
-        steps = plan_steps(
-            self.parts, clients, self.config.train, self.config.seed, round, phase.name
-        )
+        steps = plan_steps(self.parts, clients, self.config.train, self.config.seed, round, phase.name)
         losses = self._run_steps(flat_KP, buffers, layout, optimizer, steps, clients, state, phase)
         if self.config.train.keep_optimizer:
             _keep_states(client_states, phase, optimizer)
@@ -157,7 +153,7 @@ class BlockTrainer:
         index, weights = steps.index.to(flat_KP.device), steps.weights.to(flat_KP.device)
         losses = torch.zeros(len(clients), dtype=torch.float64, device=flat_KP.device)
         counts = torch.zeros(len(clients), dtype=torch.float64)
-        draws = self.images.draw(clients, *index.shape[1:], self.config.seed, state.round + 1, phase.name)
+        draws = self.images.draw(clients, index.shape[1:], self.config.seed, state.round + 1, phase.name)
         for step, (active, width) in enumerate(zip(steps.active, steps.widths, strict=True)):
             places = index[:active, step, :width]
             fixed = self.images.training_batch(places, None if draws is None else draws[:active, step, :width])

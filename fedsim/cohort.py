@@ -26,14 +26,11 @@ class Cohort:
     def blocks(self, per_block: int) -> list[range]:
         """Cut into blocks: ranges of positions in ``clients``. Neighbours have similar numbers of steps."""
         return [
-            range(start, min(start + per_block, len(self.clients)))
-            for start in range(0, len(self.clients), per_block)
+            range(start, min(start + per_block, len(self.clients))) for start in range(0, len(self.clients), per_block)
         ]
 
 
-def draw_cohort(
-    config: ClientsConfig, train: TrainConfig, sizes: Sequence[int], seed: int, round: int
-) -> Cohort:
+def draw_cohort(config: ClientsConfig, train: TrainConfig, sizes: Sequence[int], seed: int, round: int) -> Cohort:
     """Draw the cohort of a round; ``sizes`` is the number of training images per client."""
     present = [client for client, size in enumerate(sizes) if size > 0]
     if not present:

@@ -144,9 +144,7 @@ def schema() -> dict[str, Any]:
     section = whole["$defs"]["AlgorithmConfig"]
     del section["additionalProperties"]
     section["properties"]["name"]["anyOf"] = [{"enum": list(algorithms.METHODS)}, {"pattern": r"\."}]
-    section["allOf"] = [
-        _method_rule(name, algorithms.resolve(name).Config, whole) for name in algorithms.METHODS
-    ]
+    section["allOf"] = [_method_rule(name, algorithms.resolve(name).Config, whole) for name in algorithms.METHODS]
     return whole
 
 

@@ -34,9 +34,7 @@ class DataConfig(Words):
     """The images and how they are split and prepared."""
 
     name: Text = Field(description="One of: " + ", ".join(DATA_NAMES) + ".")
-    root: Text | None = Field(
-        default=None, description="Folder that holds the data set, where it is not packaged."
-    )
+    root: Text | None = Field(default=None, description="Folder that holds the data set, where it is not packaged.")
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
         default=28, description="Side of the square images, in pixels."
     )
@@ -75,9 +73,7 @@ class DirichletPartition(Words):
 
     name: Literal["dirichlet"] = Field(description="Each class divided by a Dirichlet draw.")
     alpha: Positive = Field(description="Concentration; 0.1 is strongly uneven, 100 nearly iid.")
-    min_size: Whole = Field(
-        default=0, description="Fewest images a client may have; drawn again until it holds."
-    )
+    min_size: Whole = Field(default=0, description="Fewest images a client may have; drawn again until it holds.")
 
 
 class ShardsPartition(Words):
@@ -119,9 +115,7 @@ class ClientsConfig(Words):
     weighting: Literal["samples", "uniform"] = Field(
         default="samples", description="Weight of a client's update: its number of images, or all alike."
     )
-    per_block: Literal["auto"] | Count = Field(
-        default="auto", description="Clients trained together as one batch."
-    )
+    per_block: Literal["auto"] | Count = Field(default="auto", description="Clients trained together as one batch.")
     partition: PartitionConfig = Field(description="How the training images are divided among the clients.")
 
     @model_validator(mode="after")

@@ -112,9 +112,7 @@ def _mistake(
     if isinstance(cause, KeyedError):
         return Mistake(key, cause.found, cause.expected)
     if first["type"] == "extra_forbidden":
-        return Mistake(
-            key, "an unknown key", nearest(path[-1], section_at(path[:-1], data, model).model_fields)
-        )
+        return Mistake(key, "an unknown key", nearest(path[-1], section_at(path[:-1], data, model).model_fields))
     if first["type"] == "missing":
         field = section_at(path[:-1], data, model).model_fields.get(path[-1])
         return Mistake(key, "nothing", (field and field.description) or "a value")

@@ -11,27 +11,21 @@ from fedsim.config_words import Count, Positive, Words
 class ConstantSchedule(Words):
     """The same learning rate in every round."""
 
-    name: Literal["constant"] = Field(
-        default="constant", description="The same learning rate in every round."
-    )
+    name: Literal["constant"] = Field(default="constant", description="The same learning rate in every round.")
 
 
 class CosineSchedule(Words):
     """Half a cosine from lr in the first round to final * lr in the last."""
 
     name: Literal["cosine"] = Field(description="Half a cosine over the rounds.")
-    final: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0, description="Last round's learning rate / lr."
-    )
+    final: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, description="Last round's learning rate / lr.")
 
 
 class LinearSchedule(Words):
     """A straight line from lr in the first round to final * lr in the last."""
 
     name: Literal["linear"] = Field(description="A straight line over the rounds.")
-    final: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0, description="Last round's learning rate / lr."
-    )
+    final: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, description="Last round's learning rate / lr.")
 
 
 class StepSchedule(Words):
@@ -60,49 +54,33 @@ class TrainConfig(Words):
     )
     weight_decay: Annotated[float, Field(ge=0, le=1000)] = Field(default=0.0, description="Weight decay.")
     batch_size: Count = Field(default=32, description="Images per step and client.")
-    steps: Count | None = Field(
-        default=None, description="Local steps per round; null: epochs counts instead."
-    )
+    steps: Count | None = Field(default=None, description="Local steps per round; null: epochs counts instead.")
     epochs: Count | None = Field(
         default_factory=lambda seen: 1 if seen.get("steps") is None else None,
         description="Passes over the client's images per round. Default: 1 if steps is not given, else null.",
     )
-    shuffle: bool = Field(
-        default=True, description="Whether a client sees its images in a new order in each pass."
-    )
+    shuffle: bool = Field(default=True, description="Whether a client sees its images in a new order in each pass.")
     schedule: ScheduleConfig = Field(default=ConstantSchedule(), description="Learning rate over the rounds.")
-    clip_norm: Positive | None = Field(
-        default=None, description="Largest norm of a client's gradient; null: no limit."
-    )
-    keep_optimizer: bool = Field(
-        default=False, description="Whether a client's optimiser state outlives the round."
-    )
+    clip_norm: Positive | None = Field(default=None, description="Largest norm of a client's gradient; null: no limit.")
+    keep_optimizer: bool = Field(default=False, description="Whether a client's optimiser state outlives the round.")
 
     @model_validator(mode="after")
     def _one_length_and_no_idle_keys(self) -> Self:
         if self.epochs is not None and self.steps is not None:
-            raise KeyedError(
-                "steps", f"epochs: {self.epochs} and steps: {self.steps}", "one of them; the other null"
-            )
+            raise KeyedError("steps", f"epochs: {self.epochs} and steps: {self.steps}", "one of them; the other null")
         if self.epochs is None and self.steps is None:
             raise KeyedError("epochs", "epochs: null and steps: null", "one of them")
         if self.optimizer == "adamw" and self.momentum != 0:
-            raise KeyedError(
-                "momentum", f"{self.momentum:g} with optimizer: adamw", "0: adamw uses betas instead"
-            )
+            raise KeyedError("momentum", f"{self.momentum:g} with optimizer: adamw", "0: adamw uses betas instead")
         if self.optimizer == "sgd" and self.betas != ADAM_BETAS:
-            raise KeyedError(
-                "betas", f"{list(self.betas)} with optimizer: sgd", "no betas: sgd uses momentum"
-            )
+            raise KeyedError("betas", f"{list(self.betas)} with optimizer: sgd", "no betas: sgd uses momentum")
         return self
 
 
 class EvaluateConfig(Words):
     """When the global model is measured, and which round counts as the best."""
 
-    every: Count = Field(
-        default=1, description="Rounds between two evaluations; the last round is always evaluated."
-    )
+    every: Count = Field(default=1, description="Rounds between two evaluations; the last round is always evaluated.")
     batch_size: Count = Field(default=64, description="Images per forward pass.")
     best_by: Literal["balanced_accuracy", "accuracy", "auroc", "f1", "loss"] = Field(
         default="accuracy", description="Validation metric that decides on the best round."
@@ -115,7 +93,5 @@ class EvaluateConfig(Words):
 class CheckpointConfig(Words):
     """How often the state is saved, and how many saved states are kept."""
 
-    every: Count = Field(
-        default=1, description="Rounds between two checkpoints; the last round is always saved."
-    )
+    every: Count = Field(default=1, description="Rounds between two checkpoints; the last round is always saved.")
     keep: Count = Field(default=2, description="Latest checkpoints kept, beside the best.")

@@ -54,9 +54,7 @@ class AlgorithmConfig(Words):
 
     model_config = ConfigDict(extra="allow")
 
-    name: Text = Field(
-        default="fedavg", description="Method: a known name, or package.module.Class of your own."
-    )
+    name: Text = Field(default="fedavg", description="Method: a known name, or package.module.Class of your own.")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -106,12 +104,8 @@ class ModelConfig(Words):
     prompt: Text = Field(
         default="a photo of a {}.", description="Class prompt of the text classifier; {} is the class name."
     )
-    train_logit_scale: bool = Field(
-        default=False, description="Whether the text classifier's scale is trained."
-    )
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="Arithmetic of the encoder's products."
-    )
+    train_logit_scale: bool = Field(default=False, description="Whether the text classifier's scale is trained.")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="Arithmetic of the encoder's products.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -119,9 +113,7 @@ class ModelConfig(Words):
         if self.options and not self.name.startswith("timm:"):
             raise KeyedError("options", f"options for {self.name}", "none: only timm: names take options")
         if self.weights not in (None, "random") and not str(self.weights).endswith(".safetensors"):
-            raise KeyedError(
-                "weights", repr(self.weights), "null, random, or the path of a .safetensors file"
-            )
+            raise KeyedError("weights", repr(self.weights), "null, random, or the path of a .safetensors file")
         if self.train == "lora" and self.lora is None:
             raise KeyedError("lora", "null with train: lora", "a lora section, or train: head or all")
         if self.train != "lora" and self.lora is not None:
@@ -137,9 +129,7 @@ class ModelConfig(Words):
 
     def _check_text(self) -> None:
         if not is_open_clip(self.name):
-            raise KeyedError(
-                "classifier", f"text with {self.name}", "linear (text needs an open_clip: model)"
-            )
+            raise KeyedError("classifier", f"text with {self.name}", "linear (text needs an open_clip: model)")
         if self.train == "head" and not self.train_logit_scale:
             raise KeyedError(
                 "train",

@@ -136,9 +136,7 @@ def require_file(path: Path, where: str, *, folder: bool = False) -> None:
         if fits(path):
             return
         exists = path.exists()
-        beside = (
-            [other.name for other in path.parent.iterdir() if fits(other)] if path.parent.is_dir() else []
-        )
+        beside = [other.name for other in path.parent.iterdir() if fits(other)] if path.parent.is_dir() else []
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise UserError(where, f"{show(str(path))} ({error})", f"a {kind} that exists") from None
     if exists:

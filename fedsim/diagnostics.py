@@ -5,14 +5,13 @@ Shapes: K clients, G slices of a layer, R rank, D input width, O output width of
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def lora_diagnostics(
-    factors_K: Mapping[str, Tensor], shared: Mapping[str, Tensor], weights: Tensor
-) -> dict[str, object]:
+def lora_diagnostics(factors_K: Mapping[str, Tensor], shared: Mapping[str, Tensor], weights: Tensor) -> dict[str, Any]:
     """Return aggregation deviation and effective rank, per layer and in all.
 
     ``factors_K``: the clients' trained factors (K, G, ...) by name; ``shared``: the server's factors before the
@@ -29,9 +28,10 @@ def lora_diagnostics(
     for layer in layers:
         a = _factor(factors_K, shared, f"{layer}.lora_a", len(weights))
         b = _factor(factors_K, shared, f"{layer}.lora_b", len(weights))
-        mean_a = torch.einsum("k,kgrd->grd", weights, a)
-        mean_b = torch.einsum("k,kgor->gor", weights, b)
-        mean_update = torch.einsum("kgor,kgrd->god", weights.view(-1, 1, 1, 1) * b, a)
+        mean_a, mean_b = (torch.tensordot(weights, factor, 1) for factor in (a, b))
+        # sum over k of w_k B_k A_k is one product with the clients side by side along the rank
+        scaled_GOKR = (weights.view(-1, 1, 1, 1) * b).permute(1, 2, 0, 3).flatten(2)
+        mean_update = scaled_GOKR @ a.transpose(0, 1).flatten(1, 2)
         update_of_means = mean_b @ mean_a
         error = (mean_update - update_of_means).square().sum().item()
         norm = mean_update.square().sum().item()

@@ -8,4 +8,5 @@ class UserError(ValueError):
     """
 
     def __init__(self, where: str, found: str, expected: str) -> None:
+        self.where, self.found, self.expected = where, found, expected
         super().__init__(f"{where}: found {found}; expected {expected}".replace("\n", " "))

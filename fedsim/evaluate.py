@@ -51,9 +51,7 @@ def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
     truth = labels.cpu().numpy()
     predicted = scores.argmax(1).numpy()
     probabilities = scores.double().softmax(1).numpy()
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        truth, predicted, average="macro", zero_division=0
-    )
+    precision, recall, f1, _ = precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
     present = np.unique(truth)
     hits = [float((predicted[truth == c] == c).mean()) for c in present]
     areas = [roc_auc_score(truth == c, probabilities[:, c]) for c in present] if len(present) > 1 else []

@@ -45,7 +45,7 @@ class ImageSource:
             if draws_KBU is not None:
                 images = augment(images, self.augmentations, draws_KBU.flatten(0, 1))
             fixed = self._model.prefix(images)
-        return fixed.unflatten(0, places_KB.shape)
+        return fixed.reshape(*places_KB.shape, *fixed.shape[1:])
 
     def prepare(self, clients_images: Sequence[np.ndarray]) -> None:
         """Compute the prefixes that the clients' training will ask for, client by client."""
@@ -59,18 +59,15 @@ class ImageSource:
         index = torch.from_numpy(places).to(self.images.device)
         return self.training_batch(index[None], None)
 
-    def draw(
-        self, clients: Sequence[int], num_steps: int, width: int, seed: int, round: int, phase: str
-    ) -> Tensor | None:
-        """Return the augmentations' uniform numbers (K, S, B, U), each client's from its own stream; None without."""
+    def draw(self, clients: Sequence[int], shape: Sequence[int], seed: int, round: int, phase: str) -> Tensor | None:
+        """Return uniform numbers (K, S, B, U) for ``shape`` (S, B), each client's from its own stream.
+
+        None where nothing is augmented.
+        """
         if not self.augmentations or not clients:
             return None
-        rows = [
-            torch.rand(
-                num_steps, width, NUM_DRAWS, generator=torch_stream(seed, f"augment/{phase}", round=round, client=c)
-            )
-            for c in clients
-        ]
+        streams = [torch_stream(seed, f"augment/{phase}", round=round, client=client) for client in clients]
+        rows = [torch.rand(*shape, NUM_DRAWS, generator=stream) for stream in streams]
         return torch.stack(rows).to(self.images.device)
 
     def _fill(self, places: np.ndarray) -> None:

@@ -50,9 +50,9 @@ def train_phase(
         update, block_losses = sim.trainer.train(clients, weights, state, phase, states)
         payload = sim.algorithm.pre_aggregate(update)
         squared_norms = sum_of_squares(sim.algorithm.sent(update.delta), len(clients))
-        total.add_mean(payload.mean | {"/squared_norm": squared_norms}, weights, clients)
+        total.add_mean({**payload.mean, "/squared_norm": squared_norms}, weights, clients)
         total.add_sum(payload.total, clients)
-        gathered.append(payload.gather | trained_factors(sim, update))
+        gathered.append({**payload.gather, **trained_factors(sim, update)})
         losses[block.start : block.stop] = block_losses
         seconds[block.start : block.stop] = (time.perf_counter() - started) / max(1, len(clients))
 
@@ -79,8 +79,9 @@ def train_phase(
 
 def sum_of_squares(tensors_K: Mapping[str, Tensor], num_clients: int) -> Tensor:
     """Return each client's squared norm over all tensors, float64 (K,)."""
-    squares = [value.double().reshape(num_clients, -1).square().sum(1) for value in tensors_K.values()]
-    return torch.stack(squares).sum(0)
+    # Without clients -1 would be ambiguous, so a scalar per client gets its second axis by name.
+    squares = [value.double().reshape(num_clients, math.prod(value.shape[1:])) for value in tensors_K.values()]
+    return torch.cat(squares, dim=1).square().sum(1)
 
 
 def trained_factors(sim: Simulation, update: Update) -> dict[str, Tensor]:

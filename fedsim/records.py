@@ -11,7 +11,7 @@ from fedsim.simulation import Simulation
 
 
 class RoundRecord:
-    """Collects a round's rows: ``row`` for metrics.jsonl, ``client_rows`` for clients.jsonl, ``timing`` for timings.jsonl."""
+    """A round's ``row`` for metrics.jsonl, ``client_rows`` for clients.jsonl and ``timing`` for timings.jsonl."""
 
     def __init__(self, sim: Simulation, round: int) -> None:
         self._sim = sim
@@ -34,16 +34,12 @@ class RoundRecord:
         row["bytes_up"] += outcome.bytes_up
         row["bytes_down"] += self._bytes_down(after) * len(cohort.clients)
         self._changed_kinds = phase.kinds
-        diagnostics: dict[str, Any] = {
-            "client_drift": client_drift(outcome.squared_norm, outcome.aggregate.mean)
-        }
+        diagnostics: dict[str, Any] = {"client_drift": client_drift(outcome.squared_norm, outcome.aggregate.mean)}
         if outcome.gathered:
             diagnostics |= lora_diagnostics(outcome.gathered, before.params, cohort.weights)
         diagnostics |= self._sim.algorithm.diagnostics(after, outcome.aggregate)
         row["diagnostics"][phase.name] = diagnostics
-        for client, weight, loss in zip(
-            cohort.clients, cohort.weights.tolist(), outcome.losses.tolist(), strict=True
-        ):
+        for client, weight, loss in zip(cohort.clients, cohort.weights.tolist(), outcome.losses.tolist(), strict=True):
             self.client_rows.append(
                 {
                     "round": row["round"],
@@ -54,9 +50,8 @@ class RoundRecord:
                     "train_loss": loss,
                 }
             )
-        self.timing["phases"].append(
-            {"name": phase.name, "train_seconds_per_client": dict(zip(cohort.clients, outcome.seconds.tolist(), strict=True))}
-        )
+        seconds = dict(zip(cohort.clients, outcome.seconds.tolist(), strict=True))
+        self.timing["phases"].append({"name": phase.name, "train_seconds_per_client": seconds})
 
     def _bytes_down(self, state: ServerState) -> int:
         """Bytes the server sends one client: all it trains at a round's start, then what the last phase changed."""

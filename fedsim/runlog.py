@@ -41,15 +41,21 @@ class RunLog:
         self.folder = folder
         self._is_writer = group.is_server
         self._writer: Any = None
+        self.per_block: int | None = None
         if not self._is_writer:
             return
-        claim_folder(folder, config, resume)
+        recorded = claim_folder(folder, config, resume)
+        if recorded is not None and recorded.clients.per_block != "auto":
+            self.per_block = recorded.clients.per_block
         self._screen = Screen(config.rounds)
         _write_environment(folder / "environment.json", environment(group))
         plural = "" if group.num_ranks == 1 else "s"
-        self.message(
-            f"{folder}: {group.num_ranks} rank{plural}, backend {group.backend}, device {group.device}"
-        )
+        self.message(f"{folder}: {group.num_ranks} rank{plural}, backend {group.backend}, device {group.device}")
+
+    def record_config(self, config: Config) -> None:
+        """Rewrite config.yaml, now that what the config left open is decided."""
+        if self._is_writer:
+            write_atomic(self.folder / "config.yaml", dump_config(config).encode())
 
     def truncate(self, round: int) -> None:
         """Drop the rows of all rounds after ``round``: the run goes on from there and writes them again."""
@@ -90,9 +96,7 @@ class RunLog:
             return
         write_json(self.folder / "results.json", results)
         metrics, timings = (read_rows(self.folder / f"{name}.jsonl") for name in ("metrics", "timings"))
-        title = (
-            f"{results['status']} after round {results['rounds']}, metrics of round {results['best_round']}"
-        )
+        title = f"{results['status']} after round {results['rounds']}, metrics of round {results['best_round']}"
         self._screen.console.print(metrics_table(results, title))
         self._screen.console.print(
             f"per round: {_mean(timings, 'seconds'):.2f} seconds, "
@@ -132,8 +136,11 @@ class RunLog:
         self._writer.flush()
 
 
-def claim_folder(folder: Path, config: Config, resume: bool) -> None:
-    """Create the run folder with its config.yaml, or check that it is the same run and may be resumed."""
+def claim_folder(folder: Path, config: Config, resume: bool) -> Config | None:
+    """Create the run folder with its config.yaml, or check that it is the same run and may be resumed.
+
+    Returns the config of the run that is resumed.
+    """
     where = str(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,20 +148,25 @@ def claim_folder(folder: Path, config: Config, resume: bool) -> None:
         is_used = any(entry.suffix != ".tmp" for entry in folder.iterdir())
         if not is_used:
             write_atomic(folder / "config.yaml", dump_config(config).encode())
-            return
+            return None
     except OSError as error:
         raise UserError(where, error.strerror or str(error), "a folder that can be written") from None
     if not resume:
         raise UserError(where, "a folder that is in use", "--resume to go on with it, or another --out DIR")
     if not (folder / "config.yaml").is_file():
         raise UserError(where, "files, but no config.yaml", "a run folder, or another --out DIR")
-    _require_same(folder / "config.yaml", config)
+    recorded = load_config(folder / "config.yaml")
+    _require_same(recorded, config, folder / "config.yaml")
+    return recorded
 
 
-def _require_same(file: Path, config: Config) -> None:
+def _require_same(recorded: Config, config: Config, file: Path) -> None:
     """UserError naming the first key in which ``config`` differs from the one in ``file``."""
-    before = flatten(load_config(file).model_dump(mode="json"), ".")
+    before = flatten(recorded.model_dump(mode="json"), ".")
     now = flatten(config.model_dump(mode="json"), ".")
+    if config.clients.per_block == "auto":
+        # The run has settled on a number since, see record_config.
+        now["clients.per_block"] = before["clients.per_block"]
     for key in [*before, *now]:
         missing = object()
         old, new = before.get(key, missing), now.get(key, missing)
@@ -196,9 +208,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             row["round"] + 0
         except (ValueError, TypeError, KeyError):
-            raise UserError(
-                f"{path} line {place}", show(line.decode(errors="replace")), "a JSON row"
-            ) from None
+            raise UserError(f"{path} line {place}", show(line.decode(errors="replace")), "a JSON row") from None
         rows.append(row)
     return rows
 

@@ -41,9 +41,7 @@ class Screen:
         """Show that ``round``, counted from 1, begins."""
         if self._bar is None and sys.stdout.isatty():
             columns = (TextColumn("rounds"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bar = Progress(
-                *columns, TextColumn("{task.description}", markup=False), console=self.console
-            )
+            self._bar = Progress(*columns, TextColumn("{task.description}", markup=False), console=self.console)
             self._bar.add_task("", total=self._num_rounds)
             self._bar.start()
         self._show(round - 1, "")
@@ -77,9 +75,7 @@ def summary(row: Mapping[str, Any]) -> str:
     """The numbers of a metrics row on one line."""
     parts = [f"train_loss {number(row['train_loss'])}"]
     validation = row.get("val") or {}
-    parts += [
-        f"val_{name} {number(validation.get(name))}" for name in ("loss", *METRICS) if name in validation
-    ]
+    parts += [f"val_{name} {number(validation.get(name))}" for name in ("loss", *METRICS) if name in validation]
     return "  ".join(parts)
 
 

@@ -13,13 +13,16 @@ from algorithms.base import ServerState
 from comm import assign_blocks, open_group
 from fedsim.checkpoint import Checkpoints, Progress, server_tensors
 from fedsim.cohort import draw_cohort
-from fedsim.config import Config
+from fedsim.config import Config, load_config
+from fedsim.data import draw_partition, partition_table
+from fedsim.errors import UserError
+from fedsim.files import write_json
 from fedsim.models.export import export_peft
 from fedsim.phase import train_phase
 from fedsim.records import RoundRecord
 from fedsim.runlog import RunLog
 from fedsim.simulation import Simulation, build_simulation
-from fedsim.store import digest_tensors, owned_on_resume
+from fedsim.store import digest_tensors
 
 
 def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
@@ -27,10 +30,11 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
 
     ``resume`` continues from the last checkpoint in ``out``, or starts where there is none.
     """
-    with open_group() as group:
-        sim = build_simulation(config, group)
-        log = RunLog(out, config, group)
-        checkpoints = Checkpoints(out / "checkpoints", sim.config_digest, config.checkpoint.keep, group)
+    with open_group() as group, RunLog(out, config, group, resume) as log:
+        sim = build_simulation(config, group, group.broadcast(log.per_block))
+        log.record_config(sim.config)
+        describe_partition(sim, log)
+        checkpoints = Checkpoints(out / "checkpoints", sim.config, group)
         state, progress = start_or_resume(sim, checkpoints, log, resume)
 
         while state.round < config.rounds and not out_of_patience(config, progress):
@@ -61,9 +65,7 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
     blocks = cohort.blocks(sim.per_block)
     shares = assign_blocks([sim.expected_seconds(cohort, b) for b in blocks], sim.group.num_ranks)
     plan = [[blocks[index] for index in share] for share in shares]
-    sim.store.move(
-        {cohort.clients[p]: rank for rank, mine in enumerate(plan) for block in mine for p in block}
-    )
+    sim.store.move({cohort.clients[p]: rank for rank, mine in enumerate(plan) for block in mine for p in block})
 
     for phase in sim.algorithm.phases(round):
         log.progress(f"phase {phase.name}: {len(blocks)} blocks of up to {sim.per_block} clients")
@@ -131,3 +133,22 @@ def finish(sim: Simulation, state: ServerState, progress: Progress, log: RunLog)
         export_peft(log.folder / "adapter", state.params, sim.model)
     log.finish(results)
     return results
+
+
+def describe_partition(sim: Simulation, log: RunLog) -> None:
+    """Leave a table and a picture of who has which images in the run folder."""
+    if sim.group.is_server:
+        rows = [vars(row) for row in partition_table(sim.dataset, sim.parts)]
+        write_json(log.folder / "partition.json", {"classes": sim.dataset.class_names, "clients": rows})
+        draw_partition(sim.dataset, sim.parts, log.folder / "partition.png")
+
+
+def evaluate_run(run_dir: Path, which: str) -> dict[str, dict[str, float]]:
+    """Return the metrics of a run's best or last saved state, computed anew."""
+    config = load_config(run_dir / "config.yaml")
+    with open_group() as group:
+        saved = Checkpoints(run_dir / "checkpoints", config, group).load(which)
+        if saved is None:
+            raise UserError(str(run_dir / "checkpoints"), "no checkpoint", "a run with at least one finished round")
+        sim = build_simulation(config, group)
+        return sim.evaluate(sim.algorithm.evaluate_model(saved.state.to(group.device)))

@@ -1,6 +1,5 @@
 """Everything that a run holds beside the server's state, built from the config the same way on every rank."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,7 +13,7 @@ from comm import Group
 from fedsim.blocks import choose_block_size
 from fedsim.client import BlockTrainer
 from fedsim.cohort import Cohort, num_local_steps
-from fedsim.config import Config, dump_config
+from fedsim.config import Config
 from fedsim.data import Dataset, load_dataset, partition_clients
 from fedsim.evaluate import class_scores, classification_metrics
 from fedsim.images import ImageSource
@@ -43,11 +42,6 @@ class Simulation:
     def sizes(self) -> list[int]:
         """Number of training images per client."""
         return [len(part) for part in self.parts]
-
-    @property
-    def config_digest(self) -> str:
-        """What ties a checkpoint to its config."""
-        return hashlib.sha256(dump_config(self.config).encode()).hexdigest()
 
     @property
     def keeps_client_state(self) -> bool:
@@ -90,16 +84,20 @@ class Simulation:
         return metrics
 
 
-def build_simulation(config: Config, group: Group) -> Simulation:
-    """Load data and model, divide the images among the clients, and set up the method."""
+def build_simulation(config: Config, group: Group, per_block: int | None = None) -> Simulation:
+    """Load data and model, divide the images among the clients, and set up the method.
+
+    ``per_block``: the block size that a resumed run has settled on. The simulation's config names the one in use.
+    """
     dataset = load_dataset(config.data)
     parts = partition_clients(dataset, config.clients, config.seed)
     model = build_model(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
     method = resolve(config.algorithm.name)
     algorithm = method(method.Config(**config.algorithm.settings), model.specs)
+    if per_block is None:
+        per_block = choose_block_size(config, model, parts)
+    clients = config.clients.model_copy(update={"per_block": per_block})
+    config = config.model_copy(update={"clients": clients})
     images = ImageSource(dataset, model, config.data.augment)
     trainer = BlockTrainer(config, model, algorithm, images, parts)
-    per_block = choose_block_size(config, model, parts)
-    return Simulation(
-        config, group, dataset, parts, model, algorithm, images, trainer, ClientStore(group), per_block
-    )
+    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, ClientStore(group), per_block)

@@ -43,9 +43,7 @@ class ClientStore:
                 for rank in sorted({to for _, source, to in moves if source == me})
             }
             sizes = self._group.gather_to_all({str(rank): len(data) for rank, data in packed.items()})
-            incoming = {
-                source: plan[str(me)] for source, plan in enumerate(sizes) if str(me) in plan
-            }
+            incoming = {source: plan[str(me)] for source, plan in enumerate(sizes) if str(me) in plan}
             for data in self._group.exchange(packed, incoming).values():
                 self.states.update(unpack_states(data))
         self.holder.update(trainer_of)

@@ -39,9 +39,7 @@ class BenchmarkClient(NumPyClient):
             for factor, sent in zip(factors, parameters, strict=True):
                 factor.copy_(torch.from_numpy(sent))
         optimizer = self.model.local_optimizer()
-        batches = zip(
-            self.images.split(regimes.BATCH_SIZE), self.labels.split(regimes.BATCH_SIZE), strict=True
-        )
+        batches = zip(self.images.split(regimes.BATCH_SIZE), self.labels.split(regimes.BATCH_SIZE), strict=True)
         for images, labels in batches:
             optimizer.zero_grad()
             with autocast(self.precision):

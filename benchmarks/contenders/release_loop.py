@@ -55,8 +55,7 @@ def run_round(model: Classifier, loaders: list[DataLoader[tuple[Tensor, int]]], 
     with torch.no_grad():
         for name, factor in model.factors().items():
             weighted = [
-                weight * local[name]
-                for weight, local in zip(num_images / num_images.sum(), local_factors, strict=True)
+                weight * local[name] for weight, local in zip(num_images / num_images.sum(), local_factors, strict=True)
             ]
             factor.copy_(torch.stack(weighted).sum(0))
 
@@ -66,8 +65,7 @@ def run(settings: Settings) -> Outcome:
     regime = settings.regime
     model = Classifier(regime)
     loaders = [
-        DataLoader(ClientImages(regime, client_id), regimes.BATCH_SIZE)
-        for client_id in range(regime.num_clients)
+        DataLoader(ClientImages(regime, client_id), regimes.BATCH_SIZE) for client_id in range(regime.num_clients)
     ]
     clock, after_first = RoundClock(), {}
     for index in range(settings.rounds + 1):

@@ -25,9 +25,7 @@ def cache_root() -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"FEDSIM_CACHE={root}", str(error.strerror), "a folder that can be written"
-        ) from error
+        raise UserError(f"FEDSIM_CACHE={root}", str(error.strerror), "a folder that can be written") from error
     return root
 
 
@@ -56,9 +54,7 @@ def _build_and_rename(folder: Path, build: Callable[[Path], None]) -> None:
         temporary.rename(folder)
     except OSError as error:
         if not folder.is_dir():  # otherwise another process was first, and its folder is as good
-            raise UserError(
-                f"cache folder {folder}", str(error), "a folder with space left to write"
-            ) from error
+            raise UserError(f"cache folder {folder}", str(error), "a folder with space left to write") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -67,9 +63,7 @@ def _build_and_rename(folder: Path, build: Callable[[Path], None]) -> None:
 def alone(lock: Path) -> Iterator[None]:
     """Hold the lock of that name, which ends with its holder; processes that want it too wait."""
     with lock.open("w") as file:
-        with suppress(
-            OSError
-        ):  # a file system without locks: the work may be done twice, with the same result
+        with suppress(OSError):  # a file system without locks: the work may be done twice, with the same result
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

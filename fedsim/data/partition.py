@@ -96,9 +96,7 @@ def _sites(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomSt
     """
     num_sites = len(dataset.site_names)
     if dataset.sites is None:
-        raise UserError(
-            "clients.partition.name", f"sites with {dataset.name}", "a data set with natural sites"
-        )
+        raise UserError("clients.partition.name", f"sites with {dataset.name}", "a data set with natural sites")
     if config.count % num_sites:
         raise UserError("clients.count", str(config.count), f"a multiple of the {num_sites} natural sites")
     per_site = config.count // num_sites
@@ -106,9 +104,7 @@ def _sites(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomSt
     for site, name in enumerate(dataset.site_names):
         members = dataset.train[dataset.sites[dataset.train] == site]
         if len(members) < per_site:
-            raise UserError(
-                "clients.count", f"{per_site} clients at site {name}", f"at most its {len(members)} images"
-            )
+            raise UserError("clients.count", f"{per_site} clients at site {name}", f"at most its {len(members)} images")
         parts += np.array_split(stream.permutation(members), per_site)
     return parts
 
@@ -133,9 +129,7 @@ def _file(dataset: Dataset, config: "ClientsConfig", _: np.random.RandomState) -
     for client, part in enumerate(clients):
         for index in part:
             if index not in train:
-                raise UserError(
-                    f"{words.path} client {client}", f"index {index}", "indices of training images"
-                )
+                raise UserError(f"{words.path} client {client}", f"index {index}", "indices of training images")
             if index in owner:
                 raise UserError(
                     f"{words.path} client {client}",
@@ -173,8 +167,6 @@ def partition_table(dataset: Dataset, parts: list[Indices]) -> list[PartitionRow
     """Count every client's images by class."""
     labels = dataset.labels.numpy()
     return [
-        PartitionRow(
-            client, len(part), tuple(np.bincount(labels[part], minlength=len(dataset.class_names)).tolist())
-        )
+        PartitionRow(client, len(part), tuple(np.bincount(labels[part], minlength=len(dataset.class_names)).tolist()))
         for client, part in enumerate(parts)
     ]

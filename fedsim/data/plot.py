@@ -22,9 +22,7 @@ def draw_partition(dataset: Dataset, parts: list[Indices], path: Path) -> None:
 
     counts_KC = np.array([row.per_class for row in partition_table(dataset, parts)])
     num_clients = len(parts)
-    height = max(
-        1.2 + 0.28 * num_clients, 1.2 + 0.2 * len(dataset.class_names)
-    )  # inches: bars, or the legend
+    height = max(1.2 + 0.28 * num_clients, 1.2 + 0.2 * len(dataset.class_names))  # inches: bars, or the legend
     figure = Figure(figsize=(9, min(16.0, height)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -44,9 +42,7 @@ def draw_partition(dataset: Dataset, parts: list[Indices], path: Path) -> None:
         left += counts_KC[:, label]
     title = f"{dataset.name}: {counts_KC.sum()} training images, {num_clients} clients"
     axes.set(title=title, xlabel="training images", ylabel="client", ylim=(num_clients - 0.5, -0.5))
-    axes.set_yticks(
-        range(0, num_clients, 1 if num_clients <= MAX_TICKS else 5 * math.ceil(num_clients / 200))
-    )
+    axes.set_yticks(range(0, num_clients, 1 if num_clients <= MAX_TICKS else 5 * math.ceil(num_clients / 200)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")

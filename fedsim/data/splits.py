@@ -26,9 +26,7 @@ def split(source: Source, config: "DataConfig") -> tuple[Indices, Indices, Indic
     splits = np.zeros(len(source.labels), np.int64) if source.fixed is None else source.fixed.copy()
     pool = np.flatnonzero(splits == TRAIN)
     groups = pool if source.groups is None else source.groups[pool]
-    positions = stratified_positions(
-        source.labels[pool], groups, numpy_stream(config.split_seed, "data.split")
-    )
+    positions = stratified_positions(source.labels[pool], groups, numpy_stream(config.split_seed, "data.split"))
     lower = 0.0
     for code, fraction in ((TEST, config.fractions.test), (VAL, config.fractions.val)):
         if not (splits == code).any():
@@ -58,9 +56,7 @@ def _at_most(limit: int | None, train: Indices, source: Source, seed: int) -> In
     return np.sort(train[order[: max(ends[ends <= limit], default=0)]])
 
 
-def stratified_positions(
-    labels: Indices, groups: Indices, stream: np.random.Generator
-) -> npt.NDArray[np.float64]:
+def stratified_positions(labels: Indices, groups: Indices, stream: np.random.Generator) -> npt.NDArray[np.float64]:
     """Place every image between 0 and 1 so that any interval holds its share of each class, by whole groups.
 
     ``labels`` and ``groups`` are (N,); so is the result, which is the same for all images of a group: the

@@ -88,9 +88,7 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained) -> N
     write_atomic(folder / "README.md", _readme(model.config, model.encoder).encode())
 
 
-def _adapters(
-    tower: VisionTower, params: Mapping[str, Tensor], lora: LoraConfig
-) -> dict[str, dict[str, Pair]]:
+def _adapters(tower: VisionTower, params: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, dict[str, Pair]]:
     """For every module that peft replaces, by its path in the library's model, the pairs (A, B) it holds."""
     adapters: dict[str, dict[str, Pair]] = {}
     for path in (name.removesuffix(".lora_a") for name in params if name.endswith(".lora_a")):

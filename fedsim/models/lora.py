@@ -41,8 +41,9 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (K * N, ..., D) to (K * N, ..., num_slices * O); images of one client are adjacent."""
-        out = self.base(x)
-        assert self.lora_a is not None and self.lora_b is not None, "forward before bind"
+        out: Tensor = self.base(x)
+        assert self.lora_a is not None, "forward before bind"
+        assert self.lora_b is not None, "forward before bind"
         update_KGMO = low_rank_product(x, self.lora_a, self.lora_b * self.scaling)
         num_clients, _, rows, width = update_KGMO.shape
         out_KMSO = out.reshape(num_clients, rows, self.num_slices, width)

@@ -64,13 +64,9 @@ def _convert(folder: Path) -> None:
 
 def _in_file_names(graph: Any) -> dict[str, Tensor]:
     """Every weight of the encoder by its path in the exporting program, matrices as nn.Linear keeps them."""
-    stored = {
-        entry.name: torch.from_numpy(numpy_helper.to_array(entry).copy()) for entry in graph.initializer
-    }
+    stored = {entry.name: torch.from_numpy(numpy_helper.to_array(entry).copy()) for entry in graph.initializer}
     weights = {
-        name.removeprefix("backbone."): tensor
-        for name, tensor in stored.items()
-        if name.startswith("backbone.")
+        name.removeprefix("backbone."): tensor for name, tensor in stored.items() if name.startswith("backbone.")
     }
     for node in graph.node:
         match = _LINEAR_NODE.fullmatch(node.name)

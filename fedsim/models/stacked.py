@@ -8,7 +8,7 @@ Shapes: K clients in a block, B images per client, N images in all, W feature wi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ class StackedModel:
         self.net: nn.Module = encoder.net.requires_grad_(False).eval().to(device)
         self._mean = torch.tensor(encoder.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(encoder.std, device=device).view(1, 3, 1, 1)
-        self._text = encoder.text_features.to(device) if config.classifier == "text" else None
+        self._text = None if encoder.text_features is None else encoder.text_features.to(device)
         self._logit_scale = encoder.logit_scale
         self.lora_layers: list[LoraLayer] = []
         if config.lora is not None:
@@ -96,9 +96,9 @@ class StackedModel:
         pixels = (images - self._mean) / self._std
         with torch.no_grad():
             if self.config.train == "lora":
-                return self._tower.stem(pixels)
-            if self.config.train == "head":
-                return self.net(pixels)
+                pixels = self._tower.stem(pixels)
+            elif self.config.train == "head":
+                pixels = self.net(pixels)
         return pixels
 
     def forward(self, params: Mapping[str, Tensor], fixed: Tensor, *, training: bool) -> Tensor:
@@ -115,7 +115,7 @@ class StackedModel:
             tokens = fixed.flatten(0, 1)
             for block in self._tower.blocks:
                 tokens = block(tokens)
-            features = self._tower.finish(tokens).unflatten(0, (num_clients, batch))
+            features = self._tower.finish(tokens).reshape(num_clients, batch, -1)
         else:
             features = self._whole_net(params, fixed, training)
         return self._classify(params, features)
@@ -127,12 +127,15 @@ class StackedModel:
         if len(pixels) == 1:
             # The readable reference: one client, the plain network.
             single = {name: value[0] if stacked[name] else value for name, value in own.items()}
-            return functional_call(self.net, single, (pixels[0],)).unsqueeze(0)
+            alone: Tensor = functional_call(self.net, single, (pixels[0],))
+            return alone[None]
 
-        def one_client(own_params: dict[str, Tensor], images: Tensor) -> Tensor:
+        def one_client(own_params: dict[str, Tensor], images: Tensor) -> Any:
             return functional_call(self.net, own_params, (images,))
 
-        return vmap(one_client, in_dims=({name: 0 if stacked[name] else None for name in own}, 0))(own, pixels)
+        axes = {name: 0 if stacked[name] else None for name in own}
+        features: Tensor = vmap(one_client, in_dims=(axes, 0))(own, pixels)
+        return features
 
     def _classify(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
         if self._text is None:

@@ -25,9 +25,7 @@ class TimmTower(VisionTower):
 
     rest: Any
 
-    def __init__(
-        self, model: Any, prefix: str = "", head: nn.Module | None = None, head_path: str = ""
-    ) -> None:
+    def __init__(self, model: Any, prefix: str = "", head: nn.Module | None = None, head_path: str = "") -> None:
         blocks = list(model.blocks)
         model.blocks = nn.Sequential()
         dot = "." if prefix else ""
@@ -124,9 +122,7 @@ def encoder_of_timm(model: Any, image_size: int, name: str) -> Encoder:
     if is_sliceable(model):
         check_divides(image_size, model.patch_embed.feat_ratio(), name)
         net = TimmTower(model)
-    return Encoder(
-        net, feature_width(net, image_size, name), tuple(cfg["mean"]), tuple(cfg["std"]), image_size
-    )
+    return Encoder(net, feature_width(net, image_size, name), tuple(cfg["mean"]), tuple(cfg["std"]), image_size)
 
 
 def feature_width(net: nn.Module, image_size: int, name: str) -> int:

@@ -162,14 +162,10 @@ def test_unknown_key_names_the_nearest(file: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_config(file)
     line = str(caught.value)
-    assert line.startswith(
-        f"{file}: train.lrr: found an unknown key; expected lr (nearest; known: optimizer, lr,"
-    )
+    assert line.startswith(f"{file}: train.lrr: found an unknown key; expected lr (nearest; known: optimizer, lr,")
     assert line.endswith("(and 2 more)")
     file.write_text(yaml.safe_dump(VALID | {"train": {"lr": 1, "lrr": 0.1}}))
-    with pytest.raises(
-        UserError, match=r"train\.lrr: found an unknown key; expected lr \(nearest; known: .*[^)]\)$"
-    ):
+    with pytest.raises(UserError, match=r"train\.lrr: found an unknown key; expected lr \(nearest; known: .*[^)]\)$"):
         load_config(file)
 
 
@@ -197,9 +193,7 @@ def test_schema_file_is_up_to_date() -> None:
 
 
 def test_schema_describes_every_key() -> None:
-    fields = [
-        (name, field) for name, field in _fields(Config.model_json_schema()) if "$defs" not in str(name)
-    ]
+    fields = [(name, field) for name, field in _fields(Config.model_json_schema()) if "$defs" not in str(name)]
     assert len(fields) > 50
     assert [name for name, field in fields if "description" not in field] == []
 

@@ -247,9 +247,7 @@ def _start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
     command = [sys.executable, "launch.py", *arguments]
     # a proper environment of its own, whatever launcher runs the tests
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "RANK"))}
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=clean | environment
-    )
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=clean | environment)
 
 
 @pytest.mark.parametrize(

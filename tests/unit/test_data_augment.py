@@ -36,9 +36,7 @@ def test_rotate90_turns_each_image_by_its_own_angle(images: torch.Tensor, draws:
         torch.testing.assert_close(after, before.rot90(turn, (1, 2)), rtol=0, atol=0)
 
 
-def test_crop_moves_by_up_to_an_eighth_and_repeats_the_border(
-    images: torch.Tensor, draws: torch.Tensor
-) -> None:
+def test_crop_moves_by_up_to_an_eighth_and_repeats_the_border(images: torch.Tensor, draws: torch.Tensor) -> None:
     result = augment(images, ["crop"], draws)
     down, right = (draws[:, 2:4] * 5).long().T.tolist()
     assert {0, 4} <= set(down), "both ends are reached"
@@ -65,9 +63,7 @@ def test_color_stays_in_range(images: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
-def test_an_image_depends_on_its_own_draws_alone(
-    images: torch.Tensor, draws: torch.Tensor, name: str
-) -> None:
+def test_an_image_depends_on_its_own_draws_alone(images: torch.Tensor, draws: torch.Tensor, name: str) -> None:
     before = images.clone()
     result = augment(images, [name], draws)
     torch.testing.assert_close(images, before, rtol=0, atol=0)

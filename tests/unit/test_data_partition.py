@@ -51,13 +51,9 @@ def assert_divides(dataset: Dataset, parts: list[Indices]) -> None:
         (6, {"name": "sites"}),
     ],
 )
-def test_each_training_image_goes_to_one_client_and_the_seed_decides(
-    count: int, partition: dict[str, Any]
-) -> None:
+def test_each_training_image_goes_to_one_client_and_the_seed_decides(count: int, partition: dict[str, Any]) -> None:
     dataset = make_dataset(site_names=("north", "south", "west"))
-    first, again, other = (
-        partition_clients(dataset, clients(count, **partition), seed) for seed in (1, 1, 2)
-    )
+    first, again, other = (partition_clients(dataset, clients(count, **partition), seed) for seed in (1, 1, 2))
     assert len(first) == count
     assert_divides(dataset, first)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))

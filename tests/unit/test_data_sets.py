@@ -176,9 +176,7 @@ def test_a_spoilt_folder_is_one_line(tmp_path: Path, spoil: Any, message: str) -
 def test_a_class_that_train_does_not_have_is_refused(tmp_path: Path) -> None:
     make_classes(tmp_path / "train")
     make_image(tmp_path / "test" / "ulcer" / "0.png", 1)
-    with pytest.raises(
-        UserError, match=r"test/ulcer: found a class that train does not have; .* cecum, polyp"
-    ):
+    with pytest.raises(UserError, match=r"test/ulcer: found a class that train does not have; .* cecum, polyp"):
         load("image_folder", root=str(tmp_path), image_size=8)
 
 
@@ -209,9 +207,7 @@ def write_medmnist(path: Path, side: int, channels: int = 1, num_classes: int = 
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize(("flag", "channels"), [("breastmnist", 1), ("bloodmnist", 3)])
 @pytest.mark.parametrize(("side", "suffix"), [(28, ""), (64, "_64"), (128, "_128"), (224, "_224")])
-def test_medmnist_is_read_with_its_own_split(
-    tmp_path: Path, flag: str, channels: int, side: int, suffix: str
-) -> None:
+def test_medmnist_is_read_with_its_own_split(tmp_path: Path, flag: str, channels: int, side: int, suffix: str) -> None:
     path = tmp_path / f"{flag}{suffix}.npz"
     write_medmnist(path, side, channels, num_classes=2 if channels == 1 else 8)
     data = load(f"medmnist:{flag}", root=str(tmp_path), image_size=side)
@@ -277,9 +273,7 @@ def test_medmnist_download_goes_through_the_package(tmp_path: Path, monkeypatch:
         ({"train_labels": np.array([[None]] * 600)}, "allow_pickle"),
     ],
 )
-def test_medmnist_that_is_not_as_published_is_refused(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_medmnist_that_is_not_as_published_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     write_medmnist(tmp_path / "breastmnist.npz", 28, **changes)
     with pytest.raises(UserError, match=message) as caught:
         load("medmnist:breastmnist", root=str(tmp_path), image_size=28)

@@ -88,10 +88,7 @@ def test_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
     lines = capsys.readouterr().out
     assert "\x1b" not in lines  # no colours and no bar in a file
-    assert (
-        "round 2/3  train_loss 0.3333  val_loss 0.3000  val_accuracy 0.6667  val_auroc -  seconds 1.50"
-        in lines
-    )
+    assert "round 2/3  train_loss 0.3333  val_loss 0.3000  val_accuracy 0.6667  val_auroc -  seconds 1.50" in lines
     assert sum("round " in line and "train_loss" in line for line in lines.splitlines()) == 3
     for word in ("validation", "test", "balanced accuracy", "macro recall", "precision", "F1", "AUROC"):
         assert word in lines
@@ -127,9 +124,7 @@ def test_resume_drops_later_rows_and_keeps_the_bytes_of_the_others(tmp_path: Pat
 def test_a_used_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     run_rounds(open_log(tmp_path / "a"), 1)
     before = {path: path.read_bytes() for path in (tmp_path / "a").iterdir() if path.is_file()}
-    with pytest.raises(
-        UserError, match=r"a: found a folder that is in use; expected --resume .* or another --out"
-    ):
+    with pytest.raises(UserError, match=r"a: found a folder that is in use; expected --resume .* or another --out"):
         open_log(tmp_path / "a")
     assert before == {path: path.read_bytes() for path in before}
 
@@ -144,9 +139,7 @@ def test_resume_of_nothing_starts_fresh(tmp_path: Path) -> None:
 def test_resume_with_another_config_names_the_key(tmp_path: Path) -> None:
     open_log(tmp_path / "a")
     train = CONFIG.train.model_copy(update={"lr": 0.2})
-    with pytest.raises(
-        UserError, match=r"^--resume: train\.lr: found 0\.2; expected 0\.1 as in .*config\.yaml$"
-    ):
+    with pytest.raises(UserError, match=r"^--resume: train\.lr: found 0\.2; expected 0\.1 as in .*config\.yaml$"):
         open_log(tmp_path / "a", resume=True, config=CONFIG.model_copy(update={"train": train}))
 
 
@@ -194,9 +187,7 @@ def test_flatten() -> None:
     }
 
 
-def test_write_atomic_replaces_whole_files_or_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_atomic_replaces_whole_files_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file.json"
     write_json(path, {"a": [1.5, math.nan]})
     assert json.loads(path.read_text()) == {"a": [1.5, None]}

@@ -58,9 +58,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _images(folder: Path) -> list[Path]:
     """Return the image files of a class folder, of which there must be some."""
-    found = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."
-    )
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
     if not found:
         raise UserError(str(folder), "no image", f"files that end in {', '.join(sorted(SUFFIXES))}")
     return found
@@ -70,9 +68,6 @@ def _prepared(base: Path, paths: list[Path], side: int) -> Path:
     """Decode and resize all images, once for this list of files with these sizes and times."""
     stats = [path.stat() for path in paths]
     listing = [
-        [str(path.relative_to(base)), stat.st_size, stat.st_mtime_ns]
-        for path, stat in zip(paths, stats, strict=True)
+        [str(path.relative_to(base)), stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)
     ]
-    return cached_folder(
-        "image_folder", [str(base.resolve()), listing, side], partial(write_resized, paths, side)
-    )
+    return cached_folder("image_folder", [str(base.resolve()), listing, side], partial(write_resized, paths, side))

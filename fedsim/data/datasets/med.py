@@ -37,9 +37,7 @@ def medmnist_set(flag: str, root: str | None, image_size: int) -> Source:
     if flag not in MEDMNIST_FLAGS:
         raise UserError("data.name", repr(f"medmnist:{flag}"), nearest(flag, MEDMNIST_FLAGS))
     if flag == "chestmnist":
-        raise UserError(
-            "data.name", "medmnist:chestmnist, a multi-label set", "a set with one label per image"
-        )
+        raise UserError("data.name", "medmnist:chestmnist, a multi-label set", "a set with one label per image")
     side = next((side for side in PUBLISHED_SIDES if side >= image_size), PUBLISHED_SIDES[-1])
     path = _find(flag, side, root)
     class_names = tuple(INFO[flag]["label"][str(code)] for code in range(len(INFO[flag]["label"])))
@@ -50,9 +48,7 @@ def medmnist_set(flag: str, root: str | None, image_size: int) -> Source:
         [str(path.resolve()), stat.st_size, stat.st_mtime_ns, image_size],
         partial(_unpack, path, len(labels), image_size),
     )
-    return Source(
-        images=load_mapped(prepared / "images.npy"), labels=labels, class_names=class_names, fixed=fixed
-    )
+    return Source(images=load_mapped(prepared / "images.npy"), labels=labels, class_names=class_names, fixed=fixed)
 
 
 def _find(flag: str, side: int, root: str | None) -> Path:
@@ -97,14 +93,8 @@ def _read_labels(path: Path, num_classes: int) -> tuple[Indices, Indices]:
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise _not_as_published(path, str(error)) from error
     for name, part in zip(NAMES, parts, strict=True):
-        if (
-            part.shape != (len(part), 1)
-            or part.dtype.kind not in "iu"
-            or np.any((part < 0) | (part >= num_classes))
-        ):
-            raise _not_as_published(
-                path, f"{name}_labels {part.dtype}{part.shape} within [{part.min()}, {part.max()}]"
-            )
+        if part.shape != (len(part), 1) or part.dtype.kind not in "iu" or np.any((part < 0) | (part >= num_classes)):
+            raise _not_as_published(path, f"{name}_labels {part.dtype}{part.shape} within [{part.min()}, {part.max()}]")
     fixed = np.repeat(np.arange(len(NAMES)), [len(part) for part in parts])
     return np.concatenate(parts)[:, 0].astype(np.int64), fixed.astype(np.int64)
 
@@ -131,9 +121,7 @@ def _unpack(path: Path, num_images: int, side: int, folder: Path) -> None:
 
 def _create(path: Path, num_images: int, rows: Pixels, side: int) -> Pixels:
     channels = 1 if rows.ndim == 3 else 3
-    out: Pixels = np.lib.format.open_memmap(
-        path, mode="w+", dtype=np.uint8, shape=(num_images, channels, side, side)
-    )
+    out: Pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(num_images, channels, side, side))
     return out
 
 

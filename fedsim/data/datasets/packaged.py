@@ -98,6 +98,4 @@ def digits(image_size: int) -> Source:
     small, labels = load_digits(return_X_y=True)
     grey = np.rint(small.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     images = np.stack([resized(Image.fromarray(image), image_size, image_size) for image in grey])
-    return Source(
-        images=images, labels=labels.astype(np.int64), class_names=tuple(str(digit) for digit in range(10))
-    )
+    return Source(images=images, labels=labels.astype(np.int64), class_names=tuple(str(digit) for digit in range(10)))

@@ -1,0 +1,46 @@
+"""What a config will do, in numbers, without training: the answer of ``launch.py check``."""
+
+import math
+
+from algorithms.base import Phase
+from comm import open_group
+from fedsim.cohort import draw_cohort, num_local_steps
+from fedsim.config import Config
+from fedsim.simulation import Simulation, build_simulation
+
+
+def describe(config: Config) -> list[tuple[str, str]]:
+    """Load data and model and return the plan as rows of name and text."""
+    with open_group() as group:
+        sim = build_simulation(config, group)
+    sizes = sim.sizes
+    cohort = draw_cohort(sim.config.clients, sim.config.train, sizes, sim.config.seed, 1)
+    phases = sim.algorithm.phases(1)
+    steps = [num_local_steps(sim.config.train, sizes[client]) for client in cohort.clients]
+    data = sim.dataset
+    rows = [
+        ("data", f"{data.name}: {len(data.train)} train, {len(data.val)} val, {len(data.test)} test images"),
+        ("classes", ", ".join(data.class_names)),
+        ("clients", f"{len(sizes)}, of {min(sizes)} to {max(sizes)} images, {sizes.count(0)} without"),
+        (
+            "cohort",
+            f"{len(cohort.clients)} clients in {len(cohort.blocks(sim.per_block))} blocks of up to {sim.per_block}",
+        ),
+        ("local steps", f"{min(steps)} to {max(steps)} per client and phase"),
+        ("model", f"{config.model.name}, {sum(p.numel() for p in sim.model.net.parameters()):,} parameters"),
+    ]
+    for phase in phases:
+        trained, sent = (count_parameters(sim, phase, sent_only=only) for only in (False, True))
+        rows.append((f"phase {phase.name}", f"{trained:,} parameters trained, {sent:,} sent per client"))
+    up = sum(count_parameters(sim, phase, sent_only=True) for phase in phases) * 4 * len(cohort.clients)
+    rows.append(("bytes per round", f"{up:,} up, as float32"))
+    return rows
+
+
+def count_parameters(sim: Simulation, phase: Phase, *, sent_only: bool) -> int:
+    """Return how many numbers one client trains (or sends) in a phase."""
+    return sum(
+        math.prod(spec.shape)
+        for spec in sim.model.specs.values()
+        if spec.kind in phase.kinds and not (sent_only and spec.kind == "local")
+    )
