@@ -157,15 +157,16 @@ def best_settings(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(regime: Regime, reports: list[dict[str, Any]]) -> Table:
-    titles = ("contender", "type", "p x t", "clients/s", "images/s", "of limit", "GiB", "start s", "differs")
-    shown = Table(*titles, title=f"{regime.name} (p processes of t threads; of limit: all tokens, least)")
+    titles = ("contender", "type", "p x t", "clients/s", "of limit", "GiB", "start", "differs")
+    shown = Table(title=f"{regime.name} (p processes of t threads; share of limit: all tokens, least; start in s)")
+    for title in titles:
+        shown.add_column(title, no_wrap=True)
     for report in best_settings(reports):
         shown.add_row(
             report["contender"],
             report["precision"],
             f"{report['processes']}x{report['threads']}",
             f"{report['clients_per_s']:.3g}",
-            f"{report['images_per_s']:.3g}",
             f"{report['share_all_tokens']:.0%}, {report['share_minimum']:.0%}",
             f"{report['peak_rss_bytes'] / 2**30:.2f}",
             f"{report['startup_s']:.1f}",
