@@ -20,8 +20,7 @@ class FedProx(Algorithm):
         if self.config.mu == 0:
             return loss_K
         distances = [
-            (batch.params[name] - batch.start[name]).flatten(1).square().sum(1)
-            for name in batch.trained
-            if self.specs[name].kind != "buffer"
+            (batch.params[name] - batch.start[name]).reshape(len(loss_K), -1).square().sum(1) for name in batch.trained
         ]
-        return loss_K + 0.5 * self.config.mu * torch.stack(distances).sum(0)
+        mu: float = self.config.mu
+        return loss_K + 0.5 * mu * torch.stack(distances).sum(0)

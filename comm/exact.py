@@ -23,10 +23,10 @@ def quantise(values_K: Tensor, weights_K: Tensor, limit: float, name: str, clien
     absolute value exceeds ``limit``.
     """
     weights = weights_K.to(values_K.device).reshape(-1, *[1] * (values_K.dim() - 1))
-    bad = ~(values_K.abs() <= limit)
+    bad = ~((values_K >= -limit) & (values_K <= limit))
     if bad.any():
-        row = int(bad.flatten(1).any(1).nonzero()[0])
-        worst = values_K[row].flatten()[bad[row].flatten()][0].item()
+        row = int(bad.nonzero()[0, 0])
+        worst = values_K[row][bad[row]][0].item()
         raise UserError(
             f"client {clients[row]}, tensor {name}",
             f"an element {worst:g}",
@@ -38,7 +38,7 @@ def quantise(values_K: Tensor, weights_K: Tensor, limit: float, name: str, clien
 class ExactSum:
     """Running sums of named tensors over clients, held as int64; ``flat`` is what the ranks add up.
 
-    ``num_terms`` bounds the number of clients that all ranks together will add.
+    ``num_terms`` bounds the number of clients that all ranks together will add. Complex numbers travel as pairs.
     """
 
     def __init__(self, num_terms: int) -> None:
@@ -57,7 +57,8 @@ class ExactSum:
 
     def _add(self, terms: Mapping[str, Tensor], weights: Tensor, limit: float, clients: Sequence[int]) -> None:
         for name, values in terms.items():
-            total = quantise(values, weights, limit, name, clients).sum(0)
+            reals = torch.view_as_real(values) if values.is_complex() else values
+            total = quantise(reals, weights, limit, name, clients).sum(0)
             if name in self._sums:
                 self._sums[name] += total
             else:
@@ -69,11 +70,14 @@ class ExactSum:
         return torch.cat([total.flatten() for total in self._sums.values()])
 
     def read(self, flat: Tensor) -> dict[str, Tensor]:
-        """Cut a reduced ``flat`` back into named float64 tensors, integer names back into their own dtype."""
+        """Cut a reduced ``flat`` back into named float64 or complex128 tensors, integers into their own dtype."""
         parts = flat.split([total.numel() for total in self._sums.values()])
         result = {}
         for (name, total), part in zip(self._sums.items(), parts, strict=True):
             value = part.reshape(total.shape).double() * 2.0**-GRID_BITS
-            is_float = self._dtypes[name].is_floating_point
-            result[name] = value if is_float else value.round().to(self._dtypes[name])
+            dtype = self._dtypes[name]
+            if dtype.is_complex:
+                result[name] = torch.view_as_complex(value)
+            else:
+                result[name] = value if dtype.is_floating_point else value.round().to(dtype)
         return result

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from comm.launcher import Place, find_place
 from fedsim.errors import UserError
@@ -194,7 +195,7 @@ def open_group() -> Group:
         "MASTER_PORT": place.port,
     }
     os.environ.update({name: str(value) for name, value in environment.items()})
-    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=START_TIMEOUT_SECONDS)))
+    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=START_TIMEOUT_SECONDS)))
     store = PrefixStore("fedsim", store)
     device = _own_device(place)
     backend = _choose_backend(store, place, device)

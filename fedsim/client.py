@@ -152,15 +152,17 @@ class BlockTrainer:
         self.images.prepare([self.parts[client] for client in clients])
         index, weights = steps.index.to(flat_KP.device), steps.weights.to(flat_KP.device)
         losses = torch.zeros(len(clients), dtype=torch.float64, device=flat_KP.device)
-        counts = torch.zeros(len(clients), dtype=torch.float64)
-        draws = self.images.draw(clients, index.shape[1:], self.config.seed, state.round + 1, phase.name)
+        counts_SK = (steps.weights > 0).sum(2).T.tolist()
+        # As wide as a full batch whatever the block holds, so that a client draws the same numbers in any company.
+        shape = (index.shape[1], train.batch_size)
+        draws = self.images.draw(clients, shape, self.config.seed, state.round + 1, phase.name)
         for step, (active, width) in enumerate(zip(steps.active, steps.widths, strict=True)):
             places = index[:active, step, :width]
             fixed = self.images.training_batch(places, None if draws is None else draws[:active, step, :width])
             leaf = flat_KP[:active].detach().requires_grad_()
             params = {**state.params, **layout.unpack(leaf), **{n: b[:active] for n, b in buffers.items()}}
             batch = Batch(
-                self.model.forward(params, fixed, training=True),
+                self._scores(params, layout, fixed, counts_SK[step][:active], phase),
                 self.images.labels[places],
                 weights[:active, step, :width],
                 params,
@@ -171,8 +173,30 @@ class BlockTrainer:
             (grad,) = torch.autograd.grad(loss_K.sum(), leaf)
             optimizer.step(flat_KP, grad, lr)
             losses[:active] += loss_K.detach()
-            counts[:active] += 1
-        return losses.cpu() / counts
+        num_steps = (steps.weights > 0).any(2).sum(1)
+        return losses.cpu() / num_steps
+
+    def _scores(
+        self, params: Mapping[str, Tensor], layout: Layout, fixed: Tensor, counts: list[int], phase: Phase
+    ) -> Tensor:
+        """Return class scores (K, B, C); ``counts`` (K,) are the clients' own batch sizes, B the largest of them.
+
+        Where layers normalise over the batch, the places that a smaller batch leaves empty must not be seen, so
+        clients with equal batch sizes go together. Running statistics that the phase freezes are used, not changed.
+        """
+        buffers = [name for name, spec in self.model.specs.items() if spec.kind == "buffer"]
+        training = "buffer" in phase.kinds
+        if not buffers or not training or len(set(counts)) == 1:
+            return self.model.forward(params, fixed, training=training)
+        scores = fixed.new_zeros(*fixed.shape[:2], self.model.num_classes)
+        for count in sorted(set(counts)):
+            rows = [row for row, own in enumerate(counts) if own == count]
+            stacked = {*layout.shapes, *buffers}
+            own = {name: value[rows] if name in stacked else value for name, value in params.items()}
+            scores[rows, :count] = self.model.forward(own, fixed[rows, :count], training=True)
+            for name in buffers:
+                params[name][rows] = own[name]
+        return scores
 
 
 def _kept_states(client_states: list[dict[str, Tensor]], phase: Phase) -> list[dict[str, Tensor]]:

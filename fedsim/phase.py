@@ -49,7 +49,7 @@ def train_phase(
         states = [sim.client_state(client) for client in clients]
         update, block_losses = sim.trainer.train(clients, weights, state, phase, states)
         payload = sim.algorithm.pre_aggregate(update)
-        squared_norms = sum_of_squares(sim.algorithm.sent(update.delta), len(clients))
+        squared_norms = sum_of_squares(without_statistics(sim, sim.algorithm.sent(update.delta)), len(clients))
         total.add_mean({**payload.mean, "/squared_norm": squared_norms}, weights, clients)
         total.add_sum(payload.total, clients)
         gathered.append({**payload.gather, **trained_factors(sim, update)})
@@ -84,6 +84,12 @@ def sum_of_squares(tensors_K: Mapping[str, Tensor], num_clients: int) -> Tensor:
     return torch.cat(squares, dim=1).square().sum(1)
 
 
+def without_statistics(sim: Simulation, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out running statistics: a count of batches says nothing about how far the clients drift apart."""
+    specs = sim.model.specs
+    return {name: value for name, value in tensors.items() if name not in specs or specs[name].kind != "buffer"}
+
+
 def trained_factors(sim: Simulation, update: Update) -> dict[str, Tensor]:
     """Return the LoRA factors that trained, for the diagnostics of their aggregation."""
     kinds = ("lora_a", "lora_b")
@@ -93,7 +99,9 @@ def trained_factors(sim: Simulation, update: Update) -> dict[str, Tensor]:
 def num_bytes(payload: Payload) -> int:
     """Return the bytes that one client sends, floats as float32."""
     tensors = [*payload.mean.values(), *payload.total.values(), *payload.gather.values()]
-    return sum(math.prod(value.shape[1:]) * min(4, value.element_size()) for value in tensors)
+    return sum(
+        math.prod(value.shape[1:]) * min(8 if value.is_complex() else 4, value.element_size()) for value in tensors
+    )
 
 
 def gather(

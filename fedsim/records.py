@@ -6,7 +6,7 @@ from typing import Any
 from algorithms.base import TRAINED_KINDS, Phase, ServerState
 from fedsim.cohort import Cohort
 from fedsim.diagnostics import client_drift, lora_diagnostics
-from fedsim.phase import Outcome
+from fedsim.phase import Outcome, without_statistics
 from fedsim.simulation import Simulation
 
 
@@ -34,7 +34,8 @@ class RoundRecord:
         row["bytes_up"] += outcome.bytes_up
         row["bytes_down"] += self._bytes_down(after) * len(cohort.clients)
         self._changed_kinds = phase.kinds
-        diagnostics: dict[str, Any] = {"client_drift": client_drift(outcome.squared_norm, outcome.aggregate.mean)}
+        mean_delta = without_statistics(self._sim, outcome.aggregate.mean)
+        diagnostics: dict[str, Any] = {"client_drift": client_drift(outcome.squared_norm, mean_delta)}
         if outcome.gathered:
             diagnostics |= lora_diagnostics(outcome.gathered, before.params, cohort.weights)
         diagnostics |= self._sim.algorithm.diagnostics(after, outcome.aggregate)

@@ -65,7 +65,8 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
     blocks = cohort.blocks(sim.per_block)
     shares = assign_blocks([sim.expected_seconds(cohort, b) for b in blocks], sim.group.num_ranks)
     plan = [[blocks[index] for index in share] for share in shares]
-    sim.store.move({cohort.clients[p]: rank for rank, mine in enumerate(plan) for block in mine for p in block})
+    if sim.keeps_client_state:
+        sim.store.move({cohort.clients[p]: rank for rank, mine in enumerate(plan) for block in mine for p in block})
 
     for phase in sim.algorithm.phases(round):
         log.progress(f"phase {phase.name}: {len(blocks)} blocks of up to {sim.per_block} clients")

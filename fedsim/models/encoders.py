@@ -9,7 +9,6 @@ from torch import nn
 from fedsim.config import ModelConfig
 from fedsim.errors import UserError
 from fedsim.models.attention import ClipAttention
-from fedsim.models.clip import build_clip, encoder_of_clip
 from fedsim.models.packaged import ARCHITECTURE, PATCH_SIZE, build_packaged
 from fedsim.models.timm_vit import build_timm, check_divides, encoder_of_timm
 from fedsim.models.tower import Encoder, VisionTower
@@ -28,6 +27,8 @@ def library_model(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if config.name.startswith("open_clip:"):
+            from fedsim.models.clip import build_clip  # late: open_clip takes seconds to import
+
             return build_clip(config, image_size)
         if config.name.startswith("timm:"):
             return build_timm(config, config.name.removeprefix("timm:"), image_size)
@@ -46,6 +47,8 @@ def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str
     """
     model = library_model(config, image_size, seed)
     if config.name.startswith("open_clip:"):
+        from fedsim.models.clip import encoder_of_clip
+
         encoder = encoder_of_clip(model, config, image_size, class_names)
     else:
         encoder = encoder_of_timm(model, image_size, config.name)
