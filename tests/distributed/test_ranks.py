@@ -1,0 +1,32 @@
+"""The same bits on any number of ranks, with real torchrun over gloo."""
+
+import pytest
+from tests.distributed.runs import launch, results, same_log, write_config
+
+CASES = {
+    "deer": [],
+    "fedavg": ["algorithm.name=fedavg"],
+    "fedprox": ["algorithm.name=fedprox", "algorithm.mu=0.1"],
+    "fraction of the clients": ["clients.per_round=0.4", "clients.sampling=volume"],
+    "kept optimisers": ["algorithm.name=fedavg", "train.keep_optimizer=true", "clients.per_round=4"],
+    "augmented": ["data.augment=[flip, crop]"],
+    "whole network": [
+        "algorithm.name=fedavg",
+        "model={name: 'timm:vit_tiny_patch16_224', weights: random, "
+        "options: {patch_size: 7, embed_dim: 16, depth: 1, num_heads: 2}}",
+    ],
+    "more ranks than blocks": ["clients.per_block=4", "clients.per_round=4"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_one_two_and_three_ranks_agree(case, tmp_path):
+    config = write_config(tmp_path)
+    for ranks in (0, 2, 3):
+        done = launch(ranks, "run", config, *CASES[case], "rounds=2", "--out", tmp_path / str(ranks))
+        assert done.returncode == 0, done.stderr
+    alone, *others = (tmp_path / str(ranks) for ranks in (0, 2, 3))
+    for other in others:
+        assert results(other)["state_sha256"] == results(alone)["state_sha256"]
+        assert same_log(other, alone)
