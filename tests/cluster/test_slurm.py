@@ -1,0 +1,116 @@
+"""Jobs on a real SLURM of two nodes, through the batch scripts that users copy."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.slurm import Slurm, missing
+from tests.distributed.runs import ROOT, launch, results, same_log, write_config
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+SCRIPTS = ROOT / "configs" / "slurm"
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1")
+JOB_SECONDS = 240
+
+FAILING = """
+import os, time
+from pathlib import Path
+from algorithms.base import Algorithm
+
+class Failing(Algorithm):
+    def loss(self, batch):
+        if os.environ["SLURM_PROCID"] == "1":
+            Path({file!r}).write_text(str(time.time()))
+            raise RuntimeError("broken on purpose")
+        return super().loss(batch)
+"""
+
+WHERE = """#!/bin/bash
+place='from comm.launcher import find_place; print(find_place())'
+"$PYTHON" -c "$place"
+srun bash -c '"$PYTHON" -c "$1"' bash "$place"
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    reason = missing()
+    if reason is not None:
+        pytest.skip(reason)
+    with Slurm(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one process without SLURM."""
+    folder = tmp_path_factory.mktemp("alone")
+    done = launch(0, "run", write_config(folder), "--out", folder / "run")
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def test_a_batch_script_is_one_process_and_its_srun_many(slurm: Slurm, tmp_path: Path) -> None:
+    script = tmp_path / "where.sbatch"
+    script.write_text(WHERE)
+    job = slurm.submit(*TWO_NODES, script)
+    assert slurm.finish(job, 60) == "COMPLETED", slurm.log(job)
+    batch, *tasks = slurm.log(job).splitlines()
+    assert "num_ranks=1" in batch
+    assert "launcher='none'" in batch
+    assert sorted(task.partition(", local")[0] for task in tasks) == [
+        f"Place(rank={rank}, num_ranks=2" for rank in (0, 1)
+    ]
+    assert all("address='node01'" in task and "launcher='srun'" in task for task in tasks)
+    assert len({task.partition("address")[2] for task in tasks}) == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "launcher"),
+    [
+        ("debug.sbatch", (), "srun"),
+        ("train.sbatch", ("--gpus-per-node=1",), "srun"),
+        ("train_torchrun.sbatch", ("--gpus-per-node=1",), "torchrun"),
+    ],
+)
+def test_two_nodes_give_the_bits_of_one_process(
+    slurm: Slurm, alone: Path, tmp_path: Path, script: str, options: tuple[str, ...], launcher: str
+) -> None:
+    config = write_config(tmp_path)
+    job = slurm.submit(*TWO_NODES, *options, SCRIPTS / script, config, "--out", tmp_path / "run")
+    assert slurm.finish(job, JOB_SECONDS) == "COMPLETED", slurm.log(job)
+    assert "2 ranks, backend gloo" in slurm.log(job)
+    assert f'"launcher": "{launcher}"' in (tmp_path / "run" / "environment.json").read_text()
+    assert results(tmp_path / "run") == results(alone)
+    assert same_log(tmp_path / "run", alone)
+
+
+def test_a_rank_that_fails_ends_the_job(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = tmp_path / "moment"
+    (tmp_path / "failing.py").write_text(FAILING.format(file=str(moment)))
+    monkeypatch.setitem(slurm.environment, "PYTHONPATH", str(tmp_path))
+    config = write_config(tmp_path)
+    words = ("algorithm={name: failing.Failing}", "--out", tmp_path / "run")
+    job = slurm.submit(*TWO_NODES, SCRIPTS / "debug.sbatch", config, *words)
+    assert slurm.finish(job, JOB_SECONDS) == "FAILED", slurm.log(job)
+    assert time.time() - float(moment.read_text()) < 30
+    assert "rank 1 failed" in slurm.log(job)
+    assert slurm.log(job).count("RuntimeError: broken on purpose") == 1
+
+
+def test_a_job_that_runs_out_of_time_goes_on_later(slurm: Slurm, tmp_path: Path) -> None:
+    config, run = write_config(tmp_path), tmp_path / "run"
+    rounds = "rounds=15"
+    script = (SCRIPTS / "train.sbatch", config, rounds, "--out", run)
+    job = slurm.submit(*TWO_NODES, "--gpus-per-node=1", *script)
+    slurm.wait(lambda: (run / "checkpoints").exists() and any((run / "checkpoints").iterdir()), "no checkpoint", 120)
+    # What SLURM does two minutes before the time is up.
+    slurm.ask("scancel", "--signal=USR1", "--batch", job)
+    slurm.wait(lambda: slurm.state(job)["Restarts"] == "1", "the job was not queued again", 60)
+    assert not (run / "results.json").exists(), "the job ended before it was stopped"
+    assert slurm.finish(job, JOB_SECONDS) == "COMPLETED", slurm.log(job)
+    assert launch(0, "run", config, rounds, "--out", tmp_path / "alone").returncode == 0
+    assert results(run) == results(tmp_path / "alone")
+    assert same_log(run, tmp_path / "alone")
