@@ -1,0 +1,159 @@
+"""Small simulations on made-up images, through the same parts that ``launch.py run`` uses."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from algorithms import resolve
+from algorithms.base import Payload, Phase, ServerState, Update
+from comm import open_group
+from fedsim.client import BlockTrainer
+from fedsim.config import Config, ModelConfig
+from fedsim.data import Dataset
+from fedsim.images import ImageSource
+from fedsim.models.stacked import StackedModel, build_model
+from fedsim.records import RoundRecord
+from fedsim.server import run_round
+from fedsim.simulation import Simulation
+from fedsim.store import ClientStore
+
+IMAGE_SIZE = 14
+LORA = {"r": 2, "lora_alpha": 4, "target": ["q", "k", "v"]}
+TINY_VIT = {
+    "name": "timm:vit_tiny_patch16_224",
+    "weights": "random",
+    "options": {"patch_size": 7, "embed_dim": 32, "depth": 2, "num_heads": 2},
+}
+BASE: dict[str, Any] = {
+    "name": "test",
+    "seed": 5,
+    "rounds": 3,
+    "algorithm": {"name": "fedavg"},
+    "model": {**TINY_VIT, "lora": LORA},
+    "data": {"name": "digits", "image_size": IMAGE_SIZE},
+    "clients": {"count": 1, "partition": {"name": "iid"}},
+    "train": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "batch_size": 16},
+}
+
+
+def make_config(**sections: Any) -> Config:
+    """``BASE`` with whole values replaced (rounds=2) or sections extended (train={"lr": 1.0})."""
+    data = copy.deepcopy(BASE)
+    for key, value in sections.items():
+        extends = isinstance(value, Mapping) and isinstance(data.get(key), dict) and key not in ("algorithm", "model")
+        data[key] = {**data[key], **value} if extends else value
+    return Config.model_validate(data)
+
+
+def make_dataset(sizes: Sequence[int], num_classes: int = 3, seed: int = 0) -> tuple[Dataset, list[np.ndarray]]:
+    """Random images whose mean colour tells the class, and a client for each of ``sizes``."""
+    stream = np.random.default_rng(seed)
+    num_train, num_other = sum(sizes), 12
+    labels = stream.integers(num_classes, size=num_train + 2 * num_other)
+    pixels = stream.integers(0, 156, size=(len(labels), 3, IMAGE_SIZE, IMAGE_SIZE))
+    pixels[np.arange(len(labels)), labels % 3] += 100
+    train, val, test = np.split(np.arange(len(labels)), [num_train, num_train + num_other])
+    names = tuple(f"class {number}" for number in range(num_classes))
+    images, targets = torch.from_numpy(pixels.astype(np.uint8)), torch.from_numpy(labels)
+    dataset = Dataset("made up", images, targets, names, train, val, test, None, None, ())
+    return dataset, np.split(stream.permutation(train), np.cumsum(sizes)[:-1])
+
+
+@cache
+def shared_model(config_json: str, image_size: int, num_classes: int) -> StackedModel:
+    """A model keeps nothing of a run, so simulations may share it."""
+    config = ModelConfig.model_validate_json(config_json)
+    names = [f"class {number}" for number in range(num_classes)]
+    return build_model(config, image_size, names, 0, torch.device("cpu"))
+
+
+def make_simulation(
+    config: Config, dataset: Dataset, parts: list[np.ndarray], model: StackedModel | None = None
+) -> Simulation:
+    """What ``build_simulation`` does, with images, partition and perhaps model from the caller."""
+    group = open_group()
+    clients = config.clients.model_copy(update={"count": len(parts)})
+    config = config.model_copy(update={"clients": clients})
+    if model is None:
+        model = shared_model(config.model.model_dump_json(), config.data.image_size, len(dataset.class_names))
+    method = resolve(config.algorithm.name)
+    algorithm = method(method.Config(**config.algorithm.settings), model.specs)
+    images = ImageSource(dataset, model, config.data.augment)
+    trainer = BlockTrainer(config, model, algorithm, images, parts)
+    per_block = config.clients.per_block
+    assert per_block != "auto"
+    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, ClientStore(group), per_block)
+
+
+def simulate(sizes: Sequence[int], per_block: int, **sections: Any) -> Simulation:
+    """A simulation of clients with so many images each."""
+    dataset, parts = make_dataset(sizes)
+    sections["clients"] = {**sections.get("clients", {}), "per_block": per_block}
+    return make_simulation(make_config(**sections), dataset, parts)
+
+
+def play(sim: Simulation, num_rounds: int, state: ServerState | None = None) -> tuple[ServerState, list[RoundRecord]]:
+    """Run rounds from the initial state, or from ``state``."""
+    state = state or sim.initial_state()
+    records = []
+    log: Any = SimpleNamespace(progress=str)
+    for _ in range(num_rounds):
+        records.append(RoundRecord(sim, state.round + 1))
+        state = run_round(sim, state, records[-1], log)
+    return state, records
+
+
+def record_phases(sim: Simulation) -> list[dict[str, Any]]:
+    """Note, from now on, per phase of a run what each client trained and what the server made of it.
+
+    A phase's entry: ``after``: {client: its parameters}, ``server``: the parameters after aggregation.
+    """
+    phases: list[dict[str, Any]] = [{"after": {}}]
+    method = sim.algorithm
+    pre: Callable[[Update], Payload] = method.pre_aggregate
+    post: Callable[..., ServerState] = method.post_aggregate
+
+    def pre_aggregate(update: Update) -> Payload:
+        for row, client in enumerate(update.clients):
+            phases[-1]["after"][client] = {name: value[row].clone() for name, value in update.after.items()}
+        return pre(update)
+
+    def post_aggregate(state: ServerState, aggregate: Any) -> ServerState:
+        state = post(state, aggregate)
+        phases[-1]["server"] = state.params
+        phases.append({"after": {}})
+        return state
+
+    vars(method).update(pre_aggregate=pre_aggregate, post_aggregate=post_aggregate)
+    return phases
+
+
+def train_alone(sim: Simulation, client: int, state: ServerState, phase: Phase | None = None) -> Update:
+    """Train one client for one phase."""
+    phase = phase or sim.algorithm.phases(state.round + 1)[0]
+    return sim.trainer.train((client,), torch.ones(1, dtype=torch.float64), state, phase, [{}])[0]
+
+
+def furthest(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[float, str]:
+    """The largest ||found - expected|| / ||expected|| over all tensors, and whose it is."""
+    assert found.keys() == expected.keys()
+    distances = []
+    for name, value in expected.items():
+        error, size = ((t.double()).norm().item() for t in (found[name].double() - value.double(), value))
+        distances.append((error / size if size > 0 else error, name))
+    return max(distances)
+
+
+def same_bits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def with_params(state: ServerState, params: Mapping[str, Tensor]) -> ServerState:
+    return replace(state, params={**state.params, **params})
