@@ -46,11 +46,11 @@ def find_place() -> Place:
 
 def first_host(nodelist: str) -> str:
     """Return the first host of a SLURM node list, such as node007 of ``node[007-010,12],other``."""
-    match = re.match(r"([^,\[]+)(?:\[([^\]]+)\])?([^,]*)", nodelist)
+    match = re.match(r"[^,\[\]]+(?:\[[^\[\]]+\][^,\[\]]*)*(?=,|$)", nodelist)
     if match is None:
         raise UserError("SLURM_STEP_NODELIST", repr(nodelist), "a node list such as node[01-04]")
-    prefix, ranges, suffix = match.groups()
-    return prefix + (re.split(r"[-,]", ranges)[0] if ranges else "") + suffix
+    # Of each range the first number, of which a name may have several: rack[1-2]node[03-04] begins with rack1node03.
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", match.group())
 
 
 def _inside_srun() -> bool:

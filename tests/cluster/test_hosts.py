@@ -1,0 +1,92 @@
+"""torchrun on two hosts, which are two network namespaces joined by a cable."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.runs import ROOT, environment, launch, results, same_log, write_config
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+HOSTS = {f"fedsim{os.getpid()}{letter}": f"10.213.77.{place}" for place, letter in enumerate("ab", start=1)}
+CARD = "cable0"
+RUN_SECONDS = 240
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[dict[str, str]]:
+    """The addresses of two hosts by name. Whatever still runs on them is killed in the end."""
+    if shutil.which("ip") is None:
+        pytest.skip("not installed: ip (Debian, Ubuntu: apt-get install iproute2)")
+    first, second = HOSTS
+    try:
+        try:
+            for host in HOSTS:
+                ip("netns", "add", host)
+            ip("link", "add", CARD, "netns", first, "type", "veth", "peer", "name", CARD, "netns", second)
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"network namespaces are not allowed here: {error.stderr.strip()}")
+        for host, address in HOSTS.items():
+            ip("-n", host, "address", "add", f"{address}/24", "dev", CARD)
+            for card in ("lo", CARD):
+                ip("-n", host, "link", "set", card, "up")
+        yield HOSTS
+    finally:
+        for host in HOSTS:
+            inside = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True, timeout=30)
+            for process in inside.stdout.split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(process), signal.SIGKILL)
+            subprocess.run(["ip", "netns", "delete", host], capture_output=True, timeout=30)
+
+
+def start(host: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start one rank on a host under torchrun; the first host keeps the rendezvous."""
+    is_first = host == next(iter(HOSTS))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    meet = [f"--rdzv-endpoint={next(iter(HOSTS.values()))}:29400", f"--rdzv-conf=is_host={int(is_first)}"]
+    words = [*torchrun, "--rdzv-backend=c10d", *meet, f"--local-addr={HOSTS[host]}", "launch.py", *map(str, arguments)]
+    return subprocess.Popen(
+        ["ip", "netns", "exec", host, *words],
+        cwd=ROOT,
+        env=environment(GLOO_SOCKET_IFNAME=CARD),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_two_hosts_give_the_bits_of_one_process(hosts: dict[str, str], tmp_path: Path) -> None:
+    config, run, alone = write_config(tmp_path), tmp_path / "run", tmp_path / "alone"
+    ranks = [start(host, "run", config, "--out", run) for host in hosts]
+    for rank in ranks:
+        output, _ = rank.communicate(timeout=RUN_SECONDS)
+        assert rank.returncode == 0, output
+    assert launch(0, "run", config, "--out", alone).returncode == 0
+    assert results(run) == results(alone)
+    assert same_log(run, alone)
+
+
+def test_a_host_that_is_lost_ends_the_other(hosts: dict[str, str], tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    run = tmp_path / "run"
+    first, second = (start(host, "run", config, "rounds=10000", "--out", run) for host in hosts)
+    for line in first.stdout or ():
+        if " round 1/" in line:
+            break
+    inside = subprocess.run(["ip", "netns", "pids", list(hosts)[1]], capture_output=True, text=True, timeout=30)
+    for process in inside.stdout.split():
+        os.kill(int(process), signal.SIGKILL)
+    second.communicate(timeout=30)
+    first.communicate(timeout=30)
+    assert first.returncode != 0
