@@ -79,8 +79,6 @@ def make_simulation(
 ) -> Simulation:
     """What ``build_simulation`` does, with images, partition and perhaps model from the caller."""
     group = open_group()
-    clients = config.clients.model_copy(update={"count": len(parts)})
-    config = config.model_copy(update={"clients": clients})
     if model is None:
         model = shared_model(config.model.model_dump_json(), config.data.image_size, len(dataset.class_names))
     method = resolve(config.algorithm.name)
@@ -95,7 +93,7 @@ def make_simulation(
 def simulate(sizes: Sequence[int], per_block: int, **sections: Any) -> Simulation:
     """A simulation of clients with so many images each."""
     dataset, parts = make_dataset(sizes)
-    sections["clients"] = {**sections.get("clients", {}), "per_block": per_block}
+    sections["clients"] = {"count": len(sizes), **sections.get("clients", {}), "per_block": per_block}
     return make_simulation(make_config(**sections), dataset, parts)
 
 

@@ -37,7 +37,7 @@ def golden_simulation(method: str, per_block: int) -> Simulation:
     config = make_config(
         rounds=2,
         algorithm={"name": METHODS[method]},
-        clients={"per_block": per_block},
+        clients={"count": NUM_CLIENTS, "per_block": per_block},
         train={
             "optimizer": args["optimizer"],
             "lr": args["lr"],

@@ -1,0 +1,194 @@
+"""What every method must keep, whatever it does: run for all of ``algorithms.METHODS``.
+
+A new method adds one line to ``ACTIVE``, and one to ``NEUTRAL`` if it has a setting at which it is FedAvg.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+
+from algorithms import METHODS
+from comm import ExactSum
+from fedsim.models.stacked import ParamSpec
+from tests.helpers import (
+    LORA,
+    TINY_VIT,
+    furthest,
+    play,
+    record_phases,
+    same_bits,
+    simulate,
+    train_alone,
+)
+
+# Settings at which a method does what is its own.
+ACTIVE: dict[str, dict[str, Any]] = {"fedavg": {}, "fedprox": {"mu": 0.5}, "ffa_lora": {}, "deer": {}}
+# Settings, and the model, with which a method is FedAvg.
+NEUTRAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "fedprox": ({"mu": 0.0}, {**TINY_VIT, "lora": LORA}),
+    "ffa_lora": ({}, {**TINY_VIT, "train": "head"}),
+}
+
+SGD = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "batch_size": 32}
+ADAMW = {"optimizer": "adamw", "lr": 1e-3, "momentum": 0.0, "weight_decay": 0.05, "batch_size": 32}
+# Ragged clients: many batches, none, one image, less than a batch, a last batch of one.
+SIZES = [200, 0, 1, 33, 7]
+CASES: dict[str, dict[str, Any]] = {
+    "sgd": {"train": SGD},
+    "adamw": {"train": ADAMW},
+    "clipped": {"train": {**SGD, "clip_norm": 0.05}},
+    # Several steps also for clients with less than a batch: these see each image several times.
+    "augmented": {
+        "train": {**SGD, "steps": 3, "epochs": None},
+        "data": {"augment": ["flip", "rotate90", "crop", "color"]},
+    },
+    "kept sgd": {"train": {**SGD, "keep_optimizer": True}, "clients": {"per_round": 3}},
+    "kept adamw": {"train": {**ADAMW, "keep_optimizer": True}, "clients": {"per_round": 3, "weighting": "uniform"}},
+}
+ALL_IN_ONE = len(SIZES)
+
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def words(method: str) -> dict[str, Any]:
+    return {"name": method, **ACTIVE[method]}
+
+
+def test_every_method_is_tested() -> None:
+    assert ACTIVE.keys() == METHODS.keys()
+
+
+@every_method
+@pytest.mark.parametrize("case", CASES)
+def test_stacked_is_sequential(method: str, case: str) -> None:
+    sections = {**CASES[case], "algorithm": words(method)}
+    sequential, alone = play(simulate(SIZES, 1, **sections), 3)
+    stacked, together = play(simulate(SIZES, ALL_IN_ONE, **sections), 3)
+    assert furthest(stacked.params, sequential.params) < (1e-5, "")
+    for one, other in zip(alone, together, strict=True):
+        assert other.row["train_loss"] == pytest.approx(one.row["train_loss"], rel=1e-5)
+        assert [row["client"] for row in one.client_rows] == [row["client"] for row in other.client_rows]
+
+
+@every_method
+def test_any_cut_into_blocks_gives_the_same(method: str) -> None:
+    ends = [play(simulate(SIZES, size, algorithm=words(method)), 1)[0].params for size in (1, 2, 3, ALL_IN_ONE)]
+    for end in ends[1:]:
+        assert furthest(end, ends[0]) < (1e-5, "")
+
+
+@every_method
+def test_twice_gives_the_same_bits(method: str) -> None:
+    sections = {**CASES["augmented"], "algorithm": words(method)}
+    (first, records), (second, again) = (play(simulate(SIZES, 2, **sections), 2) for _ in range(2))
+    assert same_bits(first.params, second.params)
+    assert [record.row for record in records] == [record.row for record in again]
+
+
+@every_method
+def test_any_order_of_blocks_gives_the_same_bits(method: str) -> None:
+    sim = simulate(SIZES, 1, algorithm=words(method))
+    present = [client for client, size in enumerate(SIZES) if size]
+    weights = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    state = sim.initial_state()
+    for phase in sim.algorithm.phases(1):
+        payloads = []
+        for client, weight in zip(present, weights, strict=True):
+            update, _ = sim.trainer.train((client,), weight[None], state, phase, [{}])
+            payloads.append((sim.algorithm.pre_aggregate(update), weight[None], (client,)))
+        sums = []
+        for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]):
+            total = ExactSum(len(present))
+            for payload, weight, clients in (payloads[place] for place in order):
+                total.add_mean(payload.mean, weight, clients)
+                total.add_sum(payload.total, clients)
+            sums.append(total.flat)
+        assert torch.equal(sums[0], sums[1])
+        assert torch.equal(sums[0], sums[2])
+
+
+@pytest.mark.parametrize("method", NEUTRAL)
+def test_neutral_setting_is_fedavg_bit_for_bit(method: str) -> None:
+    settings, model = NEUTRAL[method]
+    sections = {"model": model, "train": {**SGD, "clip_norm": 0.5}}
+    neutral, _ = play(simulate(SIZES, 3, algorithm={"name": method, **settings}, **sections), 2)
+    fedavg, _ = play(simulate(SIZES, 3, algorithm={"name": "fedavg"}, **sections), 2)
+    assert same_bits(neutral.params, fedavg.params)
+
+
+@every_method
+def test_active_setting_does_something_else(method: str) -> None:
+    if method != "fedavg":
+        other, _ = play(simulate(SIZES, 3, algorithm=words(method)), 2)
+        fedavg, _ = play(simulate(SIZES, 3), 2)
+        assert not same_bits(other.params, fedavg.params)
+
+
+@every_method
+def test_only_what_a_phase_trains_changes(method: str) -> None:
+    sim = simulate(SIZES, 2, algorithm=words(method))
+    phases = record_phases(sim)
+    before = sim.initial_state().params
+    play(sim, 1)
+    assert len(phases) - 1 == len(sim.algorithm.phases(1))
+    for phase, seen in zip(sim.algorithm.phases(1), phases, strict=False):
+        trained = {name for name, spec in sim.model.specs.items() if spec.kind in phase.kinds}
+        assert all(set(after) == trained for after in seen["after"].values())
+        changed = {name for name, value in seen["server"].items() if not torch.equal(value, before[name])}
+        assert changed <= trained
+        assert changed, "a phase that changes nothing"
+        before = seen["server"]
+
+
+@every_method
+def test_hooks_leave_their_input_alone(method: str) -> None:
+    sim = simulate(SIZES, ALL_IN_ONE, algorithm=words(method))
+    method_object = sim.algorithm
+    seen = []
+
+    def careful(state: Any, aggregate: Any) -> Any:
+        copies = [{n: v.clone() for n, v in t.items()} for t in (state.params, state.extra, aggregate.mean)]
+        result = type(method_object).post_aggregate(method_object, state, aggregate)
+        for copy, value in zip(copies, (state.params, state.extra, aggregate.mean), strict=True):
+            seen.append(same_bits(copy, value))
+        return result
+
+    vars(method_object)["post_aggregate"] = careful
+    start = sim.initial_state()
+    first = {name: value.clone() for name, value in start.params.items()}
+    play(sim, 1, start)
+    assert seen
+    assert all(seen)
+    assert same_bits(first, start.params)
+
+
+@every_method
+def test_an_idle_rank_knows_the_payload(method: str) -> None:
+    sim = simulate(SIZES, 2, algorithm=words(method))
+    state = sim.initial_state()
+    for phase in sim.algorithm.phases(1):
+        payloads = []
+        for clients in ((), (0, 3)):
+            weights = torch.ones(len(clients), dtype=torch.float64)
+            update, losses = sim.trainer.train(clients, weights, state, phase, [{} for _ in clients])
+            assert losses.shape == (len(clients),)
+            payloads.append(sim.algorithm.pre_aggregate(update))
+        none, two = payloads
+        for part in ("mean", "total", "gather"):
+            idle, busy = vars(none)[part], vars(two)[part]
+            assert list(idle) == list(busy)
+            for name, value in busy.items():
+                assert idle[name].shape == (0, *value.shape[1:])
+                assert idle[name].dtype == value.dtype
+                assert len(value) == 2
+
+
+@every_method
+def test_local_parameters_are_never_sent(method: str) -> None:
+    sim = simulate(SIZES, 2, algorithm=words(method))
+    sim.algorithm.specs = {**sim.model.specs, "head.bias": ParamSpec((3,), "local")}
+    update = train_alone(sim, 0, sim.initial_state())
+    payload = sim.algorithm.pre_aggregate(update)
+    assert "head.bias" not in {*payload.mean, *payload.total, *payload.gather}
+    assert "head.weight" in payload.mean

@@ -1,0 +1,87 @@
+"""Training a head or a whole network: stacked is sequential there too, per client BatchNorm included."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from algorithms.base import Phase
+from fedsim.models.stacked import StackedModel, build_model
+from tests.helpers import (
+    TINY_VIT,
+    furthest,
+    make_config,
+    make_dataset,
+    make_simulation,
+    play,
+    same_bits,
+    simulate,
+    train_alone,
+)
+
+CNN = {"name": "timm:test_resnet", "weights": "random", "train": "all"}
+MODELS: dict[str, dict[str, Any]] = {
+    "head": {**TINY_VIT, "train": "head"},
+    "whole transformer": {**TINY_VIT, "train": "all"},
+    "whole net with BatchNorm": CNN,
+}
+METHODS = {"fedavg": {"name": "fedavg"}, "fedprox": {"name": "fedprox", "mu": 0.5}}
+# Ragged, with batches of 16, 16, 8 | 6 | 2 | 16: what is no full batch must not be seen by BatchNorm.
+SIZES = [40, 6, 0, 2, 16]
+
+# vmap has no rule of its own for fused attention on the CPU; slow there, and right.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
+
+
+def double_model(words: dict[str, Any]) -> StackedModel:
+    """The model in float64: BatchNorm over a handful of values makes much of float32's rounding."""
+    config = make_config(model=words)
+    model = build_model(config.model, config.data.image_size, ("a", "b", "c"), 0, torch.device("cpu"))
+    start = model.initial(0)
+    model.net.double()
+    model._mean = model._mean.double()
+    vars(model)["initial"] = lambda _: {n: v.double() if v.is_floating_point() else v for n, v in start.items()}
+    return model
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", MODELS)
+def test_stacked_is_sequential(model: str, method: str) -> None:
+    train = {"lr": 0.01, "momentum": 0.9, "batch_size": 16, "clip_norm": 1.0}
+    dataset, parts = make_dataset(SIZES)
+    ends = []
+    for per_block in (1, len(SIZES)):
+        clients = {"count": len(SIZES), "per_block": per_block}
+        config = make_config(model=MODELS[model], algorithm=METHODS[method], train=train, clients=clients)
+        net = double_model(CNN) if MODELS[model] is CNN else None
+        ends.append(play(make_simulation(config, dataset, parts, net), 3)[0].params)
+    assert furthest(ends[1], ends[0]) < (1e-5, "")
+
+
+def test_batch_counters_and_statistics() -> None:
+    """The counters of steps are averaged by samples and rounded; the statistics follow the clients' images."""
+    sim = simulate(SIZES, len(SIZES), model=CNN)
+    start = sim.initial_state()
+    end, _ = play(sim, 1)
+    counters = [name for name in end.params if name.endswith("num_batches_tracked")]
+    steps = (40 * 3 + 6 + 2 + 16) / 64
+    assert counters
+    for name in counters:
+        assert end.params[name].dtype == torch.int64
+        assert end.params[name].item() == round(steps)
+    means = [name for name in end.params if name.endswith("running_mean")]
+    assert not any(torch.equal(end.params[name], start.params[name]) for name in means)
+
+
+@pytest.mark.parametrize("clients", [(0,), (0, 1)])
+def test_a_phase_that_freezes_statistics_uses_them_unchanged(clients: tuple[int, ...]) -> None:
+    sim = simulate(SIZES, 2, model=CNN)
+    state = sim.initial_state()
+    before = {name: value.clone() for name, value in state.params.items()}
+    phase = Phase("head only", frozenset({"head"}))
+    weights = torch.full((len(clients),), 0.5, dtype=torch.float64)
+    update, _ = sim.trainer.train(clients, weights, state, phase, [{} for _ in clients])
+    assert set(update.after) == {"head.weight", "head.bias"}
+    assert same_bits(state.params, before)
+    alone = train_alone(sim, 0, state, phase).after
+    assert furthest({n: v[0] for n, v in update.after.items()}, {n: v[0] for n, v in alone.items()}) < (1e-5, "")
