@@ -1,0 +1,79 @@
+"""Who takes part in a round, and with which weight."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from fedsim.cohort import Cohort, draw_cohort, num_local_steps
+from fedsim.errors import UserError
+from tests.helpers import make_config
+
+SIZES = [10, 0, 30, 5, 20, 0, 35]
+
+
+def cohort(round: int = 1, seed: int = 0, sizes: list[int] = SIZES, batch_size: int = 16, **clients: Any) -> Cohort:
+    config = make_config(clients={"count": len(sizes), **clients}, train={"batch_size": batch_size})
+    return draw_cohort(config.clients, config.train, sizes, seed, round)
+
+
+def test_all_with_images_longest_first() -> None:
+    found = cohort()
+    # Steps of 16 images: 3 (35), 2 (30), 2 (20), 1 (10), 1 (5).
+    assert found.clients == (6, 2, 4, 0, 3)
+    assert found.weights.tolist() == [0.35, 0.3, 0.2, 0.1, 0.05]
+    assert found.weights.dtype == torch.float64
+
+
+def test_uniform_weights() -> None:
+    assert cohort(weighting="uniform").weights.tolist() == [0.2] * 5
+
+
+def test_ties_go_by_size_then_number() -> None:
+    assert cohort(sizes=[3, 7, 7, 5], batch_size=16).clients == (1, 2, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("per_round", "number"), [(2, 2), (7, 5), (1, 1), (0.5, 4), (0.3, 2), (0.01, 1), (0.99, 5), ("all", 5)]
+)
+def test_how_many(per_round: Any, number: int) -> None:
+    """A fraction is of all clients, empty ones too; never more than there are with images."""
+    found = cohort(per_round=per_round)
+    assert len(found.clients) == len(set(found.clients)) == number
+    assert all(SIZES[client] for client in found.clients)
+    assert found.weights.sum().item() == pytest.approx(1, abs=1e-15)
+
+
+def test_same_seed_and_round_same_cohort() -> None:
+    draws = [cohort(round, seed, per_round=2).clients for seed in (0, 1) for round in range(1, 21)]
+    again = [cohort(round, seed, per_round=2).clients for seed in (0, 1) for round in range(1, 21)]
+    assert draws == again
+    assert draws[:20] != draws[20:]
+    assert len(set(draws[:20])) > 1
+
+
+def test_odds() -> None:
+    """One of five clients per round: alike, or in proportion to the images."""
+    for sampling, odds in (("uniform", dict.fromkeys((0, 2, 3, 4, 6), 0.2)), ("volume", {0: 0.1, 2: 0.3, 3: 0.05})):
+        drawn = Counter(cohort(round, per_round=1, sampling=sampling).clients[0] for round in range(1500))
+        for client, odd in odds.items():
+            assert drawn[client] / 1500 == pytest.approx(odd, abs=4 * (odd / 1500) ** 0.5)
+
+
+def test_nobody_has_images() -> None:
+    with pytest.raises(UserError, match="no client with training images"):
+        cohort(sizes=[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("train", "size", "steps"),
+    [({"epochs": 2}, 33, 6), ({"epochs": 1}, 1, 1), ({"epochs": 3}, 16, 3), ({"steps": 5, "epochs": None}, 1, 5)],
+)
+def test_local_steps(train: dict[str, Any], size: int, steps: int) -> None:
+    assert num_local_steps(make_config(train=train).train, size) == steps
+
+
+def test_blocks_cover_the_cohort_once() -> None:
+    assert cohort().blocks(2) == [range(2), range(2, 4), range(4, 5)]
+    assert cohort().blocks(9) == [range(5)]
