@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from fedsim.config import load_config
+from fedsim.config import Config, load_config
 from fedsim.errors import UserError
 from fedsim.listing import LISTINGS
 
@@ -63,7 +63,7 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if any.")] = False,
 ) -> None:
     """Run an experiment."""
-    settings = load_config(config, overrides or [])
+    settings = load(config, overrides)
     from fedsim import server
 
     server.run(settings, out or Path("runs") / settings.name, resume)
@@ -72,7 +72,7 @@ def run(
 @app.command()
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check config and data and show the plan; trains nothing."""
-    settings = load_config(config, overrides or [])
+    settings = load(config, overrides)
     from fedsim import plan
 
     rows = plan.describe(settings)
@@ -99,6 +99,12 @@ def evaluate(
     metrics = server.evaluate_run(run_dir, checkpoint.value)
     if IS_FIRST_RANK:
         make_console().print(metrics_table(metrics, f"{run_dir}, {checkpoint.value} checkpoint"))
+
+
+def load(config: Path, overrides: list[str] | None) -> Config:
+    """Read a config; a method of the user's own is found beside it, in the current folder or on PYTHONPATH."""
+    sys.path += [str(config.parent.resolve()), str(Path.cwd())]
+    return load_config(config, overrides or [])
 
 
 def show_rows(rows: list[tuple[str, str]]) -> None:

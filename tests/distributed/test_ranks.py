@@ -1,6 +1,7 @@
 """The same bits on any number of ranks, with real torchrun over gloo."""
 
 import pytest
+
 from tests.distributed.runs import launch, results, same_log, write_config
 
 CASES = {

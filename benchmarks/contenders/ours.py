@@ -1,0 +1,155 @@
+"""fedsim itself: its own round over images in memory, one client or a block of clients at a time."""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import timm
+import torch
+
+from algorithms.base import ServerState
+from algorithms.fedavg import FedAvg
+from benchmarks import regimes
+from benchmarks.contenders.common import (
+    STARTED_AT,
+    Outcome,
+    RoundClock,
+    Settings,
+    parse_settings,
+    peak_rss_of_tree,
+    process_started_at,
+    write_report,
+)
+from comm import Group, open_group
+from fedsim.blocks import choose_block_size
+from fedsim.client import BlockTrainer
+from fedsim.config import Config, ModelConfig
+from fedsim.data import Dataset
+from fedsim.images import ImageSource
+from fedsim.models.encoders import Encoder
+from fedsim.models.stacked import StackedModel
+from fedsim.models.timm_vit import TimmTower
+from fedsim.records import RoundRecord
+from fedsim.server import run_round
+from fedsim.simulation import Simulation
+from fedsim.store import ClientStore
+
+
+class Silent:
+    """Stands where a run's log would be."""
+
+    def progress(self, text: str) -> None:
+        """Show nothing."""
+
+
+def make_config(settings: Settings) -> Config:
+    regime = settings.regime
+    per_block = os.environ.get("FEDSIM_BENCH_PER_BLOCK", "auto")
+    config = Config.model_validate(
+        {
+            "name": regime.name,
+            "rounds": settings.rounds + 1,
+            "model": {
+                "name": "timm:vit_tiny_patch16_224",
+                "precision": settings.precision,
+                "lora": {"r": regimes.LORA_RANK, "lora_alpha": regimes.LORA_ALPHA},
+            },
+            "data": {"name": "digits", "image_size": regime.image_size},
+            "clients": {
+                "count": regime.num_clients,
+                "partition": {"name": "iid"},
+                "per_block": per_block if per_block == "auto" else int(per_block),
+            },
+            "train": {
+                "lr": regimes.LEARNING_RATE,
+                "momentum": regimes.MOMENTUM,
+                "weight_decay": regimes.WEIGHT_DECAY,
+                "batch_size": regimes.BATCH_SIZE,
+                "shuffle": False,
+            },
+        }
+    )
+    # A text classifier comes with open_clip models only; here its features are the regime's own.
+    return config.model_copy(update={"model": config.model.model_copy(update={"classifier": "text"})})
+
+
+def make_model(regime: regimes.Regime, config: ModelConfig, device: torch.device) -> StackedModel:
+    vit = timm.create_model(
+        config.name.removeprefix("timm:"),
+        num_classes=0,
+        img_size=regime.image_size,
+        patch_size=regime.patch_size,
+        embed_dim=regime.width,
+        depth=regime.depth,
+        num_heads=regime.num_heads,
+    )
+    vit.load_state_dict({name: torch.from_numpy(value) for name, value in regimes.model_arrays(regime).items()})
+    encoder = Encoder(
+        TimmTower(vit.eval()),
+        regime.width,
+        (regimes.IMAGE_MEAN,) * 3,
+        (regimes.IMAGE_STD,) * 3,
+        regime.image_size,
+        torch.from_numpy(regimes.text_features(regime)),
+        regimes.LOGIT_SCALE,
+        0,
+    )
+    return StackedModel(config, encoder, regimes.NUM_CLASSES, device)
+
+
+def make_simulation(settings: Settings, group: Group) -> Simulation:
+    regime, config = settings.regime, make_config(settings)
+    clients = [regimes.client_data(regime, client) for client in range(regime.num_clients)]
+    images, labels = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*clients, strict=True))
+    everything, nothing = np.arange(len(images)), np.arange(0)
+    names = tuple(map(str, range(regimes.NUM_CLASSES)))
+    dataset = Dataset(regime.name, images, labels, names, everything, nothing, nothing, None, None, ())
+    parts = np.split(everything, regime.num_clients)
+    model = make_model(regime, config.model, group.device)
+    algorithm = FedAvg(FedAvg.Config(), model.specs)
+    source = ImageSource(dataset, model, ())
+    trainer = BlockTrainer(config, model, algorithm, source, parts)
+    per_block = choose_block_size(config, model, parts)
+    return Simulation(config, group, dataset, parts, model, algorithm, source, trainer, ClientStore(group), per_block)
+
+
+def run(settings: Settings, group: Group) -> Outcome:
+    torch.set_num_threads(settings.threads)
+    sim = make_simulation(settings, group)
+    params = {
+        name: torch.from_numpy(value).to(group.device) for name, value in regimes.lora_arrays(settings.regime).items()
+    }
+    state, clock, after_first = ServerState(0, params), RoundClock(), {}
+    first_step_at = time.time()
+    for index in range(settings.rounds + 1):
+        clock.start()
+        state = run_round(sim, state, RoundRecord(sim, index + 1), Silent())
+        if group.device.type == "cuda":
+            torch.cuda.synchronize()
+        clock.stop()
+        if index == 0:
+            after_first = {name: value.cpu().numpy() for name, value in state.params.items()}
+    peaks = group.gather_to_all(peak_rss_of_tree())
+    return Outcome(clock.seconds, first_step_at, sum(peaks), after_first)
+
+
+def start_ranks(settings: Settings) -> int:
+    """Start this module once per process under torchrun; return its exit code."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(settings.processes)]
+    environment = os.environ | {STARTED_AT: str(process_started_at()), "OMP_NUM_THREADS": str(settings.threads)}
+    module = ["-m", "benchmarks.contenders.ours", *sys.argv[1:]]
+    return subprocess.run(
+        [*torchrun, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *module], env=environment, check=False
+    ).returncode
+
+
+if __name__ == "__main__":
+    settings = parse_settings(__doc__ or "")
+    if settings.processes > 1 and "RANK" not in os.environ:
+        raise SystemExit(start_ranks(settings))
+    with open_group() as group:
+        outcome = run(settings, group)
+        if group.is_server:
+            write_report("fedsim", settings, outcome)
