@@ -129,7 +129,7 @@ class Checkpoints:
         return saved if which == "last" else self._read(self._best(saved.progress.best_round))
 
     def _read(self, folder: Path) -> Saved:
-        others = [path for path in self._rounds() if path != folder]
+        earlier = [path for path in self._rounds() if path.name < folder.name and folder.name.startswith("round-")]
         try:
             record = _read_record(folder)
             if record["config_sha256"] != self._config_digest:
@@ -140,7 +140,7 @@ class Checkpoints:
             for data in contents.values():
                 clients |= unpack_states(data)
         except UserError as error:
-            offer = f"; to go on from {others[-1].name} remove {folder}" if others else ""
+            offer = f"; to go on from {earlier[-1].name} remove {folder}" if earlier else ""
             raise type(error)(error.where, error.found, error.expected + offer) from error
         params, extra = (_below(tensors, start) for start in ("params/", "extra/"))
         return Saved(ServerState(record["round"], params, extra), clients, Progress(**record["progress"]))
@@ -152,7 +152,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(str(path), f"no readable JSON ({error})", "a checkpoint's state.json") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    keys = {"config_sha256", "round", "files", "progress"}
+    if not isinstance(record, dict) or record.get("format") != FORMAT or not keys <= record.keys():
         raise UserError(str(path), "something else", f"a checkpoint's state.json of format {FORMAT}")
     return record
 
