@@ -100,7 +100,7 @@ def test_deer_on_an_open_clip_model(write_model: object, tmp_path: Path) -> None
     }
     path = tmp_path / "clip.yaml"
     path.write_text(yaml.safe_dump(config))
-    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    cache = {"FEDSIM_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     done = launch(0, "run", path, "--out", tmp_path / "run", **cache)
     assert done.returncode == 0, done.stderr
     found = results(tmp_path / "run")
