@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from fedsim.models.stacked import Kind, ParamSpec
+from fedsim.models.specs import Kind, ParamSpec
 
 TRAINED_KINDS: frozenset[Kind] = frozenset({"lora_a", "lora_b", "head", "body", "buffer", "local"})
 

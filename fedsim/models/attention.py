@@ -8,9 +8,12 @@ Shapes: N images, T tokens, D width, H heads.
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from timm.layers import Attention as TimmAttention
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+
+from fedsim.models.lora import LoRALinear, linear_slices
 
 
 class Attention(nn.Module):
@@ -43,17 +46,43 @@ class Attention(nn.Module):
         self.proj_drop = proj_drop or nn.Identity()
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        heads_NHTD = scaled_dot_product_attention(
-            self.q_norm(q),
-            self.k_norm(k),
-            v,
-            attn_mask=attn_mask,
-            dropout_p=self.attn_drop if self.training else 0.0,
-            is_causal=is_causal,
-        )
+        q, k, v = self._heads(self.qkv(x), 3)
+        return self._attend(q, k, v, attn_mask, is_causal)
+
+    def first_token(self, x: Tensor) -> Tensor:
+        """The output of the first token alone, (N, 1, D), which attends to all tokens."""
+        (q,) = self._heads(slices_of(self.qkv, x[:, :1], 0, 1), 1)
+        k, v = self._heads(slices_of(self.qkv, x, 1, 3), 2)
+        return self._attend(q, k, v)
+
+    def _heads(self, projected: Tensor, num_slices: int) -> tuple[Tensor, ...]:
+        """(N, T, slices * D) to that many (N, H, T, D / H)."""
+        heads = projected.reshape(*projected.shape[:2], num_slices, self.num_heads, -1)
+        return heads.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        q, k = self.q_norm(q), self.k_norm(k)
+        dropout = self.attn_drop if self.training else 0.0
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and attn_mask is None and not is_causal and not dropout:
+            # The backward pass of the fused kernel is many times slower than the products themselves here.
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            heads_NHTD = scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+        else:
+            heads_NHTD = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal
+            )
         out: Tensor = self.proj_drop(self.proj(self.norm(heads_NHTD.transpose(1, 2).flatten(2))))
         return out
+
+
+def slices_of(layer: nn.Module, x: Tensor, start: int, stop: int) -> Tensor:
+    """Slices ``start`` to ``stop`` of the three that a fused qkv, plain or adapted, makes of ``x``."""
+    if isinstance(layer, LoRALinear):
+        return layer.slices_of(x, start, stop)
+    assert isinstance(layer, nn.Linear)
+    return linear_slices(layer, 3, x, start, stop)
 
 
 class ClipAttention(Attention):

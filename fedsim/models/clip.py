@@ -16,12 +16,13 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from fedsim.config import ModelConfig
 from fedsim.errors import UserError
+from fedsim.models.attention import Attention
 from fedsim.models.hub import hub_access, user_errors
 from fedsim.models.timm_vit import TimmTower, check_divides, feature_width, is_sliceable
 from fedsim.models.tower import Encoder, VisionTower
@@ -45,6 +46,14 @@ class ClipTower(VisionTower):
 
     def stem(self, images: Tensor) -> Tensor:
         out: Tensor = self.rest._embeds(images)
+        return out
+
+    def last_block(self, block: Any, tokens: Tensor) -> Tensor:
+        plain = type(block) is ResidualAttentionBlock and isinstance(block.attn, Attention)
+        if not (plain and self.rest.pool_type == "tok" and self.rest.attn_pool is None):
+            return super().last_block(block, tokens)
+        first = tokens[:, :1] + block.ls_1(block.attn.first_token(block.ln_1(tokens)))
+        out: Tensor = first + block.ls_2(block.mlp(block.ln_2(first)))
         return out
 
     def finish(self, tokens: Tensor) -> Tensor:

@@ -41,17 +41,31 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (K * N, ..., D) to (K * N, ..., num_slices * O); images of one client are adjacent."""
-        out: Tensor = self.base(x)
+        return self.slices_of(x, 0, self.num_slices)
+
+    def slices_of(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Return the slices ``start`` to ``stop`` of the output alone, (K * N, ..., (stop - start) * O)."""
         assert self.lora_a is not None, "forward before bind"
         assert self.lora_b is not None, "forward before bind"
-        update_KGMO = low_rank_product(x, self.lora_a, self.lora_b * self.scaling)
+        out = linear_slices(self.base, self.num_slices, x, start, stop)
+        adapted = [place for place, index in enumerate(self.slices) if start <= index < stop]
+        if not adapted:
+            return out
+        places = slice(adapted[0], adapted[-1] + 1)
+        update_KGMO = low_rank_product(x, self.lora_a[..., places, :, :], self.lora_b[..., places, :, :] * self.scaling)
         num_clients, _, rows, width = update_KGMO.shape
-        out_KMSO = out.reshape(num_clients, rows, self.num_slices, width)
+        out_KMSO = out.reshape(num_clients, rows, stop - start, width)
         update_KMGO = update_KGMO.transpose(1, 2)
-        if len(self.slices) == self.num_slices:
+        if len(adapted) == stop - start:
             return (out_KMSO + update_KMGO).reshape(out.shape)
-        index = torch.tensor(self.slices, device=out.device)
+        index = torch.tensor([self.slices[place] - start for place in adapted], device=out.device)
         return out_KMSO.index_add(2, index, update_KMGO).reshape(out.shape)
+
+
+def linear_slices(layer: nn.Linear, num_slices: int, x: Tensor, start: int, stop: int) -> Tensor:
+    """Compute some of the equal slices that a linear layer's output consists of."""
+    rows = slice(layer.out_features // num_slices * start, layer.out_features // num_slices * stop)
+    return F.linear(x, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
 
 
 def low_rank_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:

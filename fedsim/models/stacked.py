@@ -7,8 +7,7 @@ Shapes: K clients in a block, B images per client, N images in all, W feature wi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,19 +17,8 @@ from torch.func import functional_call, vmap
 from fedsim.config import ModelConfig
 from fedsim.models.encoders import Encoder, load_encoder
 from fedsim.models.lora import LoraLayer, add_lora, initial_factor
+from fedsim.models.specs import ParamSpec
 from fedsim.seeding import torch_stream
-
-# What a parameter is to a method. "buffer": running statistics, averaged but never differentiated.
-# "local": trained by a client from the server's value and never sent.
-Kind = Literal["lora_a", "lora_b", "head", "body", "buffer", "local"]
-
-
-@dataclass(frozen=True)
-class ParamSpec:
-    """Shape without the client axis, and role, of one parameter."""
-
-    shape: tuple[int, ...]
-    kind: Kind
 
 
 class StackedModel:
@@ -52,6 +40,8 @@ class StackedModel:
             assert encoder.tower is not None, "load_encoder refuses LoRA without blocks"
             self._tower = encoder.tower
             self.lora_layers = add_lora(self._tower.blocks, "blocks", config.lora)
+            if config.precision == "bf16":
+                cast_products(self._tower.blocks)
         self.specs = self._make_specs()
 
     def _make_specs(self) -> dict[str, ParamSpec]:
@@ -98,7 +88,8 @@ class StackedModel:
             if self.config.train == "lora":
                 pixels = self._tower.stem(pixels)
             elif self.config.train == "head":
-                pixels = self.net(pixels)
+                with self._precision():
+                    pixels = self.net(pixels).float()
         return pixels
 
     def forward(self, params: Mapping[str, Tensor], fixed: Tensor, *, training: bool) -> Tensor:
@@ -112,13 +103,17 @@ class StackedModel:
         elif self.config.train == "lora":
             for layer in self.lora_layers:
                 layer.bind(params)
-            tokens = fixed.flatten(0, 1)
-            for block in self._tower.blocks:
-                tokens = block(tokens)
-            features = self._tower.finish(tokens).reshape(num_clients, batch, -1)
+            with self._precision():
+                features = self._tower.encode(fixed.flatten(0, 1)).reshape(num_clients, batch, -1)
         else:
-            features = self._whole_net(params, fixed, training)
-        return self._classify(params, features)
+            with self._precision():
+                features = self._whole_net(params, fixed, training)
+        return self._classify(params, features.float())
+
+    def _precision(self) -> torch.autocast:
+        """bf16 products inside the encoder if so configured; residuals, norms, factors and classifier stay fp32."""
+        is_bf16 = self.config.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16)
 
     def _whole_net(self, params: Mapping[str, Tensor], pixels: Tensor, training: bool) -> Tensor:
         own = {name.removeprefix("net."): params[name] for name in params if name.startswith("net.")}
@@ -144,6 +139,13 @@ class StackedModel:
         scale = params["logit_scale"] if self.config.train_logit_scale else torch.tensor(self._logit_scale)
         scale = scale.to(features.device).exp().reshape(-1, 1, 1)
         return scale * F.normalize(features, dim=-1) @ self._text.T
+
+
+def cast_products(blocks: nn.Module) -> None:
+    """Cast the frozen weights of all linear layers to bf16 once, instead of at every step."""
+    for module in blocks.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)
 
 
 def build_model(

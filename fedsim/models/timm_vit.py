@@ -7,11 +7,12 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from fedsim.config import ModelConfig
 from fedsim.errors import UserError
+from fedsim.models.attention import Attention
 from fedsim.models.hub import hub_access, user_errors
 from fedsim.models.tower import Encoder, VisionTower
 
@@ -36,6 +37,19 @@ class TimmTower(VisionTower):
         tokens = self.rest._pos_embed(self.rest.patch_embed(images))
         out: Tensor = self.rest.norm_pre(self.rest.patch_drop(tokens))
         return out
+
+    def last_block(self, block: Any, tokens: Tensor) -> Tensor:
+        plain = type(block) is Block and isinstance(block.attn, Attention)
+        if not (plain and self._reads_class_token_only()):
+            return super().last_block(block, tokens)
+        first = tokens[:, :1] + block.drop_path1(block.ls1(block.attn.first_token(block.norm1(tokens))))
+        out: Tensor = first + block.drop_path2(block.ls2(block.mlp(block.norm2(first))))
+        return out
+
+    def _reads_class_token_only(self) -> bool:
+        own = type(self.rest)
+        usual = own.forward_head is VisionTransformer.forward_head and own.pool is VisionTransformer.pool
+        return usual and self.rest.global_pool == "token" and self.rest.attn_pool is None
 
     def finish(self, tokens: Tensor) -> Tensor:
         out: Tensor = self.head(self.rest.forward_head(self.rest.norm(tokens)))

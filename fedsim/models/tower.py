@@ -5,6 +5,7 @@ Shapes: N images, T tokens, D width of the tokens, W width of the features, C cl
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,6 +14,8 @@ from fedsim.models.attention import replace_attention
 
 class VisionTower(nn.Module):
     """A vision transformer cut in three: ``forward(x) = finish(blocks(stem(x)))``.
+
+    Where ``finish`` reads the class token alone, the last block computes nothing else after its attention.
 
     The blocks are the library's own modules, in order, each mapping (N, T, D) to (N, T, D), with our
     attention inside. The library's model without its blocks stays behind as ``rest`` and computes both ends,
@@ -34,11 +37,20 @@ class VisionTower(nn.Module):
         """All that follows the last block: (N, T, D) tokens to (N, W) features."""
         raise NotImplementedError
 
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = self.stem(images)
-        for block in self.blocks:
+    def last_block(self, block: Any, tokens: Tensor) -> Tensor:
+        """The last block, for those tokens at least that ``finish`` reads: (N, T, D) to (N, up to T, D)."""
+        out: Tensor = block(tokens)
+        return out
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """All that follows the stem: (N, T, D) tokens to (N, W) features."""
+        *body, last = self.blocks
+        for block in body:
             tokens = block(tokens)
-        return self.finish(tokens)
+        return self.finish(self.last_block(last, tokens))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encode(self.stem(images))
 
     def source_path(self, path: str) -> str:
         """The dotted path that the library's own model gives to our module ``path``."""

@@ -10,7 +10,7 @@ import torch
 
 from algorithms import METHODS
 from comm import ExactSum
-from fedsim.models.stacked import ParamSpec
+from fedsim.models.specs import ParamSpec
 from tests.helpers import (
     LORA,
     TINY_VIT,

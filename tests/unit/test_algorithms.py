@@ -12,7 +12,7 @@ from algorithms import METHODS, resolve
 from algorithms.base import Aggregate, Algorithm, Batch, ServerState, add_exact, cross_entropy
 from algorithms.fedprox import FedProx
 from fedsim.errors import UserError
-from fedsim.models.stacked import ParamSpec
+from fedsim.models.specs import ParamSpec
 from tests.helpers import TINY_VIT, make_config, make_dataset, make_simulation, play
 
 

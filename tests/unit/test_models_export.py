@@ -42,7 +42,8 @@ def random_factors(tower: VisionTower, lora: LoraConfig) -> dict[str, Tensor]:
 
 
 def add_to_outputs(tower: VisionTower, lora: LoraConfig, params: dict[str, Tensor]) -> None:
-    """The definition of LoRA, as an addition to every targeted layer's output."""
+    """The definition of LoRA, as an addition to every targeted layer's output; needs all outputs of the last block."""
+    tower.last_block = lambda block, tokens: block(tokens)
     slices = [index for index, word in enumerate("qkv") if word in lora.target]
     for path in (name.removesuffix(".lora_a") for name in params if name.endswith(".lora_a")):
         a, b = params[f"{path}.lora_a"], params[f"{path}.lora_b"]

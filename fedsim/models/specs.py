@@ -1,0 +1,16 @@
+"""What a trained parameter is, in words that methods may use without loading any model library."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+# What a parameter is to a method. "buffer": running statistics, averaged but never differentiated.
+# "local": trained by a client from the server's value and never sent.
+Kind = Literal["lora_a", "lora_b", "head", "body", "buffer", "local"]
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """Shape without the client axis, and role, of one parameter."""
+
+    shape: tuple[int, ...]
+    kind: Kind
