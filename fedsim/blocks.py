@@ -1,20 +1,41 @@
 """How many clients train as one batch when the config leaves it open.
 
-The number depends on the config and on the kind of device, never on the number of ranks, and is written into the
-run folder's config.yaml, so that a repeated run cuts the same blocks anywhere.
+The number depends on the config and on the device, never on the number of ranks, and is written into the run
+folder's config.yaml, so that a repeated run cuts the same blocks anywhere.
 """
 
-from collections.abc import Sequence
+import math
 
-import numpy as np
+import torch
 
+from fedsim.cohort import cohort_size
 from fedsim.config import Config
-from fedsim.models.stacked import StackedModel
+
+# Measured on a 2-core CPU (benchmarks/LOG.md): blocks gain until one activation of a step is about 2 MB.
+CPU_ELEMENTS = 2**19
+# Enough blocks for a few CPU ranks to share, when the largest clients sit in the first.
+CPU_MIN_BLOCKS = 6
+# A transformer layer keeps about 16 values per token and channel for the backward pass, 4 bytes each; half of
+# the device's memory is left to the model, the images and the optimiser.
+CUDA_BYTES_PER_ELEMENT_AND_LAYER = 64
+CUDA_SHARE = 0.5
 
 
-def choose_block_size(config: Config, model: StackedModel, parts: Sequence[np.ndarray]) -> int:
-    """Return ``clients.per_block``, or for ``auto`` a size that suits the device."""
-    del model, parts
+def choose_block_size(config: Config, num_elements: int, num_layers: int, device: torch.device) -> int:
+    """Return ``clients.per_block``, or for ``auto`` a size that suits the device.
+
+    ``num_elements``: of one image's activation (tokens times width, or pixels); ``num_layers``: how often the
+    model holds one. Whole networks train one client at a time on a CPU, where stacked convolutions do not pay.
+    """
     if config.clients.per_block != "auto":
         return config.clients.per_block
-    return min(4, config.clients.count)
+    cohort = cohort_size(config.clients, config.clients.count)
+    per_client = num_elements * config.train.batch_size
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory * CUDA_SHARE
+        fitting = memory / (per_client * num_layers * CUDA_BYTES_PER_ELEMENT_AND_LAYER)
+        sharing = math.ceil(cohort / torch.cuda.device_count())
+    else:
+        fitting = 1 if config.model.train == "all" else CPU_ELEMENTS / per_client
+        sharing = math.ceil(cohort / CPU_MIN_BLOCKS)
+    return max(1, min(int(fitting), sharing))

@@ -36,7 +36,7 @@ def draw_cohort(config: ClientsConfig, train: TrainConfig, sizes: Sequence[int],
     if not present:
         raise UserError("clients.partition", "no client with training images", "at least one")
     chosen = np.array(present)
-    number = _cohort_size(config, len(present))
+    number = cohort_size(config, len(present))
     if number < len(present):
         volume = np.array([sizes[client] for client in present], dtype=np.float64)
         odds = volume / volume.sum() if config.sampling == "volume" else None
@@ -47,7 +47,8 @@ def draw_cohort(config: ClientsConfig, train: TrainConfig, sizes: Sequence[int],
     return Cohort(tuple(clients), torch.from_numpy(volume / volume.sum()))
 
 
-def _cohort_size(config: ClientsConfig, num_present: int) -> int:
+def cohort_size(config: ClientsConfig, num_present: int) -> int:
+    """Return how many of ``num_present`` clients with images take part in a round."""
     if config.per_round == "all":
         return num_present
     if isinstance(config.per_round, float):

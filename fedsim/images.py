@@ -30,6 +30,7 @@ class ImageSource:
         self.augmentations = tuple(augmentations)
         self._model = model
         sample = model.prefix(self._floats(torch.zeros(1, dtype=torch.int64)))[0]
+        self.num_elements = sample.numel()
         fits = sample.nbytes * len(self.images) <= PREFIX_BUDGET_BYTES
         pays = model.config.train != "all" and fits
         self._prefixes = sample.new_empty((len(self.images), *sample.shape)) if pays else None

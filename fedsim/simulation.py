@@ -89,15 +89,17 @@ def build_simulation(config: Config, group: Group, per_block: int | None = None)
 
     ``per_block``: the block size that a resumed run has settled on. The simulation's config names the one in use.
     """
+    # Gradients of nearly certain predictions are denormal numbers, which a CPU handles many times slower.
+    torch.set_flush_denormal(True)
     dataset = load_dataset(config.data)
     parts = partition_clients(dataset, config.clients, config.seed)
     model = build_model(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
     method = resolve(config.algorithm.name)
     algorithm = method(method.Config(**config.algorithm.settings), model.specs)
+    images = ImageSource(dataset, model, config.data.augment)
     if per_block is None:
-        per_block = choose_block_size(config, model, parts)
+        per_block = choose_block_size(config, images.num_elements, model.num_layers, group.device)
     clients = config.clients.model_copy(update={"per_block": per_block})
     config = config.model_copy(update={"clients": clients})
-    images = ImageSource(dataset, model, config.data.augment)
     trainer = BlockTrainer(config, model, algorithm, images, parts)
     return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, ClientStore(group), per_block)

@@ -111,7 +111,7 @@ def make_simulation(settings: Settings, group: Group) -> Simulation:
     algorithm = FedAvg(FedAvg.Config(), model.specs)
     source = ImageSource(dataset, model, ())
     trainer = BlockTrainer(config, model, algorithm, source, parts)
-    per_block = choose_block_size(config, model, parts)
+    per_block = choose_block_size(config, source.num_elements, model.num_layers, group.device)
     return Simulation(config, group, dataset, parts, model, algorithm, source, trainer, ClientStore(group), per_block)
 
 

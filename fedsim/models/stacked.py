@@ -44,6 +44,11 @@ class StackedModel:
                 cast_products(self._tower.blocks)
         self.specs = self._make_specs()
 
+    @property
+    def num_layers(self) -> int:
+        """Transformer blocks, or the parts of a network that has none."""
+        return len(self._tower.blocks) if self.lora_layers else len(list(self.net.children()))
+
     def _make_specs(self) -> dict[str, ParamSpec]:
         specs: dict[str, ParamSpec] = {}
         if self.config.train == "all":

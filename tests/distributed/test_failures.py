@@ -83,6 +83,4 @@ def test_diverging_training_is_one_line_naming_client_and_tensor(tmp_path):
 def test_a_broken_config_ends_all_ranks_with_one_line(tmp_path):
     done = launch(2, "run", write_config(tmp_path), "train.lrr=1", "--out", tmp_path / "run")
     assert done.returncode != 0
-    assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [
-        "error: command line: train.lrr: found an unknown key; expected lr (nearest)"
-    ] or done.stderr.count("error: ") == 1
+    assert sum("train.lrr" in line for line in done.stderr.splitlines()) == 1
