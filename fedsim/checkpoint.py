@@ -7,6 +7,7 @@ The folder is written under a temporary name, flushed and renamed. state.json na
 and the config that the state belongs to; what does not fit is refused with the reason.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -90,7 +91,11 @@ class Checkpoints:
         rounds = self._rounds()
         for old in rounds[: -self._keep]:
             shutil.rmtree(old)
-        known = {self._best(_read_record(path)["progress"]["best_round"]) for path in rounds[-self._keep :]}
+        known = set()
+        for path in rounds[-self._keep :]:
+            # What cannot be read any more is reported when somebody wants to resume from it.
+            with contextlib.suppress(UserError):
+                known.add(self._best(_read_record(path)["progress"]["best_round"]))
         for best in self.folder.glob("best-??????"):
             if best not in known:
                 shutil.rmtree(best)
@@ -132,8 +137,6 @@ class Checkpoints:
         earlier = [path for path in self._rounds() if path.name < folder.name and folder.name.startswith("round-")]
         try:
             record = _read_record(folder)
-            if record["config_sha256"] != self._config_digest:
-                raise UserError(str(folder), "a checkpoint of another config", "one of this run's config")
             contents = {name: _read_checked(folder / name, digest) for name, digest in record["files"].items()}
             tensors = safetensors.torch.load(contents.pop("server.safetensors"))
             clients: dict[int, State] = {}
@@ -142,6 +145,8 @@ class Checkpoints:
         except UserError as error:
             offer = f"; to go on from {earlier[-1].name} remove {folder}" if earlier else ""
             raise type(error)(error.where, error.found, error.expected + offer) from error
+        if record["config_sha256"] != self._config_digest:
+            raise UserError(str(folder), "a checkpoint of another config", "one of this run's config")
         params, extra = (_below(tensors, start) for start in ("params/", "extra/"))
         return Saved(ServerState(record["round"], params, extra), clients, Progress(**record["progress"]))
 

@@ -103,7 +103,7 @@ class Source:
 
     def check_paths(self, config: Config) -> None:
         """UserError for the first file or folder named in ``config`` that does not exist."""
-        if config.model.weights not in (None, "random"):
+        if str(config.model.weights).endswith(".safetensors"):
             require_file(Path(str(config.model.weights)), self.where("model.weights"))
         if config.clients.partition.name == "file":
             require_file(Path(config.clients.partition.path), self.where("clients.partition.path"))

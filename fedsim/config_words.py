@@ -85,7 +85,7 @@ class ModelConfig(Words):
     name: Text = Field(description="One of: " + ", ".join(MODEL_FORMS) + ".")
     weights: Text | None = Field(
         default=None,
-        description="null: the name's own pretrained weights; random: from seed; or a .safetensors file.",
+        description="null: the name's own pretrained weights; random: from seed; an open_clip tag; or a .safetensors file.",
     )
     options: dict[str, Scalar | list[Scalar]] = Field(
         default={},
@@ -112,7 +112,8 @@ class ModelConfig(Words):
         check_model_name(self.name)
         if self.options and not self.name.startswith("timm:"):
             raise KeyedError("options", f"options for {self.name}", "none: only timm: names take options")
-        if self.weights not in (None, "random") and not str(self.weights).endswith(".safetensors"):
+        is_tag = is_open_clip(self.name) and "." not in str(self.weights)
+        if self.weights not in (None, "random") and not is_tag and not str(self.weights).endswith(".safetensors"):
             raise KeyedError("weights", repr(self.weights), "null, random, or the path of a .safetensors file")
         if self.train == "lora" and self.lora is None:
             raise KeyedError("lora", "null with train: lora", "a lora section, or train: head or all")

@@ -110,9 +110,9 @@ def _pretrained(name: str, weights: str | None) -> str | None:
             return None
         raise UserError("model.weights", weights, f"null or random: the weights of {name} come with it")
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if weights is None or (weights not in tags and not Path(weights).is_file()):
+    if weights is None or (weights not in tags and not weights.endswith(".safetensors")):
         found = weights or f"null, and open_clip:{name} has no default"
-        raise UserError("model.weights", found, f"one of {', '.join([*tags, 'random', 'a weights file'])}")
+        raise UserError("model.weights", found, f"one of {', '.join([*tags, 'random', 'a .safetensors file'])}")
     return weights
 
 
