@@ -85,7 +85,7 @@ class ModelConfig(Words):
     name: Text = Field(description="One of: " + ", ".join(MODEL_FORMS) + ".")
     weights: Text | None = Field(
         default=None,
-        description="null: the name's own pretrained weights; random: from seed; an open_clip tag; or a .safetensors file.",
+        description="null: the name's own weights; random: from seed; an open_clip tag; or a .safetensors file.",
     )
     options: dict[str, Scalar | list[Scalar]] = Field(
         default={},
