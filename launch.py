@@ -93,6 +93,7 @@ def evaluate(
     checkpoint: Annotated[Checkpoint, typer.Option(help="Which saved state.")] = Checkpoint.BEST,
 ) -> None:
     """Evaluate a run's saved model."""
+    sys.path.append(str(Path.cwd()))
     from fedsim import server
     from fedsim.screen import make_console, metrics_table
 

@@ -53,6 +53,7 @@ class Config(Words):
     clients: ClientsConfig = Field(description="Number, sampling and partition of the clients.")
     train: TrainConfig = Field(description="Local training.")
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Evaluation and early stop.")
+    privacy: None = Field(default=None, description="No privacy mechanism; nothing else is known here yet.")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Saving the state.")
 
     @model_validator(mode="after")
