@@ -32,14 +32,22 @@ TIMEOUT_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Contender:
-    """``settings``: the (processes, threads) that it is tried with."""
+    """``settings``: the (processes, threads) that it is tried with; ``environment``: its own variables.
+
+    A peer runs with the peers' Python, fedsim with the one that runs this.
+    """
 
     name: str
     module: str
     settings: tuple[tuple[int, int], ...]
+    is_peer: bool = True
+    environment: tuple[tuple[str, str], ...] = ()
 
 
-PEERS = (
+OURS = "benchmarks.contenders.ours"
+CONTENDERS = (
+    Contender("fedsim", OURS, ((1, 1), (1, 2), (2, 1)), is_peer=False),
+    Contender("fedsim_sequential", OURS, ((1, 1),), is_peer=False, environment=(("FEDSIM_BENCH_PER_BLOCK", "1"),)),
     Contender("release_loop", "benchmarks.contenders.release_loop", ((1, 1), (1, 2))),
     Contender("flower", "benchmarks.contenders.flower_peer", ((1, 1), (1, 2), (2, 1))),
     Contender("pfl", "benchmarks.contenders.pfl_peer", ((1, 1), (1, 2), (2, 1))),
@@ -69,7 +77,8 @@ class Run:
             "--rounds": str(rounds),
             "--out": str(out),
         }
-        return [python, "-m", self.contender.module, *itertools.chain.from_iterable(options.items())]
+        interpreter = python if self.contender.is_peer else sys.executable
+        return [interpreter, "-m", self.contender.module, *itertools.chain.from_iterable(options.items())]
 
 
 class FailedError(RuntimeError):
@@ -80,7 +89,7 @@ def execute(run: Run, python: str, rounds: int, out: Path) -> tuple[dict[str, An
     """Start the contender once: its report, and its factors after round 1."""
     process = subprocess.Popen(
         run.command(python, rounds, out),
-        env={**os.environ, "OMP_NUM_THREADS": str(run.threads)},
+        env={**os.environ, "OMP_NUM_THREADS": str(run.threads), **dict(run.contender.environment)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -218,7 +227,7 @@ def main() -> int:
     for regime in (REGIMES[name] for name in arguments.regimes):
         runs = [
             Run(contender, regime, precision, *setting)
-            for precision, contender in itertools.product(arguments.precisions, PEERS)
+            for precision, contender in itertools.product(arguments.precisions, CONTENDERS)
             for setting in contender.settings
         ]
         measured = measure(runs, arguments.peers_python, arguments.rounds, arguments.passes, console)
