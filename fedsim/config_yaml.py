@@ -36,7 +36,7 @@ class ConfigLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Refuse aliases: they can make a small file expand without bound, or contain itself."""
         if self.check_event(yaml.AliasEvent):
-            event: Any = self.get_event()  # type: ignore[no-untyped-call]
+            event: Any = self.get_event()  # type: ignore[no-untyped-call]  # yaml has no types here
             raise ConstructorError(None, None, "an alias (*name)", event.start_mark)
         return super().compose_node(parent, index)
 

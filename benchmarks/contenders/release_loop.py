@@ -45,7 +45,7 @@ def train_client(model: Classifier, loader: DataLoader[tuple[Tensor, int]], prec
 
 
 def run_round(model: Classifier, loaders: list[DataLoader[tuple[Tensor, int]]], precision: str) -> None:
-    num_images = np.array([len(loader.dataset) for loader in loaders])  # type: ignore[arg-type]
+    num_images = np.array([len(loader.dataset) for loader in loaders])  # type: ignore[arg-type]  # these data sets have a length
     local_factors = []
     for loader in loaders:
         local = deepcopy(model)
