@@ -94,7 +94,7 @@ class StackedModel:
                 pixels = self._tower.stem(pixels)
             elif self.config.train == "head":
                 with self._precision():
-                    pixels = self.net(pixels).float()
+                    pixels = self.net(pixels).to(pixels.dtype)
         return pixels
 
     def forward(self, params: Mapping[str, Tensor], fixed: Tensor, *, training: bool) -> Tensor:
@@ -113,7 +113,7 @@ class StackedModel:
         else:
             with self._precision():
                 features = self._whole_net(params, fixed, training)
-        return self._classify(params, features.float())
+        return self._classify(params, features.to(fixed.dtype))
 
     def _precision(self) -> torch.autocast:
         """bf16 products inside the encoder if so configured; residuals, norms, factors and classifier stay fp32."""
