@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.quickstart_scores [--data brain_mri] [--jobs 2]
 
 Every run is launch.py with the quickstart config and a few changed keys. Centralised training is one client that
-holds all training images, for as many passes over them as quickstart's clients make (two phases a round).
+holds all training images, for ten passes over them; quickstart's clients make eight (two phases a round).
 """
 
 import argparse
