@@ -46,18 +46,18 @@ def contenders(data: str) -> list[Contender]:
     """Return the contenders on one data set; DEeR runs on quickstart's own."""
     heads = [f"train={{optimizer: adamw, lr: {lr}, batch_size: 10}}" for lr in (0.0003, 0.001, 0.003)]
     heads += [f"train={{optimizer: sgd, momentum: 0.9, lr: {lr}, batch_size: 10}}" for lr in (0.0003, 0.001, 0.003)]
-    adapted = [f"train={{optimizer: adamw, lr: {lr}, batch_size: 10}}" for lr in (0.0005, 0.002)]
+    adapted = [f"train={{optimizer: adamw, lr: {lr}, batch_size: 10}}" for lr in (0.001, 0.002)]
     schedules = ("{name: constant}", "{name: cosine, final: 0.05}")
     federated = [
         f"train={{optimizer: adamw, lr: {lr}, batch_size: 10, schedule: {schedule}}}"
-        for lr in (0.0005, 0.001, 0.002)
+        for lr in (0.001, 0.002)
         for schedule in schedules
     ]
     found = [
         Contender(
             "frozen encoder, trained head, centralised", data, (*ONE_CLIENT, "rounds=40", HEAD_ONLY), tuple(heads)
         ),
-        Contender("LoRA, centralised", data, (*ONE_CLIENT, "rounds=8", "evaluate.every=2"), tuple(adapted)),
+        Contender("LoRA, centralised", data, (*ONE_CLIENT, "rounds=4"), tuple(adapted)),
     ]
     if data == "brain_mri":
         found.append(Contender("LoRA, DEeR, 12 clients (quickstart)", data, (), tuple(federated)))

@@ -17,6 +17,7 @@ from fedsim.config import Config
 from fedsim.data import Dataset, load_dataset, partition_clients
 from fedsim.evaluate import class_scores, classification_metrics
 from fedsim.images import ImageSource
+from fedsim.memory import keep_freed_memory
 from fedsim.models.stacked import StackedModel, build_model
 from fedsim.store import ClientStore, State
 
@@ -91,6 +92,7 @@ def build_simulation(config: Config, group: Group, per_block: int | None = None)
     """
     # Gradients of nearly certain predictions are denormal numbers, which a CPU handles many times slower.
     torch.set_flush_denormal(True)
+    keep_freed_memory()
     dataset = load_dataset(config.data)
     parts = partition_clients(dataset, config.clients, config.seed)
     model = build_model(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)

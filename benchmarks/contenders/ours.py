@@ -28,6 +28,7 @@ from fedsim.client import BlockTrainer
 from fedsim.config import Config, ModelConfig
 from fedsim.data import Dataset
 from fedsim.images import ImageSource
+from fedsim.memory import keep_freed_memory
 from fedsim.models.encoders import Encoder
 from fedsim.models.stacked import StackedModel
 from fedsim.models.timm_vit import TimmTower
@@ -117,6 +118,8 @@ def make_simulation(settings: Settings, group: Group) -> Simulation:
 
 def run(settings: Settings, group: Group) -> Outcome:
     torch.set_num_threads(settings.threads)
+    torch.set_flush_denormal(True)
+    keep_freed_memory()
     sim = make_simulation(settings, group)
     params = {
         name: torch.from_numpy(value).to(group.device) for name, value in regimes.lora_arrays(settings.regime).items()

@@ -8,12 +8,12 @@ Shapes: N images, T tokens, D width, H heads.
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from timm.layers import Attention as TimmAttention
 from torch import Tensor, nn
 
-from fedsim.models.lora import LoRALinear, linear_slices
+from fedsim.models.cpu_attention import CpuAttention
+from fedsim.models.lora import LoRALinear, rows_of
 
 
 class Attention(nn.Module):
@@ -46,7 +46,11 @@ class Attention(nn.Module):
         self.proj_drop = proj_drop or nn.Identity()
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        q, k, v = self._heads(self.qkv(x), 3)
+        projected = self.qkv(x)
+        if projected.requires_grad and attn_mask is None and not is_causal and self._suits_cpu_attention(projected):
+            heads: Tensor = CpuAttention.apply(projected.unflatten(2, (3, self.num_heads, -1)))
+            return self._finish(heads)
+        q, k, v = self._heads(projected, 3)
         return self._attend(q, k, v, attn_mask, is_causal)
 
     def first_token(self, x: Tensor) -> Tensor:
@@ -54,6 +58,10 @@ class Attention(nn.Module):
         (q,) = self._heads(slices_of(self.qkv, x[:, :1], 0, 1), 1)
         k, v = self._heads(slices_of(self.qkv, x, 1, 3), 2)
         return self._attend(q, k, v)
+
+    def _suits_cpu_attention(self, projected: Tensor) -> bool:
+        plain = isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity)
+        return projected.device.type == "cpu" and plain and not (self.training and self.attn_drop)
 
     def _heads(self, projected: Tensor, num_slices: int) -> tuple[Tensor, ...]:
         """(N, T, slices * D) to that many (N, H, T, D / H)."""
@@ -63,17 +71,14 @@ class Attention(nn.Module):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        q, k = self.q_norm(q), self.k_norm(k)
         dropout = self.attn_drop if self.training else 0.0
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and attn_mask is None and not is_causal and not dropout:
-            # The backward pass of the fused kernel is many times slower than the products themselves here.
-            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-            heads_NHTD = scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
-        else:
-            heads_NHTD = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal
-            )
-        out: Tensor = self.proj_drop(self.proj(self.norm(heads_NHTD.transpose(1, 2).flatten(2))))
+        heads_NHTC = F.scaled_dot_product_attention(
+            self.q_norm(q), self.k_norm(k), v, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal
+        )
+        return self._finish(heads_NHTC.transpose(1, 2))
+
+    def _finish(self, heads_NTHC: Tensor) -> Tensor:
+        out: Tensor = self.proj_drop(self.proj(self.norm(heads_NTHC.flatten(2))))
         return out
 
 
@@ -82,7 +87,7 @@ def slices_of(layer: nn.Module, x: Tensor, start: int, stop: int) -> Tensor:
     if isinstance(layer, LoRALinear):
         return layer.slices_of(x, start, stop)
     assert isinstance(layer, nn.Linear)
-    return linear_slices(layer, 3, x, start, stop)
+    return F.linear(x, *rows_of(layer, 3, start, stop))
 
 
 class ClipAttention(Attention):

@@ -11,10 +11,12 @@ Source: Hu et al., LoRA, ICLR 2022, equation 3; separate factors for q, k and v 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from fedsim.config import LoraConfig
 from fedsim.errors import UserError
@@ -47,36 +49,83 @@ class LoRALinear(nn.Module):
         """Return the slices ``start`` to ``stop`` of the output alone, (K * N, ..., (stop - start) * O)."""
         assert self.lora_a is not None, "forward before bind"
         assert self.lora_b is not None, "forward before bind"
-        out = linear_slices(self.base, self.num_slices, x, start, stop)
+        weight, bias = rows_of(self.base, self.num_slices, start, stop)
         adapted = [place for place, index in enumerate(self.slices) if start <= index < stop]
         if not adapted:
-            return out
+            return F.linear(x, weight, bias)
         places = slice(adapted[0], adapted[-1] + 1)
-        update_KGMO = low_rank_product(x, self.lora_a[..., places, :, :], self.lora_b[..., places, :, :] * self.scaling)
-        num_clients, _, rows, width = update_KGMO.shape
-        out_KMSO = out.reshape(num_clients, rows, stop - start, width)
-        update_KMGO = update_KGMO.transpose(1, 2)
-        if len(adapted) == stop - start:
-            return (out_KMSO + update_KMGO).reshape(out.shape)
-        index = torch.tensor([self.slices[place] - start for place in adapted], device=out.device)
-        return out_KMSO.index_add(2, index, update_KMGO).reshape(out.shape)
+        # Products run in the type of the frozen weights; autocast would do the same, operation by operation.
+        a, b = (
+            (factor if factor.dim() == 4 else factor[None])[:, places].to(weight.dtype)
+            for factor in (self.lora_a, self.lora_b)
+        )
+        x_KMD = x.to(weight.dtype).reshape(max(len(a), len(b)), -1, x.shape[-1])
+        targets = tuple(self.slices[place] - start for place in adapted)
+        with torch.autocast(x.device.type, enabled=False):
+            out: Tensor = LowRankLinear.apply(x_KMD, weight, bias, a, b, targets, self.scaling)
+        return out.reshape(*x.shape[:-1], len(weight))
 
 
-def linear_slices(layer: nn.Linear, num_slices: int, x: Tensor, start: int, stop: int) -> Tensor:
-    """Compute some of the equal slices that a linear layer's output consists of."""
+class LowRankLinear(torch.autograd.Function):
+    """x W' + bias, plus s x A' B' on the adapted slices of the output; W and bias are frozen.
+
+    x (K, M, D), W (S * O, D), A (K or 1, G, R, D), B (K or 1, G, O, R), ``targets``: the slices, of S, that the G
+    factors adapt; returns (K, M, S * O). Written by hand because autograd copies the strided slices of the
+    output several times, which costs more than the products (benchmarks/LOG.md).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        targets: tuple[int, ...],
+        scaling: float,
+    ) -> Tensor:
+        num_clients, num_rows, _ = x.shape
+        out = F.linear(x.flatten(0, 1), weight, bias).view(num_clients, num_rows, -1, b.shape[2])
+        a_all = a.flatten(1, 2).expand(num_clients, -1, -1)
+        hidden = torch.bmm(x, a_all.mT).mul_(scaling)
+        for place, target in enumerate(targets):
+            b_place = b[:, place].expand(num_clients, -1, -1)
+            out[:, :, target].baddbmm_(hidden.unflatten(2, (len(targets), -1))[:, :, place], b_place.mT)
+        ctx.save_for_backward(x, weight, a, b, hidden)
+        ctx.targets, ctx.scaling = targets, scaling
+        return out.flatten(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, A and B; the frozen weights have none."""
+        x, weight, a, b, hidden = ctx.saved_tensors
+        needs_x, _, _, needs_a, needs_b, *_ = ctx.needs_input_grad
+        num_clients = len(x)
+        grad_KMSO = grad.unflatten(2, (-1, b.shape[2]))
+        # What reaches the R hidden values of every adapted slice, (K, M, G * R).
+        inner = torch.empty_like(hidden)
+        for place, (target, part) in enumerate(zip(ctx.targets, inner.chunk(len(ctx.targets), 2), strict=True)):
+            part.copy_(torch.bmm(grad_KMSO[:, :, target], b[:, place].expand(num_clients, -1, -1)))
+        inner.mul_(ctx.scaling)
+        grad_x = grad_a = grad_b = None
+        if needs_x:
+            a_all = a.flatten(1, 2).expand(num_clients, -1, -1)
+            grad_x = torch.mm(grad.flatten(0, 1), weight).view_as(x).baddbmm_(inner, a_all)
+        if needs_a:
+            grad_a = torch.bmm(inner.mT, x).view_as(a)
+        if needs_b:
+            # One product over all slices is quicker than one for each; only the matching pairs are kept.
+            pairs = torch.bmm(hidden.mT, grad).unflatten(2, grad_KMSO.shape[2:]).unflatten(1, (len(ctx.targets), -1))
+            grad_b = torch.stack([pairs[:, place, :, target].mT for place, target in enumerate(ctx.targets)], 1)
+        return grad_x, None, None, grad_a, grad_b, None, None
+
+
+def rows_of(layer: nn.Linear, num_slices: int, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of some of the equal slices that a linear layer's output consists of."""
     rows = slice(layer.out_features // num_slices * start, layer.out_features // num_slices * stop)
-    return F.linear(x, layer.weight[rows], None if layer.bias is None else layer.bias[rows])
-
-
-def low_rank_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Return x A' B' of every client and slice, (K, G, M, O); factors stacked by client or shared (see above)."""
-    *_, num_slices, rank, width = a.shape
-    num_clients = a.shape[0] if a.dim() == 4 else b.shape[0] if b.dim() == 4 else 1
-    x_KMD = x.reshape(num_clients, -1, width)
-    a_all = a.reshape(*a.shape[:-3], num_slices * rank, width)
-    hidden = F.linear(x_KMD, a_all) if a.dim() == 3 else torch.bmm(x_KMD, a_all.transpose(1, 2))
-    hidden_KGMR = hidden.unflatten(2, (num_slices, rank)).transpose(1, 2)
-    return torch.matmul(hidden_KGMR, b.transpose(-1, -2))
+    return layer.weight[rows], None if layer.bias is None else layer.bias[rows]
 
 
 @dataclass(frozen=True)

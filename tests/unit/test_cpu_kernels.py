@@ -1,0 +1,78 @@
+"""Forward and backward passes written by hand, against what autograd makes of the plain formula."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedsim.models import cpu_attention
+from fedsim.models.cpu_attention import CpuAttention
+from fedsim.models.lora import LowRankLinear
+
+STREAM = torch.Generator().manual_seed(5)
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=STREAM, dtype=torch.float64, requires_grad=True)
+
+
+def plain_attention(projected: Tensor) -> Tensor:
+    q, k, v = projected.permute(2, 0, 3, 1, 4)
+    scores = q @ k.mT / projected.shape[-1] ** 0.5
+    return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
+@pytest.mark.parametrize("group_elements", [1, 2 * 2 * 5**2, 2**18], ids=["an image", "two images", "all"])
+def test_attention_and_its_gradient(group_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_attention, "GROUP_ELEMENTS", group_elements)
+    projected, grad = draw(3, 5, 3, 2, 4), draw(3, 5, 2, 4).detach()
+    torch.testing.assert_close(CpuAttention.apply(projected), plain_attention(projected))
+    (own,) = torch.autograd.grad(CpuAttention.apply(projected), projected, grad)
+    (expected,) = torch.autograd.grad(plain_attention(projected), projected, grad)
+    torch.testing.assert_close(own, expected)
+
+
+def test_attention_in_bf16_stays_near_fp32() -> None:
+    projected = draw(3, 5, 3, 2, 4).detach().bfloat16().requires_grad_()
+    out = CpuAttention.apply(projected)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), plain_attention(projected.float()), rtol=0.02, atol=0.02)
+
+
+SCALING = 0.7
+TARGETS = {"all slices": (0, 1, 2), "q and v": (0, 2), "v": (2,)}
+
+
+def plain_low_rank(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, targets: tuple[int, ...]
+) -> Tensor:
+    """The same from whole matrices: one adapted weight per client."""
+    clients = []
+    for k in range(len(x)):
+        update = torch.zeros_like(weight)
+        for place, target in enumerate(targets):
+            product = b[k % len(b), place] @ a[k % len(a), place]
+            update = update.index_add(0, torch.arange(len(product)) + target * len(product), SCALING * product)
+        clients.append(F.linear(x[k], weight + update, bias))
+    return torch.stack(clients)
+
+
+@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("shared", ["neither", "a", "b"])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_low_rank_linear_and_its_gradients(targets: tuple[int, ...], shared: str, has_bias: bool) -> None:
+    num_clients, rows, width, out, rank = 2, 7, 5, 4, 3
+    x, grad = draw(num_clients, rows, width), draw(num_clients, rows, 3 * out).detach()
+    weight, bias = draw(3 * out, width).detach(), draw(3 * out).detach() if has_bias else None
+    a = draw(1 if shared == "a" else num_clients, len(targets), rank, width)
+    b = draw(1 if shared == "b" else num_clients, len(targets), out, rank)
+    torch.testing.assert_close(
+        LowRankLinear.apply(x, weight, bias, a, b, targets, SCALING), plain_low_rank(x, weight, bias, a, b, targets)
+    )
+    # A shared factor does not train.
+    a, b = a.detach() if shared == "a" else a, b.detach() if shared == "b" else b
+    trained = [tensor for tensor in (x, a, b) if tensor.requires_grad]
+    own = torch.autograd.grad(LowRankLinear.apply(x, weight, bias, a, b, targets, SCALING), trained, grad)
+    expected = torch.autograd.grad(plain_low_rank(x, weight, bias, a, b, targets), trained, grad)
+    for ours, theirs in zip(own, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
