@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 from torch import Tensor
 
 from comm import Group
@@ -45,6 +44,8 @@ def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
     labels or predictions; balanced accuracy and AUROC (one against the rest) over those that occur in labels.
     AUROC is nan where the labels hold a single class; scores that are not finite make every metric nan.
     """
+    from sklearn.metrics import precision_recall_fscore_support, roc_auc_score  # late: takes a second to import
+
     names = ("accuracy", "balanced_accuracy", "recall", "precision", "f1", "auroc", "loss")
     if not torch.isfinite(scores).all():
         return dict.fromkeys(names, float("nan"))

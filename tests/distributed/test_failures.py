@@ -1,5 +1,6 @@
 """Killed ranks and raising clients, with real torchrun over gloo: nothing hangs and nothing is lost."""
 
+import json
 import os
 import signal
 import subprocess
@@ -84,3 +85,16 @@ def test_a_broken_config_ends_all_ranks_with_one_line(tmp_path):
     done = launch(2, "run", write_config(tmp_path), "train.lrr=1", "--out", tmp_path / "run")
     assert done.returncode != 0
     assert sum("train.lrr" in line for line in done.stderr.splitlines()) == 1
+
+
+def test_every_broken_config_ends_all_ranks_with_one_line(tmp_path: Path) -> None:
+    torchrun = command(2)[:-1]
+    program = [*torchrun, "-m", "tests.distributed.broken_configs", str(tmp_path)]
+    subprocess.run(program, cwd=ROOT, env=environment(), check=True, timeout=400)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert len(first) == len(second) >= 200
+    for code, out, err in first:
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert "Traceback" not in err
+    assert {(code, out, err) for code, out, err in second} == {(2, "", "")}
+    assert not (tmp_path / "out").exists()
