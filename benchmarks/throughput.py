@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -24,6 +25,7 @@ from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.agreement import FP32_LIMIT, load_factors, relative_difference
+from benchmarks.contenders.common import STARTED_AT
 from benchmarks.regimes import REGIMES, Array, Regime, operations_per_image
 
 RESULTS = Path(__file__).parent / "results"
@@ -45,10 +47,11 @@ class Contender:
 
 
 OURS = "benchmarks.contenders.ours"
+# The first contender is the one that the others must agree with.
 CONTENDERS = (
+    Contender("release_loop", "benchmarks.contenders.release_loop", ((1, 1), (1, 2))),
     Contender("fedsim", OURS, ((1, 1), (1, 2), (2, 1)), is_peer=False),
     Contender("fedsim_sequential", OURS, ((1, 1),), is_peer=False, environment=(("FEDSIM_BENCH_PER_BLOCK", "1"),)),
-    Contender("release_loop", "benchmarks.contenders.release_loop", ((1, 1), (1, 2))),
     Contender("flower", "benchmarks.contenders.flower_peer", ((1, 1), (1, 2), (2, 1))),
     Contender("pfl", "benchmarks.contenders.pfl_peer", ((1, 1), (1, 2), (2, 1))),
 )
@@ -77,8 +80,11 @@ class Run:
             "--rounds": str(rounds),
             "--out": str(out),
         }
-        interpreter = python if self.contender.is_peer else sys.executable
-        return [interpreter, "-m", self.contender.module, *itertools.chain.from_iterable(options.items())]
+        program = ["-m", self.contender.module, *itertools.chain.from_iterable(options.items())]
+        if self.contender.is_peer or self.processes == 1:
+            return [python if self.contender.is_peer else sys.executable, *program]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(self.processes)]
+        return [*torchrun, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *program]
 
 
 class FailedError(RuntimeError):
@@ -89,7 +95,12 @@ def execute(run: Run, python: str, rounds: int, out: Path) -> tuple[dict[str, An
     """Start the contender once: its report, and its factors after round 1."""
     process = subprocess.Popen(
         run.command(python, rounds, out),
-        env={**os.environ, "OMP_NUM_THREADS": str(run.threads), **dict(run.contender.environment)},
+        env={
+            **os.environ,
+            **dict(run.contender.environment),
+            "OMP_NUM_THREADS": str(run.threads),
+            STARTED_AT: repr(time.time()),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,8 +1,6 @@
 """fedsim itself: its own round over images in memory, one client or a block of clients at a time."""
 
 import os
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,13 +11,11 @@ from algorithms.base import ServerState
 from algorithms.fedavg import FedAvg
 from benchmarks import regimes
 from benchmarks.contenders.common import (
-    STARTED_AT,
     Outcome,
     RoundClock,
     Settings,
     parse_settings,
     peak_rss_of_tree,
-    process_started_at,
     write_report,
 )
 from comm import Group, open_group
@@ -138,20 +134,8 @@ def run(settings: Settings, group: Group) -> Outcome:
     return Outcome(clock.seconds, first_step_at, sum(peaks), after_first)
 
 
-def start_ranks(settings: Settings) -> int:
-    """Start this module once per process under torchrun; return its exit code."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(settings.processes)]
-    environment = os.environ | {STARTED_AT: str(process_started_at()), "OMP_NUM_THREADS": str(settings.threads)}
-    module = ["-m", "benchmarks.contenders.ours", *sys.argv[1:]]
-    return subprocess.run(
-        [*torchrun, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *module], env=environment, check=False
-    ).returncode
-
-
 if __name__ == "__main__":
     settings = parse_settings(__doc__ or "")
-    if settings.processes > 1 and "RANK" not in os.environ:
-        raise SystemExit(start_ranks(settings))
     with open_group() as group:
         outcome = run(settings, group)
         if group.is_server:
