@@ -2,9 +2,10 @@
 
     .venv/bin/python -m benchmarks.quickstart_scores [--data brain_mri dermoscopy_pairs] [--jobs 2]
 
-Every run is launch.py with the quickstart config and a few changed keys. Where a contender has several settings, the
-one with the best validation score on seeds 1 and 2 is taken; the test scores are those of seeds 10, 11 and 12, which the
-choice never saw. LoRA trained centrally has one setting, so the comparison leans to the frozen encoder. Centralised training is one client that holds all training images. Finished runs are read, not repeated.
+Every run is launch.py with the quickstart config and a few changed keys. Where a contender has several settings,
+the one with the best validation score on seeds 1 and 2 is taken; the test scores are those of seeds 10, 11 and 12,
+which the choice never saw. LoRA trained centrally has one setting, so the comparison leans to the frozen encoder.
+Centralised training is one client that holds all training images. Finished runs are read, not repeated.
 """
 
 import argparse
@@ -33,13 +34,8 @@ class Contender:
 
     def folder(self, setting: str, seed: int) -> Path:
         words = f"{self.name} {setting}".replace("train=", "")
-        return (
-            Path("runs")
-            / "scores"
-            / self.data
-            / "".join(c if c.isalnum() or c == "." else "_" for c in words)
-            / str(seed)
-        )
+        plain = "".join(letter if letter.isalnum() or letter == "." else "_" for letter in words)
+        return Path("runs") / "scores" / self.data / plain / str(seed)
 
 
 def contenders(data: str) -> list[Contender]:
