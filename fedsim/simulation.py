@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from fedsim.blocks import choose_block_size
 from fedsim.client import BlockTrainer
 from fedsim.cohort import Cohort, num_local_steps
 from fedsim.config import Config
-from fedsim.data import Dataset, load_dataset, partition_clients
+from fedsim.data import Dataset, divide_held_out, load_dataset, partition_clients
 from fedsim.evaluate import class_scores, classification_metrics
 from fedsim.images import ImageSource
 from fedsim.models.stacked import StackedModel, build_model
@@ -42,6 +43,11 @@ class Simulation:
     def sizes(self) -> list[int]:
         """Number of training images per client."""
         return [len(part) for part in self.parts]
+
+    @cached_property
+    def held_out(self) -> Mapping[str, list[np.ndarray]]:
+        """Each client's own validation and test images: ``{"val": [...], "test": [...]}``, indices like ``parts``."""
+        return divide_held_out(self.dataset, self.config.clients, self.parts, self.config.seed)
 
     @property
     def keeps_client_state(self) -> bool:
@@ -95,7 +101,7 @@ def build_simulation(config: Config, group: Group, per_block: int | None = None)
     parts = partition_clients(dataset, config.clients, config.seed)
     model = build_model(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
     method = resolve(config.algorithm.name)
-    algorithm = method(method.Config(**config.algorithm.settings), model.specs)
+    algorithm = method(method.Config(**config.algorithm.settings), model.specs, config.rounds)
     images = ImageSource(dataset, model, config.data.augment)
     if per_block is None:
         per_block = choose_block_size(config, images.num_elements, model.num_layers, group.device)

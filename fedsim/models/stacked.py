@@ -61,7 +61,8 @@ class StackedModel:
                 specs[name] = ParamSpec(shape, "lora_a" if name.endswith("a") else "lora_b")
         if self._text is None:
             specs["head.weight"] = ParamSpec((self.num_classes, self.width), "head")
-            specs["head.bias"] = ParamSpec((self.num_classes,), "head")
+            if self.encoder.head_bias:
+                specs["head.bias"] = ParamSpec((self.num_classes,), "head")
         elif self.config.train_logit_scale:
             specs["logit_scale"] = ParamSpec((), "local")
         return specs
@@ -139,8 +140,11 @@ class StackedModel:
 
     def _classify(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
         if self._text is None:
-            weight, bias = params["head.weight"], params["head.bias"]
-            return torch.matmul(features, weight.transpose(-1, -2)) + (bias[:, None] if bias.dim() == 2 else bias)
+            scores = torch.matmul(features, params["head.weight"].transpose(-1, -2))
+            if not self.encoder.head_bias:
+                return scores
+            bias = params["head.bias"]
+            return scores + (bias[:, None] if bias.dim() == 2 else bias)
         scale = params["logit_scale"] if self.config.train_logit_scale else torch.tensor(self._logit_scale)
         scale = scale.to(features.device).exp().reshape(-1, 1, 1)
         return scale * F.normalize(features, dim=-1) @ self._text.T
