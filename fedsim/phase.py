@@ -21,8 +21,9 @@ from fedsim.simulation import Simulation
 class Outcome:
     """What a phase gave, the same on every rank but for ``gathered``.
 
-    ``losses``, ``seconds``: float64 (K,) in the cohort's order. ``squared_norm``: weighted mean of the clients'
-    ||delta||^2. ``bytes_up``: what all clients together sent, floats counted as float32.
+    ``losses``, ``seconds``: float64 (K,) in the cohort's order. ``squared_norm``: weighted mean over the clients of
+    the squared norm of what they send to be averaged, see ``of_parameters``. ``bytes_up``: what all clients together
+    sent, floats counted as float32.
     ``gathered``: tensors (K, ...) on the server, empty on the other ranks.
     """
 
@@ -49,10 +50,10 @@ def train_phase(
         states = [sim.client_state(client) for client in clients]
         update, block_losses = sim.trainer.train(clients, weights, state, phase, states)
         payload = sim.algorithm.pre_aggregate(update)
-        squared_norms = sum_of_squares(without_statistics(sim, sim.algorithm.sent(update.delta)), len(clients))
+        squared_norms = sum_of_squares(of_parameters(sim, payload.mean), len(clients))
         total.add_mean({**payload.mean, "/squared_norm": squared_norms}, weights, clients)
         total.add_sum(payload.total, clients)
-        gathered.append({**payload.gather, **trained_factors(sim, update)})
+        gathered.append({**payload.gather, **averaged_factors(sim, update, payload)})
         losses[block.start : block.stop] = block_losses
         seconds[block.start : block.stop] = (time.perf_counter() - started) / max(1, len(clients))
 
@@ -80,20 +81,25 @@ def train_phase(
 def sum_of_squares(tensors_K: Mapping[str, Tensor], num_clients: int) -> Tensor:
     """Return each client's squared norm over all tensors, float64 (K,)."""
     # Without clients -1 would be ambiguous, so a scalar per client gets its second axis by name.
+    if not tensors_K:
+        return torch.zeros(num_clients, dtype=torch.float64)
     squares = [value.double().reshape(num_clients, math.prod(value.shape[1:])) for value in tensors_K.values()]
     return torch.cat(squares, dim=1).square().sum(1)
 
 
-def without_statistics(sim: Simulation, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out running statistics: a count of batches says nothing about how far the clients drift apart."""
+def of_parameters(sim: Simulation, mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what of a payload's or aggregate's mean tells how far the clients drift apart.
+
+    That is the parameters by their own names, but for running statistics: a count of batches says nothing.
+    """
     specs = sim.model.specs
-    return {name: value for name, value in tensors.items() if name not in specs or specs[name].kind != "buffer"}
+    return {name: value for name, value in mean.items() if name in specs and specs[name].kind != "buffer"}
 
 
-def trained_factors(sim: Simulation, update: Update) -> dict[str, Tensor]:
-    """Return the LoRA factors that trained, for the diagnostics of their aggregation."""
-    kinds = ("lora_a", "lora_b")
-    return {name: value for name, value in update.after.items() if sim.model.specs[name].kind in kinds}
+def averaged_factors(sim: Simulation, update: Update, payload: Payload) -> dict[str, Tensor]:
+    """Return the trained LoRA factors that are averaged one by one, for the diagnostics of their aggregation."""
+    factors = {name for name, spec in sim.model.specs.items() if spec.kind in ("lora_a", "lora_b")}
+    return {name: update.after[name] for name in update.after if name in factors & payload.mean.keys()}
 
 
 def num_bytes(payload: Payload) -> int:

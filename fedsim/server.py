@@ -75,8 +75,8 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
         # Same input, same output on every rank: the new state needs no broadcast.
         state = sim.algorithm.post_aggregate(state, outcome.aggregate)
         for block in plan[sim.group.rank]:
-            for client in cohort.clients[block.start : block.stop]:
-                sim.algorithm.receive(client, sim.client_state(client), outcome.aggregate)
+            clients = cohort.clients[block.start : block.stop]
+            sim.algorithm.receive(state, clients, [sim.client_state(c) for c in clients], outcome.aggregate)
         record.add_phase(phase, cohort, before, state, outcome)
     return replace(state, round=round)
 

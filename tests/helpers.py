@@ -82,7 +82,7 @@ def make_simulation(
     if model is None:
         model = shared_model(config.model.model_dump_json(), config.data.image_size, len(dataset.class_names))
     method = resolve(config.algorithm.name)
-    algorithm = method(method.Config(**config.algorithm.settings), model.specs)
+    algorithm = method(method.Config(**config.algorithm.settings), model.specs, config.rounds)
     images = ImageSource(dataset, model, config.data.augment)
     trainer = BlockTrainer(config, model, algorithm, images, parts)
     per_block = config.clients.per_block

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.config import ModelConfig
 from fedsim.models.encoders import Encoder, load_encoder
 from fedsim.models.lora import LoraLayer, add_lora, initial_factor
-from fedsim.models.specs import ParamSpec
+from fedsim.models.specs import Kind, ParamSpec
 from fedsim.seeding import torch_stream
 
 
@@ -52,8 +53,10 @@ class StackedModel:
     def _make_specs(self) -> dict[str, ParamSpec]:
         specs: dict[str, ParamSpec] = {}
         if self.config.train == "all":
+            norms = {name for name, module in self.net.named_modules() if isinstance(module, _BatchNorm)}
             for name, parameter in self.net.named_parameters():
-                specs[f"net.{name}"] = ParamSpec(tuple(parameter.shape), "body")
+                kind: Kind = "norm" if name.rpartition(".")[0] in norms else "body"
+                specs[f"net.{name}"] = ParamSpec(tuple(parameter.shape), kind)
             for name, buffer in self.net.named_buffers():
                 specs[f"net.{name}"] = ParamSpec(tuple(buffer.shape), "buffer")
         for layer in self.lora_layers:
@@ -72,7 +75,7 @@ class StackedModel:
         own = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
         params = {}
         for name, spec in self.specs.items():
-            if spec.kind in ("body", "buffer"):
+            if spec.kind in ("body", "norm", "buffer"):
                 params[name] = own[name.removeprefix("net.")].detach().clone()
             elif spec.kind in ("lora_a", "lora_b"):
                 params[name] = initial_factor(name, spec.shape, seed)

@@ -70,9 +70,10 @@ def test_nobody() -> None:
 def test_layout_packs_and_unpacks() -> None:
     layout = Layout({"a": (2, 3), "scale": (), "b": (4,)})
     params = {"b": torch.arange(4.0), "a": torch.ones(2, 3), "scale": torch.tensor(7.0)}
-    flat = layout.pack(params)
-    assert flat.tolist() == [1.0] * 6 + [7.0, 0.0, 1.0, 2.0, 3.0]
-    views = layout.unpack(flat.repeat(5, 1))
+    flat = layout.pack({name: value.expand(5, *value.shape) for name, value in params.items()})
+    assert flat.tolist() == [[1.0] * 6 + [7.0, 0.0, 1.0, 2.0, 3.0]] * 5
+    assert layout.pack({name: value[None][:0] for name, value in params.items()}).shape == (0, 11)
+    views = layout.unpack(flat)
     assert {name: tuple(value.shape) for name, value in views.items()} == {"a": (5, 2, 3), "scale": (5,), "b": (5, 4)}
     assert all(torch.equal(value[3], params[name]) for name, value in views.items())
 
