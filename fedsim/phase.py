@@ -47,9 +47,9 @@ def train_phase(
         started = time.perf_counter()
         clients = cohort.clients[block.start : block.stop]
         weights = cohort.weights[block.start : block.stop]
-        states = [sim.client_state(client) for client in clients]
-        update, block_losses = sim.trainer.train(clients, weights, state, phase, states)
-        payload = sim.algorithm.pre_aggregate(update)
+        with sim.store.open(clients) as states:
+            update, block_losses = sim.trainer.train(clients, weights, state, phase, states)
+            payload = sim.algorithm.pre_aggregate(update)
         squared_norms = sum_of_squares(of_parameters(sim, payload.mean), len(clients))
         total.add_mean({**payload.mean, "/squared_norm": squared_norms}, weights, clients)
         total.add_sum(payload.total, clients)

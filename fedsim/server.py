@@ -65,7 +65,7 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
     blocks = cohort.blocks(sim.per_block)
     shares = assign_blocks([sim.expected_seconds(cohort, b) for b in blocks], sim.group.num_ranks)
     plan = [[blocks[index] for index in share] for share in shares]
-    if sim.keeps_client_state:
+    if sim.store.is_used:
         sim.store.move({cohort.clients[p]: rank for rank, mine in enumerate(plan) for block in mine for p in block})
 
     for phase in sim.algorithm.phases(round):
@@ -74,9 +74,10 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
         outcome = train_phase(sim, state, phase, cohort, plan)
         # Same input, same output on every rank: the new state needs no broadcast.
         state = sim.algorithm.post_aggregate(state, outcome.aggregate)
-        for block in plan[sim.group.rank]:
+        for block in plan[sim.group.rank] if sim.clients_receive else []:
             clients = cohort.clients[block.start : block.stop]
-            sim.algorithm.receive(state, clients, [sim.client_state(c) for c in clients], outcome.aggregate)
+            with sim.store.open(clients) as states:
+                sim.algorithm.receive(state, clients, states, outcome.aggregate)
         record.add_phase(phase, cohort, before, state, outcome)
     return replace(state, round=round)
 

@@ -1,6 +1,6 @@
 """Everything that a run holds beside the server's state, built from the config the same way on every rank."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,10 +16,11 @@ from fedsim.client import BlockTrainer
 from fedsim.cohort import Cohort, num_local_steps
 from fedsim.config import Config
 from fedsim.data import Dataset, divide_held_out, load_dataset, partition_clients
+from fedsim.errors import UserError
 from fedsim.evaluate import class_scores, classification_metrics
 from fedsim.images import ImageSource
 from fedsim.models.stacked import StackedModel, build_model
-from fedsim.store import ClientStore, State
+from fedsim.store import ClientStore
 
 
 @dataclass
@@ -49,10 +50,6 @@ class Simulation:
         """Each client's own validation and test images: ``{"val": [...], "test": [...]}``, indices like ``parts``."""
         return divide_held_out(self.dataset, self.config.clients, self.parts, self.config.seed)
 
-    @property
-    def keeps_client_state(self) -> bool:
-        return self.algorithm.keeps_client_state or self.config.train.keep_optimizer
-
     def expected_seconds(self, cohort: Cohort, block: range) -> float:
         """Return what training a block should take, relative to the other blocks."""
         clients = cohort.clients[block.start : block.stop]
@@ -67,13 +64,10 @@ class Simulation:
     def _steps(self, client: int) -> int:
         return num_local_steps(self.config.train, len(self.parts[client]))
 
-    def client_state(self, client: int) -> State:
-        """Return the state of a client that this rank trains, a fresh one before its first round."""
-        if not self.keeps_client_state:
-            return {}
-        if client not in self.store.states:
-            self.store.states[client] = self.algorithm.init_client(client)
-        return self.store.states[client]
+    @property
+    def clients_receive(self) -> bool:
+        """Whether clients take anything from an aggregate; their states stay where they are if not."""
+        return type(self.algorithm).receive is not Algorithm.receive
 
     def initial_state(self) -> ServerState:
         """Return the server's state before the first round."""
@@ -90,6 +84,18 @@ class Simulation:
         return metrics
 
 
+def check_batches(config: Config, model: StackedModel, parts: Sequence[np.ndarray]) -> None:
+    """UserError where a client would train on a batch of one image and the network's BatchNorm cannot."""
+    size = config.train.batch_size
+    lone = [client for client, part in enumerate(parts) if len(part) > 0 and (len(part) % size == 1 or size == 1)]
+    if lone and config.model.train == "all" and model.normalises_over_batch(config.data.image_size):
+        raise UserError(
+            "train.batch_size",
+            f"{size}, which leaves client {lone[0]} with its {len(parts[lone[0]])} images a batch of one",
+            f"batches of two images or more, over which {config.model.name} normalises",
+        )
+
+
 def build_simulation(config: Config, group: Group, per_block: int | None = None) -> Simulation:
     """Load data and model, divide the images among the clients, and set up the method.
 
@@ -100,6 +106,7 @@ def build_simulation(config: Config, group: Group, per_block: int | None = None)
     dataset = load_dataset(config.data)
     parts = partition_clients(dataset, config.clients, config.seed)
     model = build_model(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
+    check_batches(config, model, parts)
     method = resolve(config.algorithm.name)
     algorithm = method(method.Config(**config.algorithm.settings), model.specs, config.rounds)
     images = ImageSource(dataset, model, config.data.augment)
@@ -108,4 +115,10 @@ def build_simulation(config: Config, group: Group, per_block: int | None = None)
     clients = config.clients.model_copy(update={"per_block": per_block})
     config = config.model_copy(update={"clients": clients})
     trainer = BlockTrainer(config, model, algorithm, images, parts)
-    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, ClientStore(group), per_block)
+    store = ClientStore(group, algorithm.init_client if keeps_states(config, algorithm) else None)
+    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, store, per_block)
+
+
+def keeps_states(config: Config, algorithm: Algorithm) -> bool:
+    """Whether anything of a client outlives the round."""
+    return algorithm.keeps_client_state or config.train.keep_optimizer

@@ -4,7 +4,8 @@ Every rank knows who holds what, because the schedule is computed everywhere; on
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import safetensors.torch
 import torch
@@ -18,10 +19,30 @@ State = dict[str, Tensor]
 class ClientStore:
     """The states of the clients that this rank holds, in host memory; ``holder`` says who holds which."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, create: Callable[[int], State] | None = None) -> None:
         self._group = group
+        self._create = create
         self.states: dict[int, State] = {}
         self.holder: dict[int, int] = {}
+
+    @property
+    def is_used(self) -> bool:
+        return self._create is not None
+
+    @contextmanager
+    def open(self, clients: Sequence[int]) -> Iterator[list[State]]:
+        """Give the states of clients that this rank trains, to be changed at will."""
+        if self._create is None:
+            yield [{} for _ in clients]
+            return
+        for client in clients:
+            if client not in self.states:
+                self.states[client] = self._create(client)
+        yield [self.states[client] for client in clients]
+
+    def read(self, client: int) -> State:
+        """Return a copy of a state."""
+        return {name: value.clone() for name, value in self.states[client].items()}
 
     def adopt(self, states: Mapping[int, State]) -> None:
         """Take this rank's share of a checkpoint's states, whatever number of ranks wrote it."""

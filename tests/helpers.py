@@ -21,7 +21,7 @@ from fedsim.images import ImageSource
 from fedsim.models.stacked import StackedModel, build_model
 from fedsim.records import RoundRecord
 from fedsim.server import run_round
-from fedsim.simulation import Simulation
+from fedsim.simulation import Simulation, keeps_states
 from fedsim.store import ClientStore
 
 IMAGE_SIZE = 14
@@ -87,7 +87,8 @@ def make_simulation(
     trainer = BlockTrainer(config, model, algorithm, images, parts)
     per_block = config.clients.per_block
     assert per_block != "auto"
-    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, ClientStore(group), per_block)
+    store = ClientStore(group, algorithm.init_client if keeps_states(config, algorithm) else None)
+    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, store, per_block)
 
 
 def simulate(sizes: Sequence[int], per_block: int, **sections: Any) -> Simulation:
