@@ -40,7 +40,9 @@ def check_model_name(name: str) -> None:
     """Refuse names without a known prefix, an unknown packaged model, or nothing after the prefix."""
     prefix, _, rest = name.partition(":")
     complete = bool(rest) and not rest.startswith(":") and rest not in ("hf-hub:", "local-dir:")
-    if name in (*PACKAGED_MODELS, *FRESH_MODELS) or (prefix in ("timm", "open_clip") and complete and rest.strip() == rest):
+    if name in (*PACKAGED_MODELS, *FRESH_MODELS) or (
+        prefix in ("timm", "open_clip") and complete and rest.strip() == rest
+    ):
         return
     raise KeyedError("name", repr(name), nearest(name, MODEL_FORMS))
 

@@ -50,6 +50,20 @@ class StackedModel:
         """Transformer blocks, or the parts of a network that has none."""
         return len(self._tower.blocks) if self.lora_layers else len(list(self.net.children()))
 
+    def normalises_over_batch(self, image_size: int) -> bool:
+        """Whether some BatchNorm layer meets one value per channel and image, so that it cannot train on one image."""
+        state = {name: value.clone() for name, value in self.net.state_dict().items()}
+        image = torch.zeros(1, 3, image_size, image_size, device=self.device)
+        self.net.train()
+        try:
+            with torch.no_grad():
+                functional_call(self.net, state, (image,))
+        except ValueError:
+            return True
+        finally:
+            self.net.eval()
+        return False
+
     def _make_specs(self) -> dict[str, ParamSpec]:
         specs: dict[str, ParamSpec] = {}
         if self.config.train == "all":
