@@ -152,14 +152,12 @@ class Algorithm:
         del client
         return {}
 
-    def begin(
-        self, state: ServerState, phase: Phase, clients: Sequence[int], states: Sequence[Mapping[str, Tensor]]
-    ) -> Mapping[str, Tensor]:
+    def begin(self, state: ServerState, phase: Phase, states: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """Return what clients start a phase from in place of the server's parameters: (K, ...), or (K, M, ...).
 
         Parameters that the phase does not train may be among them. Also called for zero clients.
         """
-        del state, phase, clients, states
+        del state, phase, states
         return {}
 
     def assess(self, f1_KM: Tensor, previous: Mapping[str, Tensor], num_passes: int) -> Mapping[str, Tensor]:
@@ -186,10 +184,8 @@ class Algorithm:
             params[name] = add_exact(params[name], change)
         return replace(state, params=params)
 
-    def receive(
-        self, state: ServerState, clients: Sequence[int], states: Sequence[dict[str, Tensor]], aggregate: Aggregate
-    ) -> None:
-        """Let clients of the round take something from the aggregate into their own states, in place.
+    def receive(self, state: ServerState, states: Sequence[dict[str, Tensor]], aggregate: Aggregate) -> None:
+        """Let a block's clients take something from the aggregate into their own states, in place.
 
         ``state``: the server's after the phase, its ``round`` still that before the round.
         """
@@ -248,6 +244,15 @@ def cross_entropy(batch: Batch) -> Tensor:
     """Return each client's mean cross-entropy over its batch, (K,)."""
     losses = F.cross_entropy(batch.logits.flatten(0, 1).float(), batch.labels.flatten(), reduction="none")
     return (losses.view_as(batch.weights) * batch.weights).sum(1)
+
+
+def squared_distance(batch: Batch) -> Tensor:
+    """Return each client's ||w - w_server||^2 over what it trains, (K,)."""
+    num_clients = len(batch.logits)
+    distances = [
+        (batch.params[name] - batch.start[name]).reshape(num_clients, -1).square().sum(1) for name in batch.trained
+    ]
+    return torch.stack(distances).sum(0)
 
 
 def add_exact(value: Tensor, change: Tensor) -> Tensor:

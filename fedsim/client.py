@@ -18,9 +18,11 @@ from torch import Tensor
 from algorithms.base import Algorithm, Batch, Phase, ServerState, Update
 from fedsim.cohort import num_local_steps
 from fedsim.config import Config, TrainConfig
+from fedsim.data import Dataset
 from fedsim.images import ImageSource
 from fedsim.models.stacked import StackedModel
 from fedsim.optim import StackedOptimizer, learning_rate
+from fedsim.own import OwnImages, macro_f1
 from fedsim.seeding import numpy_stream
 
 
@@ -127,6 +129,7 @@ class BlockTrainer:
         model: StackedModel,
         algorithm: Algorithm,
         images: ImageSource,
+        dataset: Dataset,
         parts: Sequence[np.ndarray],
     ) -> None:
         self.config = config
@@ -134,6 +137,7 @@ class BlockTrainer:
         self.algorithm = algorithm
         self.images = images
         self.parts = parts
+        self.own = OwnImages(config, model, images, dataset, parts)
 
     def train(
         self,
@@ -147,24 +151,29 @@ class BlockTrainer:
 
         ``clients`` may be empty: the update then has the shapes of any other, with K = 0.
         """
-        round = state.round + 1
         block = self._begin(clients, state, phase, client_states)
         keeps_optimizer = self.config.train.keep_optimizer
         kept = _kept_states(client_states, phase) if keeps_optimizer else []
         optimizer = StackedOptimizer(self.config.train, block.flat, kept)
-        steps = plan_steps(self.parts, clients, self.config.train, self.config.seed, round, phase.name)
-        losses = self._run_steps(block, optimizer, steps)
+        losses = torch.zeros(len(clients), dtype=torch.float64)
+        passes = self._passes(phase)
+        decided: Mapping[str, Tensor] = {}
+        for name, train in passes:
+            if phase.assess_on is not None and clients:
+                decided = self.algorithm.assess(self._own_f1(block, phase.assess_on), decided, len(passes))
+            steps = plan_steps(self.parts, clients, train, self.config.seed, state.round + 1, name)
+            losses += self._run_steps(block, optimizer, steps, name, decided) / len(passes)
         if keeps_optimizer:
             _keep_states(client_states, phase, optimizer)
         after = block.by_client(block.layout.unpack(block.flat) | block.buffers)
-        return Update(round, phase, clients, weights, state.params, after, client_states), losses
+        return Update(state.round + 1, phase, clients, weights, state.params, after, client_states), losses
 
     def _begin(
         self, clients: tuple[int, ...], state: ServerState, phase: Phase, client_states: list[dict[str, Tensor]]
     ) -> Block:
         """Lay out the clients' models: the server's parameters but for what the method says they begin with."""
         specs = self.model.specs
-        own = self.algorithm.begin(state, phase, clients, client_states)
+        own = self.algorithm.begin(state, phase, client_states)
         rows = {name: value.flatten(0, 1) if phase.models > 1 else value for name, value in own.items()}
         trained = {name: spec.shape for name, spec in specs.items() if spec.kind in phase.kinds}
         num_rows = len(clients) * phase.models
@@ -175,8 +184,24 @@ class BlockTrainer:
         held = {name: value for name, value in rows.items() if name not in trained}
         return Block(clients, state, phase, layout, layout.pack(rows), buffers, held)
 
-    def _run_steps(self, block: Block, optimizer: StackedOptimizer, steps: Steps) -> Tensor:
-        """Take all local steps, changing the block in place; return mean losses (K,)."""
+    def _passes(self, phase: Phase) -> list[tuple[str, TrainConfig]]:
+        """Return name and settings of the parts of a local training between which the method decides something."""
+        train = self.config.train
+        if phase.assess_on is None or train.epochs is None:
+            return [(phase.name, train)]
+        one = train.model_copy(update={"epochs": 1})
+        return [(f"{phase.name}/{number}", one) for number in range(train.epochs)]
+
+    def _own_f1(self, block: Block, split: str) -> Tensor:
+        """Return the macro-F1 (K, M) of the block's models as they are, on the clients' own images."""
+        params = block.params(block.flat)
+        scores, labels = self.own.scores(split, block.clients, params, block.phase.models)
+        return macro_f1(scores, labels).view(len(block.clients), block.phase.models)
+
+    def _run_steps(
+        self, block: Block, optimizer: StackedOptimizer, steps: Steps, name: str, decided: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Take all steps of one part of the training, changing the block in place; return mean losses (K,)."""
         train, clients, phase, flat_RP = self.config.train, block.clients, block.phase, block.flat
         round = block.state.round + 1
         lr = learning_rate(train.lr, train.schedule, round, self.config.rounds)
@@ -186,7 +211,7 @@ class BlockTrainer:
         counts_SK = (steps.weights > 0).sum(2).T.tolist()
         # As wide as a full batch whatever the block holds, so that a client draws the same numbers in any company.
         shape = (index.shape[1], train.batch_size)
-        draws = self.images.draw(clients, shape, self.config.seed, round, phase.name)
+        draws = self.images.draw(clients, shape, self.config.seed, round, name)
         for step, (active, width) in enumerate(zip(steps.active, steps.widths, strict=True)):
             places = index[:active, step, :width]
             fixed = self.images.training_batch(places, None if draws is None else draws[:active, step, :width])
@@ -203,6 +228,7 @@ class BlockTrainer:
                 tuple(block.layout.shapes),
                 block.state.params,
                 phase.name,
+                {key: value[:active] for key, value in decided.items()},
             )
             loss_K = self.algorithm.loss(batch)
             (grad,) = torch.autograd.grad(loss_K.sum(), leaf)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from fedsim.blocks import choose_block_size
 from fedsim.client import BlockTrainer
 from fedsim.cohort import Cohort, num_local_steps
 from fedsim.config import Config
-from fedsim.data import Dataset, divide_held_out, load_dataset, partition_clients
+from fedsim.data import Dataset, load_dataset, partition_clients
 from fedsim.errors import UserError
 from fedsim.evaluate import class_scores, classification_metrics
 from fedsim.images import ImageSource
@@ -45,10 +44,10 @@ class Simulation:
         """Number of training images per client."""
         return [len(part) for part in self.parts]
 
-    @cached_property
+    @property
     def held_out(self) -> Mapping[str, list[np.ndarray]]:
         """Each client's own validation and test images: ``{"val": [...], "test": [...]}``, indices like ``parts``."""
-        return divide_held_out(self.dataset, self.config.clients, self.parts, self.config.seed)
+        return self.trainer.own.held_out
 
     def expected_seconds(self, cohort: Cohort, block: range) -> float:
         """Return what training a block should take, relative to the other blocks."""
@@ -114,7 +113,7 @@ def build_simulation(config: Config, group: Group, per_block: int | None = None)
         per_block = choose_block_size(config, images.num_elements, model.num_layers, group.device)
     clients = config.clients.model_copy(update={"per_block": per_block})
     config = config.model_copy(update={"clients": clients})
-    trainer = BlockTrainer(config, model, algorithm, images, parts)
+    trainer = BlockTrainer(config, model, algorithm, images, dataset, parts)
     store = ClientStore(group, algorithm.init_client if keeps_states(config, algorithm) else None)
     return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, store, per_block)
 

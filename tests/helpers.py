@@ -84,7 +84,7 @@ def make_simulation(
     method = resolve(config.algorithm.name)
     algorithm = method(method.Config(**config.algorithm.settings), model.specs, config.rounds)
     images = ImageSource(dataset, model, config.data.augment)
-    trainer = BlockTrainer(config, model, algorithm, images, parts)
+    trainer = BlockTrainer(config, model, algorithm, images, dataset, parts)
     per_block = config.clients.per_block
     assert per_block != "auto"
     store = ClientStore(group, algorithm.init_client if keeps_states(config, algorithm) else None)
