@@ -237,7 +237,7 @@ def keep(states: Sequence[dict[str, Tensor]], prefix: str, tensors_K: Mapping[st
     """Write row k of every tensor (K, ...) into the state of client k, under ``prefix`` + name."""
     for name, value in tensors_K.items():
         for state, row in zip(states, value.unbind(), strict=True):
-            state[prefix + name] = row.clone()
+            state[prefix + name] = row
 
 
 def cross_entropy(batch: Batch) -> Tensor:

@@ -75,9 +75,8 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
         # Same input, same output on every rank: the new state needs no broadcast.
         state = sim.algorithm.post_aggregate(state, outcome.aggregate)
         for block in plan[sim.group.rank] if sim.clients_receive else []:
-            clients = cohort.clients[block.start : block.stop]
-            with sim.store.open(clients) as states:
-                sim.algorithm.receive(state, clients, states, outcome.aggregate)
+            with sim.store.open(cohort.clients[block.start : block.stop]) as states:
+                sim.algorithm.receive(state, states, outcome.aggregate)
         record.add_phase(phase, cohort, before, state, outcome)
     return replace(state, round=round)
 
