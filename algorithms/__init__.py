@@ -11,6 +11,7 @@ from algorithms.fedprox import FedProx
 from algorithms.fedrep import FedRep
 from algorithms.ffa_lora import FFALoRA
 from algorithms.local import Local
+from algorithms.prrfl import PRRFL
 from fedsim.errors import UserError
 
 METHODS: dict[str, type[Algorithm]] = {
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Algorithm]] = {
     "fedbn": FedBN,
     "fedrep": FedRep,
     "ditto": Ditto,
+    "prrfl": PRRFL,
 }
 
 

@@ -131,6 +131,8 @@ class Algorithm:
     summary: ClassVar[str] = ""
     #: Whether clients keep a state between rounds (``begin``, ``Update.states``, ``receive``).
     keeps_client_state: ClassVar[bool] = False
+    #: Whether clients get the aggregate itself back, and nothing else at a round's start; for the count of bytes.
+    returns_aggregate: ClassVar[bool] = False
 
     def __init__(self, config: Any, specs: Mapping[str, ParamSpec], num_rounds: int = 1) -> None:
         self.config = config

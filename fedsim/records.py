@@ -32,7 +32,8 @@ class RoundRecord:
         self._losses.append(float((cohort.weights * outcome.losses).sum()))
         row["train_loss"] = sum(self._losses) / len(self._losses)
         row["bytes_up"] += outcome.bytes_up
-        row["bytes_down"] += self._bytes_down(after) * len(cohort.clients)
+        returned = self._sim.algorithm.returns_aggregate
+        row["bytes_down"] += outcome.bytes_up if returned else self._bytes_down(after) * len(cohort.clients)
         # A phase that sends nothing leaves the server nothing new to give.
         self._changed_kinds = phase.kinds if outcome.bytes_up else frozenset()
         diagnostics: dict[str, Any] = {}
