@@ -34,8 +34,8 @@ MODELS: Rows = [
 DATA = {
     "brain_mri": "brain MRI slices, tumour or none (packaged; sites by image size)",
     "dermoscopy_pairs": "pairs of skin patches side by side, similar or not (packaged)",
-    "dermoscopic_clients": "PRR-FL's four clients: nevus, benign keratosis, melanoma (your copy; sites: the clients)",
     "digits": "8x8 handwritten digits of scikit-learn; no download",
+    "dermoscopic_clients": "PRR-FL's four clients: nevus, benign keratosis, melanoma (your copy; sites: the clients)",
     "image_folder": "your own images: ROOT/CLASS/*.png, or ROOT/{train,val,test}/CLASS/*.png",
     "medmnist:pathmnist": "colon pathology, 9 classes",
     "medmnist:chestmnist": "chest X-ray, 14 findings",

@@ -103,3 +103,35 @@ def test_batches_of_one_are_fine_where_no_layer_minds_them() -> None:
     assert resnet.normalises_over_batch(32), "its last map is one pixel then"
     assert all(torch.equal(value, before[name]) for name, value in resnet.net.state_dict().items())
     check_batches(make_config(model=words, data={"image_size": 64}, train={"batch_size": 16}), resnet, parts)
+
+
+CNNS = ("fedsim:vgg16_slim", "timm:test_resnet", "timm:test_efficientnet", "timm:test_convnext", "timm:test_nfnet")
+
+
+@pytest.mark.parametrize("name", CNNS)
+def test_a_block_of_whole_networks_is_its_clients_one_by_one(name: str) -> None:
+    """Scores, gradients and running statistics of three clients, in float64."""
+    model = build(name, image_size=64)
+    model.net.double()
+    start = {key: value.double() if value.is_floating_point() else value for key, value in model.initial(0).items()}
+    stream = torch.Generator().manual_seed(3)
+    pixels = torch.rand(3, 4, 3, 64, 64, generator=stream, dtype=torch.float64)
+
+    def train(rows: slice) -> tuple[torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]:
+        params = {key: torch.stack([value, value * 1.1, value * 0.9])[rows].clone() for key, value in start.items()}
+        leaves = {key: params[key].requires_grad_() for key, spec in model.specs.items() if spec.kind != "buffer"}
+        params.update({key: params[key].to(start[key].dtype) for key in params if key not in leaves})
+        scores = model.forward(params, pixels[rows], training=True)
+        grads = torch.autograd.grad(scores.square().sum(), list(leaves.values()))
+        return scores, list(grads), {key: params[key] for key in params if key not in leaves}
+
+    together, grads, statistics = train(slice(0, 3))
+    assert together.grad_fn is not None
+    for row in range(3):
+        scores, own_grads, own_statistics = train(slice(row, row + 1))
+        torch.testing.assert_close(together[row], scores[0])
+        for found, want in zip(grads, own_grads, strict=True):
+            torch.testing.assert_close(found[row], want[0], rtol=1e-8, atol=1e-10)
+        for key, want in own_statistics.items():
+            torch.testing.assert_close(statistics[key][row], want[0])
+    assert any(key.endswith("running_mean") for key in statistics) == (name not in CNNS[-2:])
