@@ -22,7 +22,7 @@ from fedsim.phase import train_phase
 from fedsim.records import RoundRecord
 from fedsim.runlog import RunLog
 from fedsim.simulation import Simulation, build_simulation
-from fedsim.store import digest_tensors
+from fedsim.store import digest_tensors, scratch_folder
 
 
 def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
@@ -30,8 +30,8 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
 
     ``resume`` continues from the last checkpoint in ``out``, or starts where there is none.
     """
-    with open_group() as group, RunLog(out, config, group, resume) as log:
-        sim = build_simulation(config, group, group.broadcast(log.per_block))
+    with open_group() as group, RunLog(out, config, group, resume) as log, scratch_folder(out, group) as scratch:
+        sim = build_simulation(config, group, group.broadcast(log.per_block), scratch)
         log.record_config(sim.config)
         describe_partition(sim, log)
         checkpoints = Checkpoints(out / "checkpoints", sim.config, group)
@@ -46,14 +46,14 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
             is_last = state.round == config.rounds
             if is_last or state.round % config.evaluate.every == 0:
                 record.measure(sim.evaluate(sim.algorithm.evaluate_model(state)))
-                if note_evaluation(config, progress, record) and group.is_server:
-                    checkpoints.save_best(state, progress)
+                if note_evaluation(config, progress, record):
+                    checkpoints.save_best(state, sim.store, progress)
 
             # The log comes before the checkpoint: a resumed run drops the rows that no checkpoint covers.
             log.end_round(record)
             is_last = is_last or out_of_patience(config, progress)
             if is_last or state.round % config.checkpoint.every == 0:
-                checkpoints.save(state, sim.store.states, progress)
+                checkpoints.save(state, sim.store, progress)
         return finish(sim, state, progress, log)
 
 
@@ -128,7 +128,7 @@ def finish(sim: Simulation, state: ServerState, progress: Progress, log: RunLog)
         "rounds": state.round,
         "best_round": progress.best_round,
         **progress.best_metrics,
-        "state_sha256": digest,
+        "state_sha256": sim.store.digest(digest),
     }
     if sim.group.is_server and sim.model.lora_layers:
         export_peft(log.folder / "adapter", state.params, sim.model)

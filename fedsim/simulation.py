@@ -1,7 +1,9 @@
 """Everything that a run holds beside the server's state, built from the config the same way on every rank."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,13 +15,13 @@ from comm import Group
 from fedsim.blocks import choose_block_size
 from fedsim.client import BlockTrainer
 from fedsim.cohort import Cohort, num_local_steps
-from fedsim.config import Config
+from fedsim.config import Config, StoreConfig
 from fedsim.data import Dataset, load_dataset, partition_clients
 from fedsim.errors import UserError
 from fedsim.evaluate import class_scores, classification_metrics
 from fedsim.images import ImageSource
 from fedsim.models.stacked import StackedModel, build_model
-from fedsim.store import ClientStore
+from fedsim.store import GIB, Budget, ClientStore
 
 
 @dataclass
@@ -95,10 +97,14 @@ def check_batches(config: Config, model: StackedModel, parts: Sequence[np.ndarra
         )
 
 
-def build_simulation(config: Config, group: Group, per_block: int | None = None) -> Simulation:
+def build_simulation(
+    config: Config, group: Group, per_block: int | None = None, scratch: Path | None = None
+) -> Simulation:
     """Load data and model, divide the images among the clients, and set up the method.
 
     ``per_block``: the block size that a resumed run has settled on. The simulation's config names the one in use.
+    ``scratch``: a folder for the states of clients that the config's budget keeps out of memory; without it
+    all of them stay there.
     """
     # Gradients of nearly certain predictions are denormal numbers, which a CPU handles many times slower.
     torch.set_flush_denormal(True)
@@ -114,8 +120,17 @@ def build_simulation(config: Config, group: Group, per_block: int | None = None)
     clients = config.clients.model_copy(update={"per_block": per_block})
     config = config.model_copy(update={"clients": clients})
     trainer = BlockTrainer(config, model, algorithm, images, dataset, parts)
-    store = ClientStore(group, algorithm.init_client if keeps_states(config, algorithm) else None)
+    create = algorithm.init_client if keeps_states(config, algorithm) else None
+    store = ClientStore(group, create, state_budget(config.store, group.device, scratch))
     return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, store, per_block)
+
+
+def state_budget(config: StoreConfig, device: torch.device, scratch: Path | None) -> Budget:
+    """Return how many bytes of clients' states rest where."""
+    on_host = math.inf if config.host_gib is None or scratch is None else config.host_gib * GIB
+    # A CPU's memory is the host's, so there only the host's limit counts.
+    on_device = 0.0 if device.type == "cpu" else config.device_gib * GIB
+    return Budget(on_device, on_host, scratch)
 
 
 def keeps_states(config: Config, algorithm: Algorithm) -> bool:
