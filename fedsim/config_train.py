@@ -89,6 +89,10 @@ class EvaluateConfig(Words):
     patience: Count | None = Field(
         default=None, description="Stop after this many evaluations without a better one; null: never."
     )
+    clients: bool = Field(
+        default=False,
+        description="Whether each client's own model is measured on its own images, before and after communication.",
+    )
 
 
 class CheckpointConfig(Words):

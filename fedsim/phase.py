@@ -6,14 +6,15 @@ Shapes: K clients of the cohort.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from algorithms.base import Aggregate, Payload, Phase, ServerState, Update
+from algorithms.base import Aggregate, Payload, Phase, ServerState, Update, add_exact
 from comm import ExactSum
-from fedsim.cohort import Cohort
+from fedsim.cohort import Cohort, client_weights
+from fedsim.figures import ClientFigures
 from fedsim.simulation import Simulation
 
 
@@ -36,9 +37,17 @@ class Outcome:
 
 
 def train_phase(
-    sim: Simulation, state: ServerState, phase: Phase, cohort: Cohort, plan: Sequence[Sequence[range]]
+    sim: Simulation,
+    state: ServerState,
+    phase: Phase,
+    cohort: Cohort,
+    plan: Sequence[Sequence[range]],
+    figures: ClientFigures | None = None,
 ) -> Outcome:
-    """Train and aggregate; ``plan`` lists the blocks of every rank as ranges of positions in the cohort."""
+    """Train and aggregate; ``plan`` lists the blocks of every rank as ranges of positions in the cohort.
+
+    ``figures`` takes in, if given, what the clients' models are worth before the aggregation.
+    """
     total = ExactSum(len(cohort.clients))
     losses, seconds = torch.zeros(2, len(cohort.clients), dtype=torch.float64)
     gathered: list[dict[str, Tensor]] = []
@@ -50,6 +59,8 @@ def train_phase(
         with sim.store.open(clients) as states:
             update, block_losses = sim.trainer.train(clients, weights, state, phase, states)
             payload = sim.algorithm.pre_aggregate(update)
+            if figures is not None:
+                figures.measure_before(block, update, states, state.params)
         squared_norms = sum_of_squares(of_parameters(sim, payload.mean), len(clients))
         total.add_mean({**payload.mean, "/squared_norm": squared_norms}, weights, clients)
         total.add_sum(payload.total, clients)
@@ -76,6 +87,27 @@ def train_phase(
         num_bytes(payload) * len(cohort.clients),
         gather(sim, gathered, plan),
     )
+
+
+def with_stand_ins(sim: Simulation, state: ServerState) -> ServerState:
+    """Put in the server's place the mean of what only clients hold, see ``Algorithm.stand_in``, to be measured.
+
+    It runs over all clients that hold a state, weighted as in a round. The method itself sends none of it.
+    """
+    clients = sorted(sim.store.holder)
+    names = sim.algorithm.stand_in([], state.params)
+    if not names or not clients:
+        return state
+    weight = dict(zip(clients, client_weights(sim.config.clients, sim.sizes, clients).tolist(), strict=True))
+    total = ExactSum(len(clients))
+    here = list(sim.store.sizes())
+    for start in [None, *range(0, len(here), sim.per_block)]:
+        some = here[start : start + sim.per_block] if start is not None else []
+        own = sim.algorithm.stand_in([sim.store.read(client) for client in some], state.params)
+        change = {name: value.double() - state.params[name].double() for name, value in own.items()}
+        total.add_mean(change, torch.tensor([weight[client] for client in some], dtype=torch.float64), some)
+    mean = total.read(sim.group.sum_exact(total.flat))
+    return replace(state, params=state.params | {n: add_exact(state.params[n], mean[n]) for n in names})
 
 
 def sum_of_squares(tensors_K: Mapping[str, Tensor], num_clients: int) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 from algorithms.base import TRAINED_KINDS, Phase, ServerState
 from fedsim.cohort import Cohort
 from fedsim.diagnostics import client_drift, lora_diagnostics
+from fedsim.figures import ClientFigures
 from fedsim.phase import Outcome, of_parameters
 from fedsim.simulation import Simulation
 
@@ -62,6 +63,13 @@ class RoundRecord:
         specs = self._sim.model.specs
         changed = {name: state.params[name] for name in specs if specs[name].kind in self._changed_kinds}
         return sum(value.nbytes for value in self._sim.algorithm.sent(changed).values())
+
+    def add_figures(self, figures: ClientFigures) -> None:
+        """Take in the clients' own figures, the last phase's rows with them."""
+        rows = figures.rows()
+        for row, own in zip(self.client_rows[-len(rows) :], rows, strict=True):
+            row |= own
+        self.row["diagnostics"] |= figures.diagnostics()
 
     def measure(self, metrics: dict[str, dict[str, float]]) -> None:
         """Take in the round's evaluation."""

@@ -16,9 +16,10 @@ from fedsim.cohort import draw_cohort
 from fedsim.config import Config, load_config
 from fedsim.data import draw_partition, partition_table
 from fedsim.errors import UserError
+from fedsim.figures import ClientFigures
 from fedsim.files import write_json
 from fedsim.models.export import export_peft
-from fedsim.phase import train_phase
+from fedsim.phase import train_phase, with_stand_ins
 from fedsim.records import RoundRecord
 from fedsim.runlog import RunLog
 from fedsim.simulation import Simulation, build_simulation
@@ -44,7 +45,8 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
 
             # Measure the new global model, and keep it if it is the best so far.
             is_last = state.round == config.rounds
-            if is_last or state.round % config.evaluate.every == 0:
+            if is_evaluated(config, state.round):
+                state = with_stand_ins(sim, state)
                 record.measure(sim.evaluate(sim.algorithm.evaluate_model(state)))
                 if note_evaluation(config, progress, record):
                     checkpoints.save_best(state, sim.store, progress)
@@ -68,17 +70,30 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
     if sim.store.is_used:
         sim.store.move({cohort.clients[p]: rank for rank, mine in enumerate(plan) for block in mine for p in block})
 
-    for phase in sim.algorithm.phases(round):
+    measures = is_evaluated(sim.config, round) and sim.config.evaluate.clients
+    figures = ClientFigures(sim, cohort) if measures else None
+    phases = sim.algorithm.phases(round)
+    for phase in phases:
         log.progress(f"phase {phase.name}: {len(blocks)} blocks of up to {sim.per_block} clients")
         before = state
-        outcome = train_phase(sim, state, phase, cohort, plan)
+        outcome = train_phase(sim, state, phase, cohort, plan, figures if phase is phases[-1] else None)
         # Same input, same output on every rank: the new state needs no broadcast.
         state = sim.algorithm.post_aggregate(state, outcome.aggregate)
         for block in plan[sim.group.rank] if sim.clients_receive else []:
             with sim.store.open(cohort.clients[block.start : block.stop]) as states:
                 sim.algorithm.receive(state, states, outcome.aggregate)
         record.add_phase(phase, cohort, before, state, outcome)
+    if figures is not None:
+        for block in plan[sim.group.rank]:
+            figures.measure_after(block, cohort.clients[block.start : block.stop], state)
+        figures.collect()
+        record.add_figures(figures)
     return replace(state, round=round)
+
+
+def is_evaluated(config: Config, round: int) -> bool:
+    """Whether models are measured after a round."""
+    return round == config.rounds or round % config.evaluate.every == 0
 
 
 def start_or_resume(

@@ -116,10 +116,14 @@ def build_simulation(
     algorithm = method(method.Config(**config.algorithm.settings), model.specs, config.rounds)
     images = ImageSource(dataset, model, config.data.augment)
     if per_block is None:
-        per_block = choose_block_size(config, images.num_elements, model.num_layers, group.device)
+        num_models = max(phase.models for phase in algorithm.phases(1))
+        per_block = choose_block_size(config, images.num_elements * num_models, model.num_layers, group.device)
     clients = config.clients.model_copy(update={"per_block": per_block})
     config = config.model_copy(update={"clients": clients})
     trainer = BlockTrainer(config, model, algorithm, images, dataset, parts)
+    for phase in algorithm.phases(1):
+        if phase.assess_on is not None:
+            trainer.own.require(phase.assess_on)
     create = algorithm.init_client if keeps_states(config, algorithm) else None
     store = ClientStore(group, create, state_budget(config.store, group.device, scratch))
     return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, store, per_block)
