@@ -53,14 +53,14 @@ def with_low_amplitudes(matrices: Tensor, amplitudes: Tensor, fraction: float, f
 
     Phases, and amplitudes outside the window, stay each matrix's own.
     """
-    height, width = matrices.shape[-2:]
-    rows, columns = window(height, width, fraction, form)
+    shape = matrices.shape[-2:]
+    rows, columns = window(*shape, fraction, form)
     spectrum = _transform(matrices, form)
     low = spectrum[..., rows[:, None], columns]
     size = low.abs()
     # Where there is no amplitude there is no phase either: zero, by convention.
     spectrum[..., rows[:, None], columns] = torch.where(size > 0, low * (amplitudes / size), amplitudes)
-    inverse: Tensor = torch.fft.irfft2(spectrum, s=(height, width)) if form == "paper" else torch.fft.ifft2(spectrum).real
+    inverse: Tensor = torch.fft.irfft2(spectrum, s=shape) if form == "paper" else torch.fft.ifft2(spectrum).real
     return inverse
 
 

@@ -109,6 +109,12 @@ def play(sim: Simulation, num_rounds: int, state: ServerState | None = None) -> 
     return state, records
 
 
+def everything(sim: Simulation, state: ServerState) -> dict[str, Tensor]:
+    """All that a run holds: the server's tensors, and the clients' as ``client/name``."""
+    kept = {f"{c}/{name}": value for c in sim.store.sizes() for name, value in sim.store.read(c).items()}
+    return {**state.params, **state.extra, **kept}
+
+
 def record_phases(sim: Simulation) -> list[dict[str, Any]]:
     """Note, from now on, per phase of a run what each client trained and what the server made of it.
 
