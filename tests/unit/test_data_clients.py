@@ -5,13 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from comm import open_group
 from fedsim.config import DataConfig
 from fedsim.data import Dataset, load_dataset, partition_clients
 from fedsim.data.augment import AUGMENTATIONS
 from fedsim.errors import UserError
-from tests.helpers import make_config
+from fedsim.simulation import build_simulation
+from tests.helpers import make_config, play
 
 CLIENTS = ("clientA", "clientB", "clientC", "clientD")
 LABELS = {"train": (0, 0, 1, 2), "valid": (0, 1), "test": (2, 1, 0)}
@@ -77,6 +80,26 @@ def test_clients_are_the_natural_partition(root: Path) -> None:
     data = load(root)
     config = make_config(clients={"count": 4, "partition": {"name": "sites"}}).clients
     assert [len(part) for part in partition_clients(data, config, 0)] == [4, 4, 4, 4]
+
+
+def test_a_round_of_prrfl_with_the_augmentations_of_the_release(root: Path) -> None:
+    """The four clients train the slim VGG16; augmented images teach something else than plain ones."""
+    changes = ["vertical_flip", "flip", "brightness", "blur_or_noise", "shift_scale_rotate"]
+    ends = []
+    for augment in (changes, []):
+        config = make_config(
+            algorithm={"name": "prrfl"},
+            model={"name": "fedsim:vgg16_slim", "weights": "random", "train": "all"},
+            data={"name": "dermoscopic_clients", "root": str(root), "image_size": 32, "augment": augment},
+            clients={"count": 4, "partition": {"name": "sites"}},
+            train={"lr": 0.01, "momentum": 0.0, "batch_size": 4, "epochs": 2},
+        )
+        sim = build_simulation(config, open_group(), per_block=2)
+        assert [own.tolist() for own in sim.held_out["val"]] == [[4, 5], [13, 14], [22, 23], [31, 32]]
+        play(sim, 1)
+        ends.append(sim.store.read(2)["own/net.fc1.linear.weight"])
+    assert all(end.isfinite().all() for end in ends)
+    assert not torch.equal(*ends)
 
 
 def edit(path: str, old: str, new: str) -> Any:
