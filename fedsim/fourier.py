@@ -54,7 +54,7 @@ def with_low_amplitudes(matrices: Tensor, amplitudes: Tensor, fraction: float, f
     Phases, and amplitudes outside the window, stay each matrix's own.
     """
     shape = matrices.shape[-2:]
-    rows, columns = window(*shape, fraction, form)
+    rows, columns = window(shape[0], shape[1], fraction, form)
     spectrum = _transform(matrices, form)
     low = spectrum[..., rows[:, None], columns]
     size = low.abs()
