@@ -203,6 +203,13 @@ class Algorithm:
         del states, params
         return {} if update is None else update.after
 
+    def exchanged_model(
+        self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor], update: Update | None = None
+    ) -> Mapping[str, Tensor] | None:
+        """Return, like ``client_model``, the models that the communication changes, where clients use others."""
+        del states, params, update
+        return None
+
     def stand_in(self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return (K, ...) what only clients hold of the global model; its mean is measured as the server's.
 

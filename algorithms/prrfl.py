@@ -125,6 +125,12 @@ class PRRFL(Algorithm):
         del update
         return recall(states, PERSONAL, params)
 
+    def exchanged_model(
+        self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor], update: Update | None = None
+    ) -> Mapping[str, Tensor]:
+        del update
+        return recall(states, DEPUTY, params)
+
     def stand_in(self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         shared = self.sent(params)
         return recall(states, DEPUTY, {name: value for name, value in params.items() if name not in shared})

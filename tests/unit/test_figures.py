@@ -111,3 +111,22 @@ def test_figures_of_a_round(method: str) -> None:
     assert found == pytest.approx(np.mean(drops))
     if method in ("local", "ditto"):
         assert found == 0
+
+
+def test_prrfl_drops_in_the_deputy_alone() -> None:
+    words = {"evaluate": {"clients": True}, "train": {"lr": 0.5, "batch_size": 8, "epochs": 3}, "rounds": 1}
+    method = {"name": "prrfl", "decide_on": "train", "low_freq_start": 1.0, "low_freq_end": 1.0}
+    sim = simulate([30, 20, 9], 2, model={**TINY_VIT, "lora": LORA}, algorithm=method, **words)
+    end, records = play(sim, 1)
+    found = records[0].row["diagnostics"]
+    assert found["retrogress"] == {"val": 0, "test": 0}
+    drops = [found["clients_exchanged"][split]["f1"]["drop"]["std"] for split in ("val", "test")]
+    assert any(drops)
+    for row in records[0].client_rows:
+        state = [sim.store.read(row["client"])]
+        for model, hook in (("own", sim.algorithm.client_model), ("exchanged", sim.algorithm.exchanged_model)):
+            params = {name: value[0] for name, value in (hook(state, end.params) or {}).items()}
+            part = sim.held_out["test"][row["client"]]
+            scores = sim.model.forward(params, sim.images.evaluation_batch(part), training=False)[0]
+            expected = classification_metrics(scores.detach(), sim.dataset.labels[torch.from_numpy(part)])
+            assert row[model]["after"]["test"]["f1"] == pytest.approx(expected["f1"])
