@@ -208,4 +208,4 @@ def _read_image(file: BinaryIO) -> Packed:
 def _new_buffer(size: int, device: torch.device) -> Tensor:
     if device.type != "cpu" or size < OWN_PAGES_BYTES:
         return torch.empty(size, dtype=torch.uint8, device=device)
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+    return torch.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE), dtype=torch.uint8)
