@@ -148,7 +148,8 @@ def gather(
     """Collect rows of all ranks on the server, back in the cohort's order."""
     positions = torch.tensor([p for blocks_of_rank in plan for block in blocks_of_rank for p in block])
     counts = [sum(len(block) for block in blocks_of_rank) for blocks_of_rank in plan]
-    columns = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+    # Sorted, since every rank may have read its names from a checkpoint in another order.
+    columns = {name: torch.cat([block[name] for block in blocks]) for name in sorted(blocks[0])}
     if not columns:
         return {}
     # One message for all tensors, whatever their types: their bytes side by side.
