@@ -4,8 +4,9 @@
 
 Every run is launch.py with one of the four configs, which differ in the method alone. A run's round is the one with
 the best mean macro-F1 over the clients' validation images; its test images give the figures. A client's figure is
-that of the model it goes on with after the communication. The drop is the mean over all rounds and clients of the
-test macro-F1 before the communication minus that after it.
+that of the model it goes on with after the communication. The drop is the test macro-F1 before the communication minus
+that after it, mean over clients and measured rounds; its second column is about the models that the communication
+changes, where those are not what clients use (PRR-FL's deputies).
 """
 
 import argparse
@@ -20,7 +21,10 @@ from typing import Any
 
 SEEDS = (10, 11, 12)
 METHODS = {"PRR-FL": "prrfl", "FedAvg": "fedavg", "FedBN": "fedbn", "local, no federation": "local"}
-COLUMNS = ("macro-F1, mean over clients", "macro-F1, worst client", "AUROC, mean over clients", "drop of the macro-F1")
+COLUMNS = (
+    *("macro-F1, mean over clients", "macro-F1, worst client", "AUROC, mean over clients"),
+    *("drop of the macro-F1", "drop of what is exchanged"),
+)
 
 
 def run(method: str, seed: int, parent: Path) -> dict[str, float]:
@@ -30,15 +34,17 @@ def run(method: str, seed: int, parent: Path) -> dict[str, float]:
     command = [sys.executable, "launch.py", "run", config, f"seed={seed}", "--out", str(folder), "--resume"]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return row([json.loads(line)["diagnostics"]["clients"] for line in lines])
+    diagnostics = [json.loads(line)["diagnostics"] for line in lines]
+    return row([found for found in diagnostics if "clients" in found])
 
 
 def row(rounds: list[dict[str, Any]]) -> dict[str, float]:
-    """Choose the round by validation and return its test figures; ``rounds`` holds each round's spreads."""
-    best = max(rounds, key=lambda spreads: spreads["val"]["f1"]["after"]["mean"])["test"]
-    drop = mean(spreads["test"]["f1"]["drop"]["mean"] for spreads in rounds)
+    """Choose the round by validation and return its test figures; ``rounds``: diagnostics of the measured rounds."""
+    best = max(rounds, key=lambda found: found["clients"]["val"]["f1"]["after"]["mean"])["clients"]["test"]
+    drop = mean(found["retrogress"]["test"] for found in rounds)
+    exchanged = mean(found.get("retrogress_exchanged", found["retrogress"])["test"] for found in rounds)
     f1, auroc = best["f1"]["after"], best["auroc"]["after"]
-    return dict(zip(COLUMNS, (f1["mean"], f1["worst"], auroc["mean"], drop), strict=True))
+    return dict(zip(COLUMNS, (f1["mean"], f1["worst"], auroc["mean"], drop, exchanged), strict=True))
 
 
 def main() -> None:
