@@ -25,7 +25,7 @@ class Phase:
 
     ``models``: M models that a client trains side by side on the same batches; what has a client axis then has an
     axis of models behind it, (K, M, ...). ``assess_on``: the client's own images on which its models are scored
-    before each local pass, see ``Algorithm.assess``.
+    before each of several local passes, see ``Algorithm.assess``.
     """
 
     name: str = "train"
@@ -60,8 +60,8 @@ class Batch:
     ``logits`` (K, B, C), ``labels`` (K, B); ``weights`` (K, B): one over the client's batch size for its images,
     zero for the places that a smaller batch leaves empty. ``params``: trained parameters with, others without,
     a client axis. ``start``: the server's parameters that the phase began from, without one. ``phase``: its name.
-    ``decided``: what ``Algorithm.assess`` returned before this local pass. With M > 1 models per client ``logits``
-    is (K, M, B, C) and ``params`` are (K, M, ...).
+    ``decided``: what ``Algorithm.assess`` returned before this local pass, if it was asked. With M > 1 models per
+    client ``logits`` is (K, M, B, C) and ``params`` are (K, M, ...).
     """
 
     logits: Tensor
@@ -162,13 +162,13 @@ class Algorithm:
         del state, phase, states
         return {}
 
-    def assess(self, f1_KM: Tensor, previous: Mapping[str, Tensor], num_passes: int) -> Mapping[str, Tensor]:
+    def assess(self, f1_KM: Tensor, previous: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Decide for the coming local pass, from the macro-F1 (0..1) of each client's models on its own images.
 
-        ``previous``: what was returned before the pass before, empty before the first of ``num_passes``. The loss
-        finds the result, tensors (K, ...), in ``Batch.decided``. Called where ``Phase.assess_on`` is set.
+        ``previous``: what was returned before the pass before, empty before the first. The loss finds the result,
+        tensors (K, ...), in ``Batch.decided``. Called where ``Phase.assess_on`` is set and there are several passes.
         """
-        del f1_KM, previous, num_passes
+        del f1_KM, previous
         return {}
 
     def loss(self, batch: Batch) -> Tensor:
@@ -205,10 +205,10 @@ class Algorithm:
 
     def exchanged_model(
         self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor], update: Update | None = None
-    ) -> Mapping[str, Tensor] | None:
+    ) -> Mapping[str, Tensor]:
         """Return, like ``client_model``, the models that the communication changes, where clients use others."""
         del states, params, update
-        return None
+        return {}
 
     def stand_in(self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return (K, ...) what only clients hold of the global model; its mean is measured as the server's.

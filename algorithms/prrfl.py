@@ -79,17 +79,18 @@ class PRRFL(Algorithm):
         deputy, personal = (recall(states, prefix, state.params) for prefix in (DEPUTY, PERSONAL))
         return {name: torch.stack([deputy[name], personal[name]], dim=1) for name in deputy}
 
-    def assess(self, f1_KM: Tensor, previous: Mapping[str, Tensor], num_passes: int) -> Mapping[str, Tensor]:
-        """Decide each client's stage; with one pass only there is no time to recover, and both learn."""
-        if num_passes == 1:
-            return {"stage": torch.full((len(f1_KM),), EXCHANGE, device=f1_KM.device)}
+    def assess(self, f1_KM: Tensor, previous: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Decide each client's stage."""
         before = previous.get("stage", torch.zeros(len(f1_KM), dtype=torch.int64, device=f1_KM.device))
         return {"stage": next_stage(before, f1_KM[:, 0], f1_KM[:, 1], self.config.alpha1, self.config.alpha2)}
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of both models, and the divergence from the other for those whom the stage lets learn."""
         ce_KM, kl_KM = transfer_terms(batch.logits, batch.labels, batch.weights)
-        return (ce_KM + learners(batch.decided["stage"]) * kl_KM).sum(1)
+        if "stage" in batch.decided:
+            kl_KM = learners(batch.decided["stage"]) * kl_KM
+        # A round of a single local pass leaves no time to recover first: there both learn, as in the published code.
+        return (ce_KM + kl_KM).sum(1)
 
     def pre_aggregate(self, update: Update) -> Payload:
         deputy, personal = ({name: value[:, row] for name, value in update.after.items()} for row in (0, 1))

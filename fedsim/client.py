@@ -159,8 +159,8 @@ class BlockTrainer:
         passes = self._passes(phase)
         decided: Mapping[str, Tensor] = {}
         for name, train in passes:
-            if phase.assess_on is not None and clients:
-                decided = self.algorithm.assess(self._own_f1(block, phase.assess_on), decided, len(passes))
+            if phase.assess_on is not None and len(passes) > 1 and clients:
+                decided = self.algorithm.assess(self._own_f1(block, phase.assess_on), decided)
             steps = plan_steps(self.parts, clients, train, self.config.seed, state.round + 1, name)
             losses += self._run_steps(block, optimizer, steps, name, decided) / len(passes)
         if keeps_optimizer:

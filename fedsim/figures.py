@@ -58,7 +58,7 @@ class ClientFigures:
     ) -> None:
         method = self._sim.algorithm
         for which, model in enumerate((method.client_model, method.exchanged_model)[: len(self._models)]):
-            own = model(states, params, update) or {}
+            own = model(states, params, update)
             for place, split in enumerate(SPLITS):
                 scores, labels = self._sim.trainer.own.scores(split, clients, {**params, **own})
                 for position, row, truth in zip(block, scores.cpu(), labels.cpu(), strict=True):

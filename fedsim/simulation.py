@@ -122,7 +122,7 @@ def build_simulation(
     config = config.model_copy(update={"clients": clients})
     trainer = BlockTrainer(config, model, algorithm, images, dataset, parts)
     for phase in algorithm.phases(1):
-        if phase.assess_on is not None:
+        if phase.assess_on is not None and (config.train.epochs or 1) > 1:
             trainer.own.require(phase.assess_on)
     create = algorithm.init_client if keeps_states(config, algorithm) else None
     store = ClientStore(group, create, state_budget(config.store, group.device, scratch))

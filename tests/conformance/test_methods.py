@@ -55,6 +55,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sgd": {"train": SGD},
     "adamw": {"train": ADAMW},
     "clipped": {"train": {**SGD, "clip_norm": 0.05}},
+    "several passes": {"train": {**SGD, "epochs": 3}},
     # Several steps also for clients with less than a batch: these see each image several times.
     "augmented": {
         "train": {**SGD, "steps": 3, "epochs": None},

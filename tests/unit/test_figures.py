@@ -125,7 +125,7 @@ def test_prrfl_drops_in_the_deputy_alone() -> None:
     for row in records[0].client_rows:
         state = [sim.store.read(row["client"])]
         for model, hook in (("own", sim.algorithm.client_model), ("exchanged", sim.algorithm.exchanged_model)):
-            params = {name: value[0] for name, value in (hook(state, end.params) or {}).items()}
+            params = {name: value[0] for name, value in hook(state, end.params).items()}
             part = sim.held_out["test"][row["client"]]
             scores = sim.model.forward(params, sim.images.evaluation_batch(part), training=False)[0]
             expected = classification_metrics(scores.detach(), sim.dataset.labels[torch.from_numpy(part)])
