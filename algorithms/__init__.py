@@ -4,9 +4,14 @@ import importlib
 
 from algorithms.base import Algorithm
 from algorithms.deer import DEeR
+from algorithms.ditto import Ditto
 from algorithms.fedavg import FedAvg
+from algorithms.fedbn import FedBN
 from algorithms.fedprox import FedProx
+from algorithms.fedrep import FedRep
 from algorithms.ffa_lora import FFALoRA
+from algorithms.local import Local
+from algorithms.prrfl import PRRFL
 from fedsim.errors import UserError
 
 METHODS: dict[str, type[Algorithm]] = {
@@ -14,6 +19,11 @@ METHODS: dict[str, type[Algorithm]] = {
     "fedprox": FedProx,
     "ffa_lora": FFALoRA,
     "deer": DEeR,
+    "local": Local,
+    "fedbn": FedBN,
+    "fedrep": FedRep,
+    "ditto": Ditto,
+    "prrfl": PRRFL,
 }
 
 

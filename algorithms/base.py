@@ -4,10 +4,10 @@ A method never sees ranks, process groups, files or the clock, and never loops o
 from a block of K clients has a leading client axis, and its code is the same for one client and for many.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +16,22 @@ from torch import Tensor
 
 from fedsim.models.specs import Kind, ParamSpec
 
-TRAINED_KINDS: frozenset[Kind] = frozenset({"lora_a", "lora_b", "head", "body", "buffer", "local"})
+TRAINED_KINDS: frozenset[Kind] = frozenset({"lora_a", "lora_b", "head", "body", "norm", "buffer", "local"})
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One local training and one aggregation; a round has one or more. Only parameters of these kinds train."""
+    """One local training and one aggregation; a round has one or more. Only parameters of these kinds train.
+
+    ``models``: M models that a client trains side by side on the same batches; what has a client axis then has an
+    axis of models behind it, (K, M, ...). ``assess_on``: the client's own images on which its models are scored
+    before each of several local passes, see ``Algorithm.assess``.
+    """
 
     name: str = "train"
     kinds: frozenset[Kind] = TRAINED_KINDS
+    models: int = 1
+    assess_on: Literal["train", "val"] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,9 @@ class Batch:
 
     ``logits`` (K, B, C), ``labels`` (K, B); ``weights`` (K, B): one over the client's batch size for its images,
     zero for the places that a smaller batch leaves empty. ``params``: trained parameters with, others without,
-    a client axis. ``start``: the server's parameters that the phase began from, without one.
+    a client axis. ``start``: the server's parameters that the phase began from, without one. ``phase``: its name.
+    ``decided``: what ``Algorithm.assess`` returned before this local pass, if it was asked. With M > 1 models per
+    client ``logits`` is (K, M, B, C) and ``params`` are (K, M, ...).
     """
 
     logits: Tensor
@@ -61,17 +70,21 @@ class Batch:
     params: Mapping[str, Tensor]
     trained: tuple[str, ...]
     start: Mapping[str, Tensor]
+    phase: str = "train"
+    decided: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Update:
     """What K clients bring back from a phase.
 
-    ``after``: their trained parameters (K, ...); ``before``: the server's. ``weights``: float64 (K,), summing to
-    one over all clients of the round. ``states``: one mapping per client, which outlives the round and may be
-    changed in place.
+    ``after``: their trained parameters, (K, ...) or (K, M, ...); ``before``: the server's. ``weights``: float64
+    (K,), summing to one over all clients of the round. ``states``: one mapping per client, which outlives the
+    round and may be changed in place. ``round`` counts from 1.
     """
 
+    round: int
+    phase: Phase
     clients: tuple[int, ...]
     weights: Tensor
     before: Mapping[str, Tensor]
@@ -116,12 +129,15 @@ class Algorithm:
 
     #: One line for ``launch.py list algorithms``.
     summary: ClassVar[str] = ""
-    #: Whether clients keep a state between rounds (``Update.states``, ``receive``).
+    #: Whether clients keep a state between rounds (``begin``, ``Update.states``, ``receive``).
     keeps_client_state: ClassVar[bool] = False
+    #: Whether clients get the aggregate itself back, and nothing else at a round's start; for the count of bytes.
+    returns_aggregate: ClassVar[bool] = False
 
-    def __init__(self, config: Any, specs: Mapping[str, ParamSpec]) -> None:
+    def __init__(self, config: Any, specs: Mapping[str, ParamSpec], num_rounds: int = 1) -> None:
         self.config = config
         self.specs = specs
+        self.num_rounds = num_rounds
 
     def phases(self, round: int) -> tuple[Phase, ...]:
         """Return the phases of a round (counted from 1)."""
@@ -136,6 +152,23 @@ class Algorithm:
     def init_client(self, client: int) -> dict[str, Tensor]:
         """Return a client's state before its first round."""
         del client
+        return {}
+
+    def begin(self, state: ServerState, phase: Phase, states: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """Return what clients start a phase from in place of the server's parameters: (K, ...), or (K, M, ...).
+
+        Parameters that the phase does not train may be among them. Also called for zero clients.
+        """
+        del state, phase, states
+        return {}
+
+    def assess(self, f1_KM: Tensor, previous: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Decide for the coming local pass, from the macro-F1 (0..1) of each client's models on its own images.
+
+        ``previous``: what was returned before the pass before, empty before the first. The loss finds the result,
+        tensors (K, ...), in ``Batch.decided``. Called where ``Phase.assess_on`` is set and there are several passes.
+        """
+        del f1_KM, previous
         return {}
 
     def loss(self, batch: Batch) -> Tensor:
@@ -153,8 +186,37 @@ class Algorithm:
             params[name] = add_exact(params[name], change)
         return replace(state, params=params)
 
-    def receive(self, client: int, state: dict[str, Tensor], aggregate: Aggregate) -> None:
-        """Let a client of the round take something from the aggregate into its own state, in place."""
+    def receive(self, state: ServerState, states: Sequence[dict[str, Tensor]], aggregate: Aggregate) -> None:
+        """Let a block's clients take something from the aggregate into their own states, in place.
+
+        ``state``: the server's after the phase, its ``round`` still that before the round.
+        """
+
+    def client_model(
+        self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor], update: Update | None = None
+    ) -> Mapping[str, Tensor]:
+        """Return what clients use in place of the server's ``params``, (K, ...).
+
+        With the ``update`` of a round's last phase: at the end of the local training, before the communication;
+        without: between two rounds.
+        """
+        del states, params
+        return {} if update is None else update.after
+
+    def exchanged_model(
+        self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor], update: Update | None = None
+    ) -> Mapping[str, Tensor]:
+        """Return, like ``client_model``, the models that the communication changes, where clients use others."""
+        del states, params, update
+        return {}
+
+    def stand_in(self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return (K, ...) what only clients hold of the global model; its mean is measured as the server's.
+
+        Also called for zero clients.
+        """
+        del states, params
+        return {}
 
     def evaluate_model(self, state: ServerState) -> Mapping[str, Tensor]:
         """Return the parameters to evaluate."""
@@ -170,10 +232,36 @@ class Algorithm:
         return {name: value for name, value in tensors.items() if self.specs[name].kind != "local"}
 
 
+def recall(states: Sequence[Mapping[str, Tensor]], prefix: str, fallback: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stack what clients keep under ``prefix`` + name, (K, ...); who keeps nothing yet has the ``fallback``'s row."""
+    return {
+        name: torch.stack([state.get(prefix + name, value).to(value.device) for state in states])
+        if states
+        else value[None][:0]
+        for name, value in fallback.items()
+    }
+
+
+def keep(states: Sequence[dict[str, Tensor]], prefix: str, tensors_K: Mapping[str, Tensor]) -> None:
+    """Write row k of every tensor (K, ...) into the state of client k, under ``prefix`` + name."""
+    for name, value in tensors_K.items():
+        for state, row in zip(states, value.unbind(), strict=True):
+            state[prefix + name] = row
+
+
 def cross_entropy(batch: Batch) -> Tensor:
     """Return each client's mean cross-entropy over its batch, (K,)."""
     losses = F.cross_entropy(batch.logits.flatten(0, 1).float(), batch.labels.flatten(), reduction="none")
     return (losses.view_as(batch.weights) * batch.weights).sum(1)
+
+
+def squared_distance(batch: Batch) -> Tensor:
+    """Return each client's ||w - w_server||^2 over what it trains, (K,)."""
+    num_clients = len(batch.logits)
+    distances = [
+        (batch.params[name] - batch.start[name]).reshape(num_clients, -1).square().sum(1) for name in batch.trained
+    ]
+    return torch.stack(distances).sum(0)
 
 
 def add_exact(value: Tensor, change: Tensor) -> Tensor:

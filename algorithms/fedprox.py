@@ -1,10 +1,9 @@
 """FedProx: FedAvg with a pull towards the server's model."""
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from algorithms.base import Algorithm, Batch, cross_entropy
+from algorithms.base import Algorithm, Batch, cross_entropy, squared_distance
 
 
 class FedProx(Algorithm):
@@ -19,8 +18,5 @@ class FedProx(Algorithm):
         loss_K = cross_entropy(batch)
         if self.config.mu == 0:
             return loss_K
-        distances = [
-            (batch.params[name] - batch.start[name]).reshape(len(loss_K), -1).square().sum(1) for name in batch.trained
-        ]
         mu: float = self.config.mu
-        return loss_K + 0.5 * mu * torch.stack(distances).sum(0)
+        return loss_K + 0.5 * mu * squared_distance(batch)

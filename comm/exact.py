@@ -66,14 +66,16 @@ class ExactSum:
 
     @property
     def flat(self) -> Tensor:
-        """All sums in insertion order, int64 (P,)."""
-        return torch.cat([total.flatten() for total in self._sums.values()])
+        """All sums in the order of their names, int64 (P,)."""
+        # The order of adding may follow a checkpoint, which is read in another one on every rank.
+        return torch.cat([self._sums[name].flatten() for name in sorted(self._sums)])
 
     def read(self, flat: Tensor) -> dict[str, Tensor]:
         """Cut a reduced ``flat`` back into named float64 or complex128 tensors, integers into their own dtype."""
-        parts = flat.split([total.numel() for total in self._sums.values()])
+        sums = sorted(self._sums.items())
+        parts = flat.split([total.numel() for _, total in sums])
         result = {}
-        for (name, total), part in zip(self._sums.items(), parts, strict=True):
+        for (name, total), part in zip(sums, parts, strict=True):
             value = part.reshape(total.shape).double() * 2.0**-GRID_BITS
             dtype = self._dtypes[name]
             if dtype.is_complex:

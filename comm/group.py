@@ -103,20 +103,21 @@ class Group:
         """Give every rank the server's JSON value."""
         return self.gather_to_all(value if self.is_server else None)[0]
 
-    def exchange(self, outgoing: dict[int, bytes], incoming: dict[int, int]) -> dict[int, bytes]:
-        """Send bytes to ranks and take ``incoming[rank]`` bytes from ranks; both ends know the plan."""
-        received = {rank: torch.empty(size, dtype=torch.uint8) for rank, size in incoming.items()}
-        if not outgoing and not received:
+    def exchange(self, outgoing: dict[int, Tensor], incoming: dict[int, int]) -> dict[int, Tensor]:
+        """Send bytes, uint8 (N,), to ranks and take ``incoming[rank]`` bytes from ranks, in host memory.
+
+        Both ends know the plan.
+        """
+        if not outgoing and not incoming:
             return {}
-        sent = {rank: torch.frombuffer(bytearray(data), dtype=torch.uint8) for rank, data in outgoing.items()}
-        wire = {rank: tensor.to(self._wire_device) for rank, tensor in received.items()}
-        operations = [dist.P2POp(dist.isend, t.to(self._wire_device), rank) for rank, t in sent.items()]
-        operations += [dist.P2POp(dist.irecv, tensor, rank) for rank, tensor in wire.items()]
+        wire = {rank: torch.empty(size, dtype=torch.uint8, device=self._wire_device) for rank, size in incoming.items()}
+        operations = [dist.P2POp(dist.isend, data.to(self._wire_device), rank) for rank, data in outgoing.items()]
+        operations += [dist.P2POp(dist.irecv, data, rank) for rank, data in wire.items()]
         for work in dist.batch_isend_irecv(operations):
             work.wait()
-        self.bytes_sent += sum(len(t) for t in sent.values())
-        self.bytes_received += sum(len(t) for t in received.values())
-        return {rank: tensor.cpu().numpy().tobytes() for rank, tensor in wire.items()}
+        self.bytes_sent += sum(len(data) for data in outgoing.values())
+        self.bytes_received += sum(incoming.values())
+        return {rank: data.cpu() for rank, data in wire.items()}
 
     def check_equal(self, what: str, digest: str) -> None:
         """Raise RuntimeError unless every rank holds the same digest."""

@@ -1,15 +1,17 @@
 """Exact save and resume: the state after a round in a folder of its own, complete or not there at all.
 
     checkpoints/round-000012/  server.safetensors  clients-00000.safetensors ...  state.json
-    checkpoints/best-000007/   server.safetensors  state.json
+    checkpoints/best-000007/   the same
 
 The folder is written under a temporary name, flushed and renamed. state.json names every file with its sha256
-and the config that the state belongs to; what does not fit is refused with the reason.
+and the config that the state belongs to; what does not fit is refused with the reason. The states of clients
+are written and read one at a time, a file for each rank that held some.
 """
 
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,12 +23,14 @@ from torch import Tensor
 
 from algorithms.base import ServerState
 from comm import Group
-from fedsim.config import Config, dump_config
+from fedsim.config import Config, StoreConfig, dump_config
 from fedsim.errors import UserError
 from fedsim.files import sync_folder, write_atomic, write_json
-from fedsim.store import State, pack_states, unpack_states
+from fedsim.packed import StatesFile, file_digest, write_states
+from fedsim.store import ClientStore
 
-FORMAT = 1
+FORMAT = 2
+SERVER_FILE = "server.safetensors"
 
 
 @dataclass
@@ -42,49 +46,62 @@ class Progress:
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint read back."""
+    """A checkpoint read back; ``clients``: the files with what clients keep."""
 
     state: ServerState
-    clients: dict[int, State]
+    clients: list[StatesFile]
     progress: Progress
 
 
 class Checkpoints:
-    """The checkpoints of one run folder. Every rank calls ``save``; rank 0 writes all but the clients' states."""
+    """The checkpoints of one run folder. Every rank calls every method; rank 0 writes all but the clients' states."""
 
     def __init__(self, folder: Path, config: Config, group: Group) -> None:
         self.folder = folder
+        # Where states rest is the machine's affair: a run may go on where there is less memory, or more.
+        config = config.model_copy(update={"store": StoreConfig()})
         self._config_digest = hashlib.sha256(dump_config(config).encode()).hexdigest()
         self._keep = config.checkpoint.keep
         self._group = group
+        # The best round so far: its number, this rank's file of clients' states in it, and the file's sha256.
+        self._best_clients: tuple[int, Path, str] | None = None
 
-    def save(self, state: ServerState, clients: Mapping[int, State], progress: Progress) -> None:
+    def save(self, state: ServerState, store: ClientStore, progress: Progress) -> None:
         """Write the state after a round, then drop all but the latest ``keep``."""
-        name = f"round-{state.round:06d}"
-        draft = self.folder / f".{name}.draft"
+        self._write(self.folder / f"round-{state.round:06d}", state, store, progress)
+        if self._group.is_server:
+            self._prune()
+
+    def save_best(self, state: ServerState, store: ClientStore, progress: Progress) -> None:
+        """Keep the state of the best round beside the latest ones."""
+        own = self._write(self._best(state.round), state, store, progress)
+        self._best_clients = own and (state.round, self._best(state.round) / own[0], own[1])
+
+    def _write(
+        self, target: Path, state: ServerState, store: ClientStore, progress: Progress
+    ) -> tuple[str, str] | None:
+        """Write a checkpoint and return name and sha256 of this rank's file of clients' states, if it has any."""
+        draft = target.with_name(f".{target.name}.draft")
         if self._group.is_server:
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True)
         self._group.broadcast("draft made")
-        file = f"clients-{self._group.rank:05d}.safetensors"
-        digest = None
-        if clients:
-            data = pack_states(clients)
-            write_atomic(draft / file, data)
-            digest = [file, hashlib.sha256(data).hexdigest()]
-        digests = [entry for entry in self._group.gather_to_all(digest) if entry]
+        own = self._write_clients(draft, state.round, store) if store.sizes() else None
+        digests = dict(filter(None, self._group.gather_to_all(own)))
         if self._group.is_server:
             _write_server(draft, state)
-            self._publish(draft, self.folder / name, state, dict(digests), progress)
-            self._prune()
+            self._publish(draft, target, state, digests, progress)
+        return own
 
-    def save_best(self, state: ServerState, progress: Progress) -> None:
-        """Keep the server's state of the best round beside the latest ones; server only."""
-        draft = self.folder / ".best.draft"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        _write_server(draft, state)
-        self._publish(draft, self._best(state.round), state, {}, progress)
+    def _write_clients(self, draft: Path, round: int, store: ClientStore) -> tuple[str, str]:
+        """Write what this rank's clients keep; return name and sha256 of the file."""
+        path = draft / f"clients-{self._group.rank:05d}.safetensors"
+        if self._best_clients is not None and self._best_clients[0] == round:
+            # The best of this round was saved a moment ago: no need to write its states twice where links are known.
+            with contextlib.suppress(OSError):
+                os.link(self._best_clients[1], path)
+                return path.name, self._best_clients[2]
+        return path.name, write_states(path, store.sizes(), store.look)
 
     def _prune(self) -> None:
         """Drop all but the latest rounds, and every best that none of them knows."""
@@ -106,12 +123,12 @@ class Checkpoints:
     def _publish(
         self, draft: Path, target: Path, state: ServerState, files: dict[str, str], progress: Progress
     ) -> None:
-        server = hashlib.sha256((draft / "server.safetensors").read_bytes()).hexdigest()
+        server = hashlib.sha256((draft / SERVER_FILE).read_bytes()).hexdigest()
         record = {
             "format": FORMAT,
             "config_sha256": self._config_digest,
             "round": state.round,
-            "files": {"server.safetensors": server} | files,
+            "files": {SERVER_FILE: server} | files,
             "progress": vars(progress),
         }
         write_json(draft / "state.json", record)
@@ -135,19 +152,25 @@ class Checkpoints:
 
     def _read(self, folder: Path) -> Saved:
         earlier = [path for path in self._rounds() if path.name < folder.name and folder.name.startswith("round-")]
+        damage = None
         try:
             record = _read_record(folder)
-            contents = {name: _read_checked(folder / name, digest) for name, digest in record["files"].items()}
-            tensors = safetensors.torch.load(contents.pop("server.safetensors"))
-            clients: dict[int, State] = {}
-            for data in contents.values():
-                clients |= unpack_states(data)
+            digests = dict(record["files"])
+            _check_file(folder / SERVER_FILE, digests.pop(SERVER_FILE))
+            tensors = safetensors.torch.load((folder / SERVER_FILE).read_bytes())
+            files = sorted(digests)
+            # The ranks share the work of checking what may be large.
+            for name in files[self._group.rank :: self._group.num_ranks]:
+                _check_file(folder / name, digests[name])
         except UserError as error:
             offer = f"; to go on from {earlier[-1].name} remove {folder}" if earlier else ""
-            raise type(error)(error.where, error.found, error.expected + offer) from error
+            damage = [error.where, error.found, error.expected + offer]
+        if damages := list(filter(None, self._group.gather_to_all(damage))):
+            raise UserError(*damages[0])
         if record["config_sha256"] != self._config_digest:
             raise UserError(str(folder), "a checkpoint of another config", "one of this run's config")
         params, extra = (_below(tensors, start) for start in ("params/", "extra/"))
+        clients = [StatesFile(folder / name) for name in files]
         return Saved(ServerState(record["round"], params, extra), clients, Progress(**record["progress"]))
 
 
@@ -163,15 +186,15 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _read_checked(path: Path, digest: str) -> bytes:
+def _check_file(path: Path, digest: str) -> None:
+    """Raise UserError unless the file is the one that was written."""
     try:
-        data = path.read_bytes()
+        found = file_digest(path)
     except OSError as error:
         raise UserError(str(path), f"no readable file ({error.strerror})", "the file that state.json names") from error
-    found = hashlib.sha256(data).hexdigest()
     if found != digest:
-        raise UserError(str(path), f"{len(data)} bytes of sha256 {found[:12]}", f"{digest[:12]}, as state.json says")
-    return data
+        size = path.stat().st_size
+        raise UserError(str(path), f"{size} bytes of sha256 {found[:12]}", f"{digest[:12]}, as state.json says")
 
 
 def server_tensors(state: ServerState) -> dict[str, Tensor]:
@@ -186,4 +209,4 @@ def _below(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
 
 
 def _write_server(folder: Path, state: ServerState) -> None:
-    write_atomic(folder / "server.safetensors", safetensors.torch.save(server_tensors(state)))
+    write_atomic(folder / SERVER_FILE, safetensors.torch.save(server_tensors(state)))

@@ -4,7 +4,8 @@ All clients of a block go through one forward and one backward pass. The gradien
 row by row, each client's own gradient, since no client's loss contains another's parameters. Clients stand in
 the order of their number of steps, so that those still training are always the first rows.
 
-Shapes: K clients in a block, S local steps, B images per step, P trained parameters of one client.
+Shapes: K clients in a block, M models of a client, R = K M rows, client by client, S local steps, B images per
+step, P trained parameters of one model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,11 @@ from torch import Tensor
 from algorithms.base import Algorithm, Batch, Phase, ServerState, Update
 from fedsim.cohort import num_local_steps
 from fedsim.config import Config, TrainConfig
+from fedsim.data import Dataset
 from fedsim.images import ImageSource
 from fedsim.models.stacked import StackedModel
 from fedsim.optim import StackedOptimizer, learning_rate
+from fedsim.own import OwnImages, macro_f1
 from fedsim.seeding import numpy_stream
 
 
@@ -76,15 +79,45 @@ class Layout:
         self.shapes = dict(shapes)
         self.sizes = [int(np.prod(shape)) for shape in self.shapes.values()]
 
-    def pack(self, params: Mapping[str, Tensor]) -> Tensor:
-        """Return the parameters as one vector (P,)."""
-        return torch.cat([params[name].flatten() for name in self.shapes])
+    def pack(self, rows: Mapping[str, Tensor]) -> Tensor:
+        """Return parameters (K, ...) as one matrix (K, P)."""
+        # Sizes by name: without clients -1 would be ambiguous.
+        sizes = zip(self.shapes, self.sizes, strict=True)
+        return torch.cat([rows[name].reshape(len(rows[name]), size) for name, size in sizes], dim=1)
 
     def unpack(self, flat_KP: Tensor) -> dict[str, Tensor]:
         """Return named views (K, ...) of the matrix; the backward pass of the split is one concatenation."""
         parts = flat_KP.split(self.sizes, dim=1)
         shapes = self.shapes.items()
         return {name: part.view(len(flat_KP), *shape) for (name, shape), part in zip(shapes, parts, strict=True)}
+
+
+@dataclass
+class Block:
+    """The models of a block's clients in training: ``flat`` (R, P) and ``buffers`` (R, ...) change, ``held`` stay.
+
+    ``held`` (R, ...) are parameters that the phase does not train and a client nevertheless has for its own.
+    """
+
+    clients: tuple[int, ...]
+    state: ServerState
+    phase: Phase
+    layout: Layout
+    flat: Tensor
+    buffers: dict[str, Tensor]
+    held: dict[str, Tensor]
+
+    def params(self, leaf: Tensor) -> dict[str, Tensor]:
+        """Return all parameters of the first rows, the trained ones from ``leaf``, a copy of their ``flat``."""
+        own = {name: value[: len(leaf)] for name, value in (self.held | self.buffers).items()}
+        return {**self.state.params, **own, **self.layout.unpack(leaf)}
+
+    def by_client(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return views (K, M, ...) of tensors (R, ...), or (K, ...) where a client has one model."""
+        if self.phase.models == 1:
+            return dict(rows)
+        models = self.phase.models
+        return {name: value.unflatten(0, (len(value) // models, models)) for name, value in rows.items()}
 
 
 class BlockTrainer:
@@ -96,6 +129,7 @@ class BlockTrainer:
         model: StackedModel,
         algorithm: Algorithm,
         images: ImageSource,
+        dataset: Dataset,
         parts: Sequence[np.ndarray],
     ) -> None:
         self.config = config
@@ -103,6 +137,7 @@ class BlockTrainer:
         self.algorithm = algorithm
         self.images = images
         self.parts = parts
+        self.own = OwnImages(config, model, images, dataset, parts)
 
     def train(
         self,
@@ -112,86 +147,113 @@ class BlockTrainer:
         phase: Phase,
         client_states: list[dict[str, Tensor]],
     ) -> tuple[Update, Tensor]:
-        """Train the clients from the server's parameters; return their update and mean losses, float64 (K,).
+        """Train the clients from where the method begins; return their update and mean losses, float64 (K,).
 
         ``clients`` may be empty: the update then has the shapes of any other, with K = 0.
         """
-        round = state.round + 1
-        specs = self.model.specs
-        kinds = {name: spec.kind for name, spec in specs.items() if spec.kind in phase.kinds}
-        layout = Layout({name: specs[name].shape for name in kinds if kinds[name] != "buffer"})
-        buffers = {
-            name: torch.stack([state.params[name]] * len(clients)) if clients else state.params[name][None][:0]
-            for name, kind in kinds.items()
-            if kind == "buffer"
-        }
-        flat_KP = layout.pack(state.params).repeat(len(clients), 1)
-        kept = _kept_states(client_states, phase) if self.config.train.keep_optimizer else []
-        optimizer = StackedOptimizer(self.config.train, flat_KP, kept)
-        steps = plan_steps(self.parts, clients, self.config.train, self.config.seed, round, phase.name)
-        losses = self._run_steps(flat_KP, buffers, layout, optimizer, steps, clients, state, phase)
-        if self.config.train.keep_optimizer:
+        block = self._begin(clients, state, phase, client_states)
+        keeps_optimizer = self.config.train.keep_optimizer
+        kept = _kept_states(client_states, phase) if keeps_optimizer else []
+        optimizer = StackedOptimizer(self.config.train, block.flat, kept)
+        losses = torch.zeros(len(clients), dtype=torch.float64)
+        passes = self._passes(phase)
+        decided: Mapping[str, Tensor] = {}
+        for name, train in passes:
+            if phase.assess_on is not None and len(passes) > 1 and clients:
+                decided = self.algorithm.assess(self._own_f1(block, phase.assess_on), decided)
+            steps = plan_steps(self.parts, clients, train, self.config.seed, state.round + 1, name)
+            losses += self._run_steps(block, optimizer, steps, name, decided) / len(passes)
+        if keeps_optimizer:
             _keep_states(client_states, phase, optimizer)
-        after = layout.unpack(flat_KP) | buffers
-        return Update(clients, weights, state.params, after, client_states), losses
+        after = block.by_client(block.layout.unpack(block.flat) | block.buffers)
+        return Update(state.round + 1, phase, clients, weights, state.params, after, client_states), losses
+
+    def _begin(
+        self, clients: tuple[int, ...], state: ServerState, phase: Phase, client_states: list[dict[str, Tensor]]
+    ) -> Block:
+        """Lay out the clients' models: the server's parameters but for what the method says they begin with."""
+        specs = self.model.specs
+        own = self.algorithm.begin(state, phase, client_states)
+        rows = {name: value.flatten(0, 1) if phase.models > 1 else value for name, value in own.items()}
+        trained = {name: spec.shape for name, spec in specs.items() if spec.kind in phase.kinds}
+        num_rows = len(clients) * phase.models
+        for name in trained.keys() - rows.keys():
+            rows[name] = state.params[name].expand(num_rows, *trained[name])
+        buffers = {name: rows[name].clone() for name in trained if specs[name].kind == "buffer"}
+        layout = Layout({name: shape for name, shape in trained.items() if name not in buffers})
+        held = {name: value for name, value in rows.items() if name not in trained}
+        return Block(clients, state, phase, layout, layout.pack(rows), buffers, held)
+
+    def _passes(self, phase: Phase) -> list[tuple[str, TrainConfig]]:
+        """Return name and settings of the parts of a local training between which the method decides something."""
+        train = self.config.train
+        if phase.assess_on is None or train.epochs is None:
+            return [(phase.name, train)]
+        one = train.model_copy(update={"epochs": 1})
+        return [(f"{phase.name}/{number}", one) for number in range(train.epochs)]
+
+    def _own_f1(self, block: Block, split: str) -> Tensor:
+        """Return the macro-F1 (K, M) of the block's models as they are, on the clients' own images."""
+        params = block.params(block.flat)
+        scores, labels = self.own.scores(split, block.clients, params, block.phase.models)
+        return macro_f1(scores, labels).view(len(block.clients), block.phase.models)
 
     def _run_steps(
-        self,
-        flat_KP: Tensor,
-        buffers: Mapping[str, Tensor],
-        layout: Layout,
-        optimizer: StackedOptimizer,
-        steps: Steps,
-        clients: tuple[int, ...],
-        state: ServerState,
-        phase: Phase,
+        self, block: Block, optimizer: StackedOptimizer, steps: Steps, name: str, decided: Mapping[str, Tensor]
     ) -> Tensor:
-        """Take all local steps, changing ``flat_KP`` and ``buffers`` in place; return mean losses (K,)."""
-        train = self.config.train
-        lr = learning_rate(train.lr, train.schedule, state.round + 1, self.config.rounds)
+        """Take all steps of one part of the training, changing the block in place; return mean losses (K,)."""
+        train, clients, phase, flat_RP = self.config.train, block.clients, block.phase, block.flat
+        round = block.state.round + 1
+        lr = learning_rate(train.lr, train.schedule, round, self.config.rounds)
         self.images.prepare([self.parts[client] for client in clients])
-        index, weights = steps.index.to(flat_KP.device), steps.weights.to(flat_KP.device)
-        losses = torch.zeros(len(clients), dtype=torch.float64, device=flat_KP.device)
+        index, weights = steps.index.to(flat_RP.device), steps.weights.to(flat_RP.device)
+        losses = torch.zeros(len(clients), dtype=torch.float64, device=flat_RP.device)
         counts_SK = (steps.weights > 0).sum(2).T.tolist()
         # As wide as a full batch whatever the block holds, so that a client draws the same numbers in any company.
         shape = (index.shape[1], train.batch_size)
-        draws = self.images.draw(clients, shape, self.config.seed, state.round + 1, phase.name)
+        draws = self.images.draw(clients, shape, self.config.seed, round, name)
         for step, (active, width) in enumerate(zip(steps.active, steps.widths, strict=True)):
             places = index[:active, step, :width]
             fixed = self.images.training_batch(places, None if draws is None else draws[:active, step, :width])
-            leaf = flat_KP[:active].detach().requires_grad_()
-            params = {**state.params, **layout.unpack(leaf), **{n: b[:active] for n, b in buffers.items()}}
+            leaf = flat_RP[: active * phase.models].detach().requires_grad_()
+            params = block.params(leaf)
+            logits = self._scores(params, block, fixed, counts_SK[step][:active])
+            stacked = {*block.layout.shapes, *block.buffers, *block.held}
+            own = block.by_client({"": logits} | {name: params[name] for name in stacked})
             batch = Batch(
-                self._scores(params, layout, fixed, counts_SK[step][:active], phase),
+                own.pop(""),
                 self.images.labels[places],
                 weights[:active, step, :width],
-                params,
-                tuple(layout.shapes),
-                state.params,
+                params | own,
+                tuple(block.layout.shapes),
+                block.state.params,
+                phase.name,
+                {key: value[:active] for key, value in decided.items()},
             )
             loss_K = self.algorithm.loss(batch)
             (grad,) = torch.autograd.grad(loss_K.sum(), leaf)
-            optimizer.step(flat_KP, grad, lr)
+            optimizer.step(flat_RP, grad, lr)
             losses[:active] += loss_K.detach()
         num_steps = (steps.weights > 0).any(2).sum(1)
         return losses.cpu() / num_steps
 
-    def _scores(
-        self, params: Mapping[str, Tensor], layout: Layout, fixed: Tensor, counts: list[int], phase: Phase
-    ) -> Tensor:
-        """Return class scores (K, B, C); ``counts`` (K,) are the clients' own batch sizes, B the largest of them.
+    def _scores(self, params: Mapping[str, Tensor], block: Block, fixed: Tensor, counts: list[int]) -> Tensor:
+        """Return class scores (R, B, C); ``counts`` (K,) are the clients' own batch sizes, B the largest of them.
 
         Where layers normalise over the batch, the places that a smaller batch leaves empty must not be seen, so
         clients with equal batch sizes go together. Running statistics that the phase freezes are used, not changed.
         """
+        num_models = block.phase.models
+        if num_models > 1:
+            fixed = fixed.repeat_interleave(num_models, 0)
         buffers = [name for name, spec in self.model.specs.items() if spec.kind == "buffer"]
-        training = "buffer" in phase.kinds
+        training = "buffer" in block.phase.kinds
         if not buffers or not training or len(set(counts)) == 1:
             return self.model.forward(params, fixed, training=training)
         scores = fixed.new_zeros(*fixed.shape[:2], self.model.num_classes)
+        stacked = {*block.layout.shapes, *block.buffers, *block.held}
         for count in sorted(set(counts)):
-            rows = [row for row, own in enumerate(counts) if own == count]
-            stacked = {*layout.shapes, *buffers}
+            rows = [row for row in range(len(fixed)) if counts[row // num_models] == count]
             own = {name: value[rows] if name in stacked else value for name, value in params.items()}
             scores[rows, :count] = self.model.forward(own, fixed[rows, :count], training=True)
             for name in buffers:
@@ -199,14 +261,20 @@ class BlockTrainer:
         return scores
 
 
+def _optimizer_names(phase: Phase) -> list[str]:
+    """The places of the optimiser states in a client's state, one for each of its models."""
+    return [f"optimizer/{phase.name}/{model}/" for model in range(phase.models)]
+
+
 def _kept_states(client_states: list[dict[str, Tensor]], phase: Phase) -> list[dict[str, Tensor]]:
-    start = f"optimizer/{phase.name}/"
     return [
         {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
         for state in client_states
+        for start in _optimizer_names(phase)
     ]
 
 
 def _keep_states(client_states: list[dict[str, Tensor]], phase: Phase, optimizer: StackedOptimizer) -> None:
-    for state, row in zip(client_states, optimizer.rows(), strict=True):
-        state.update({f"optimizer/{phase.name}/{name}": value for name, value in row.items()})
+    places = [(state, start) for state in client_states for start in _optimizer_names(phase)]
+    for (state, start), row in zip(places, optimizer.rows(), strict=True):
+        state.update({start + name: value for name, value in row.items()})

@@ -43,8 +43,13 @@ def draw_cohort(config: ClientsConfig, train: TrainConfig, sizes: Sequence[int],
         stream = numpy_stream(seed, "cohort", round=round)
         chosen = stream.choice(chosen, number, replace=False, p=odds)
     clients = sorted((int(c) for c in chosen), key=lambda c: (-num_local_steps(train, sizes[c]), -sizes[c], c))
+    return Cohort(tuple(clients), client_weights(config, sizes, clients))
+
+
+def client_weights(config: ClientsConfig, sizes: Sequence[int], clients: Sequence[int]) -> Tensor:
+    """Return the weights of ``clients`` in a mean over them, float64 (K,), summing to one."""
     volume = np.array([sizes[client] if config.weighting == "samples" else 1 for client in clients])
-    return Cohort(tuple(clients), torch.from_numpy(volume / volume.sum()))
+    return torch.from_numpy(volume / volume.sum())
 
 
 def cohort_size(config: ClientsConfig, num_present: int) -> int:

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fedsim.config_data import ClientsConfig, DataConfig, FractionsConfig, PartitionConfig
 from fedsim.config_errors import KeyedError, Mistake, mistakes, nearest, show
-from fedsim.config_train import CheckpointConfig, EvaluateConfig, ScheduleConfig, TrainConfig
+from fedsim.config_train import CheckpointConfig, EvaluateConfig, ScheduleConfig, StoreConfig, TrainConfig
 from fedsim.config_words import AlgorithmConfig, Count, LoraConfig, ModelConfig, Seed, Words
 from fedsim.config_yaml import COMMAND_LINE, apply_overrides, read_mapping, require_file, to_yaml
 from fedsim.errors import UserError
@@ -30,6 +30,7 @@ __all__ = [
     "ModelConfig",
     "PartitionConfig",
     "ScheduleConfig",
+    "StoreConfig",
     "TrainConfig",
     "Words",
     "dump_config",
@@ -55,6 +56,7 @@ class Config(Words):
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Evaluation and early stop.")
     privacy: None = Field(default=None, description="No privacy mechanism; nothing else is known here yet.")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Saving the state.")
+    store: StoreConfig = Field(default=StoreConfig(), description="Memory for what clients keep between rounds.")
 
     @model_validator(mode="after")
     def _name_is_a_folder(self) -> Self:

@@ -11,8 +11,12 @@ MEDMNIST_FLAGS = (
     *("pathmnist", "chestmnist", "dermamnist", "octmnist", "pneumoniamnist", "retinamnist"),
     *("breastmnist", "bloodmnist", "tissuemnist", "organamnist", "organcmnist", "organsmnist"),
 )
+Augmentation = Literal[
+    "flip", "rotate90", "crop", "color", "vertical_flip", "brightness", "blur_or_noise", "shift_scale_rotate"
+]
+SETS_IN_FOLDERS = ("dermoscopic_clients", "image_folder")
 DATA_NAMES = (
-    *("brain_mri", "dermoscopy_pairs", "digits", "image_folder"),
+    *("brain_mri", "dermoscopy_pairs", "digits", *SETS_IN_FOLDERS),
     *(f"medmnist:{flag}" for flag in MEDMNIST_FLAGS),
 )
 
@@ -38,7 +42,7 @@ class DataConfig(Words):
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
         default=28, description="Side of the square images, in pixels."
     )
-    augment: Annotated[tuple[Literal["flip", "rotate90", "crop", "color"], ...], Field(strict=False)] = Field(
+    augment: Annotated[tuple[Augmentation, ...], Field(strict=False)] = Field(
         default=(), description="Augmentations of training images, in this order."
     )
     fractions: FractionsConfig = Field(
@@ -55,8 +59,8 @@ class DataConfig(Words):
     def _known(self) -> Self:
         if self.name not in DATA_NAMES:
             raise KeyedError("name", repr(self.name), nearest(self.name, DATA_NAMES))
-        if self.name == "image_folder" and self.root is None:
-            raise KeyedError("root", "null with name: image_folder", "the folder of the images")
+        if self.name in SETS_IN_FOLDERS and self.root is None:
+            raise KeyedError("root", f"null with name: {self.name}", "the folder of the images")
         if len(set(self.augment)) < len(self.augment):
             raise KeyedError("augment", f"{list(self.augment)}", "each augmentation once")
         return self

@@ -40,6 +40,7 @@ ScheduleConfig = Annotated[
     ConstantSchedule | CosineSchedule | LinearSchedule | StepSchedule, Field(discriminator="name")
 ]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Memory = Annotated[float, Field(ge=0, le=1e6)]
 ADAM_BETAS = (0.9, 0.999)
 
 
@@ -88,6 +89,10 @@ class EvaluateConfig(Words):
     patience: Count | None = Field(
         default=None, description="Stop after this many evaluations without a better one; null: never."
     )
+    clients: bool = Field(
+        default=False,
+        description="Whether each client's own model is measured on its own images, before and after communication.",
+    )
 
 
 class CheckpointConfig(Words):
@@ -95,3 +100,10 @@ class CheckpointConfig(Words):
 
     every: Count = Field(default=1, description="Rounds between two checkpoints; the last round is always saved.")
     keep: Count = Field(default=2, description="Latest checkpoints kept, beside the best.")
+
+
+class StoreConfig(Words):
+    """How much memory the states that clients keep between rounds may take on each rank; the disk takes the rest."""
+
+    device_gib: Memory = Field(default=1.0, description="GiB on a GPU, per rank; without a GPU it has no meaning.")
+    host_gib: Memory | None = Field(default=None, description="GiB of host memory, per rank; null: no limit.")

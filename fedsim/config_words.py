@@ -12,8 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fedsim.config_errors import KeyedError, nearest
 
 PACKAGED_MODELS = ("packaged:vit_small_dino",)
+FRESH_MODELS = ("fedsim:vgg16_slim", "fedsim:vgg16_slim_biased")
 MODEL_FORMS = (
     *PACKAGED_MODELS,
+    *FRESH_MODELS,
     "timm:NAME",
     "open_clip:NAME",
     "open_clip:hf-hub:ID",
@@ -38,7 +40,9 @@ def check_model_name(name: str) -> None:
     """Refuse names without a known prefix, an unknown packaged model, or nothing after the prefix."""
     prefix, _, rest = name.partition(":")
     complete = bool(rest) and not rest.startswith(":") and rest not in ("hf-hub:", "local-dir:")
-    if name in PACKAGED_MODELS or (prefix in ("timm", "open_clip") and complete and rest.strip() == rest):
+    if name in (*PACKAGED_MODELS, *FRESH_MODELS) or (
+        prefix in ("timm", "open_clip") and complete and rest.strip() == rest
+    ):
         return
     raise KeyedError("name", repr(name), nearest(name, MODEL_FORMS))
 
@@ -112,6 +116,8 @@ class ModelConfig(Words):
         check_model_name(self.name)
         if self.options and not self.name.startswith("timm:"):
             raise KeyedError("options", f"options for {self.name}", "none: only timm: names take options")
+        if self.name in FRESH_MODELS and self.weights != "random":
+            raise KeyedError("weights", f"{self.weights or 'null'} with {self.name}", "random: it has no others")
         is_tag = is_open_clip(self.name) and "." not in str(self.weights)
         if self.weights not in (None, "random") and not is_tag and not str(self.weights).endswith(".safetensors"):
             raise KeyedError("weights", repr(self.weights), "null, random, or the path of a .safetensors file")

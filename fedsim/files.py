@@ -1,25 +1,38 @@
 """Writing files that are either the old one or the whole new one, whatever happens in between."""
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool) -> Iterator[BinaryIO]:
+    """Give a file to write that becomes ``path`` in one step at the end of the ``with``, and never if that fails.
+
+    The folder must exist. ``durable``: the file survives the machine's end from then on.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        sync_folder(path.parent)
 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` in one step, durable on return; the folder must exist."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with replacing(path, durable=True) as file:
+        file.write(content)
 
 
 def sync_folder(folder: Path) -> None:

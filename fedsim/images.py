@@ -51,14 +51,21 @@ class ImageSource:
     def prepare(self, clients_images: Sequence[np.ndarray]) -> None:
         """Compute the prefixes that the clients' training will ask for, client by client."""
         if not self.augmentations:
-            for images in clients_images:
-                self._fill(images)
+            self.fill(clients_images)
+
+    def fill(self, groups: Sequence[np.ndarray]) -> None:
+        """Compute the prefixes of groups of images, each group on its own, where they can be kept."""
+        for places in groups:
+            self._fill(places)
+
+    def plain_batch(self, places_KB: Tensor) -> Tensor:
+        """Return the prefixes (K, B, ...), without augmentation, of images that ``fill`` has seen."""
+        return self.training_batch(places_KB.to(self.images.device), None)
 
     def evaluation_batch(self, places: np.ndarray) -> Tensor:
         """Return the prefixes (1, B, ...) of one evaluation batch, never augmented."""
         self._fill(places)
-        index = torch.from_numpy(places).to(self.images.device)
-        return self.training_batch(index[None], None)
+        return self.plain_batch(torch.from_numpy(places)[None])
 
     def draw(self, clients: Sequence[int], shape: Sequence[int], seed: int, round: int, phase: str) -> Tensor | None:
         """Return uniform numbers (K, S, B, U) for ``shape`` (S, B), each client's from its own stream.

@@ -10,9 +10,11 @@ Rows = list[tuple[str, str]]
 
 MODELS: Rows = [
     ("packaged:vit_small_dino", "ViT-S/14 with pretrained weights from a package registry; needs no hub"),
+    ("fedsim:vgg16_slim", "PRR-FL's slim VGG16 with BatchNorm, no biases; train: all, weights: random"),
+    ("fedsim:vgg16_slim_biased", "the same with a bias in the classifier"),
     (
         "timm:NAME",
-        "a ViT of timm, such as timm:vit_base_patch16_224.augreg_in21k, or fresh with weights: random",
+        "any net of timm, such as timm:vit_base_patch16_224.augreg_in21k, or fresh with weights: random",
     ),
     (
         "open_clip:NAME",
@@ -33,6 +35,7 @@ DATA = {
     "brain_mri": "brain MRI slices, tumour or none (packaged; sites by image size)",
     "dermoscopy_pairs": "pairs of skin patches side by side, similar or not (packaged)",
     "digits": "8x8 handwritten digits of scikit-learn; no download",
+    "dermoscopic_clients": "PRR-FL's four clients: nevus, benign keratosis, melanoma (your copy; sites: the clients)",
     "image_folder": "your own images: ROOT/CLASS/*.png, or ROOT/{train,val,test}/CLASS/*.png",
     "medmnist:pathmnist": "colon pathology, 9 classes",
     "medmnist:chestmnist": "chest X-ray, 14 findings",

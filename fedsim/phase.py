@@ -6,14 +6,15 @@ Shapes: K clients of the cohort.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from algorithms.base import Aggregate, Payload, Phase, ServerState, Update
+from algorithms.base import Aggregate, Payload, Phase, ServerState, Update, add_exact
 from comm import ExactSum
-from fedsim.cohort import Cohort
+from fedsim.cohort import Cohort, client_weights
+from fedsim.figures import ClientFigures
 from fedsim.simulation import Simulation
 
 
@@ -21,8 +22,9 @@ from fedsim.simulation import Simulation
 class Outcome:
     """What a phase gave, the same on every rank but for ``gathered``.
 
-    ``losses``, ``seconds``: float64 (K,) in the cohort's order. ``squared_norm``: weighted mean of the clients'
-    ||delta||^2. ``bytes_up``: what all clients together sent, floats counted as float32.
+    ``losses``, ``seconds``: float64 (K,) in the cohort's order. ``squared_norm``: weighted mean over the clients of
+    the squared norm of what they send to be averaged, see ``of_parameters``. ``bytes_up``: what all clients together
+    sent, floats counted as float32.
     ``gathered``: tensors (K, ...) on the server, empty on the other ranks.
     """
 
@@ -35,9 +37,17 @@ class Outcome:
 
 
 def train_phase(
-    sim: Simulation, state: ServerState, phase: Phase, cohort: Cohort, plan: Sequence[Sequence[range]]
+    sim: Simulation,
+    state: ServerState,
+    phase: Phase,
+    cohort: Cohort,
+    plan: Sequence[Sequence[range]],
+    figures: ClientFigures | None = None,
 ) -> Outcome:
-    """Train and aggregate; ``plan`` lists the blocks of every rank as ranges of positions in the cohort."""
+    """Train and aggregate; ``plan`` lists the blocks of every rank as ranges of positions in the cohort.
+
+    ``figures`` takes in, if given, what the clients' models are worth before the aggregation.
+    """
     total = ExactSum(len(cohort.clients))
     losses, seconds = torch.zeros(2, len(cohort.clients), dtype=torch.float64)
     gathered: list[dict[str, Tensor]] = []
@@ -46,13 +56,15 @@ def train_phase(
         started = time.perf_counter()
         clients = cohort.clients[block.start : block.stop]
         weights = cohort.weights[block.start : block.stop]
-        states = [sim.client_state(client) for client in clients]
-        update, block_losses = sim.trainer.train(clients, weights, state, phase, states)
-        payload = sim.algorithm.pre_aggregate(update)
-        squared_norms = sum_of_squares(without_statistics(sim, sim.algorithm.sent(update.delta)), len(clients))
+        with sim.store.open(clients) as states:
+            update, block_losses = sim.trainer.train(clients, weights, state, phase, states)
+            payload = sim.algorithm.pre_aggregate(update)
+            if figures is not None:
+                figures.measure_before(block, update, states, state.params)
+        squared_norms = sum_of_squares(of_parameters(sim, payload.mean), len(clients))
         total.add_mean({**payload.mean, "/squared_norm": squared_norms}, weights, clients)
         total.add_sum(payload.total, clients)
-        gathered.append({**payload.gather, **trained_factors(sim, update)})
+        gathered.append({**payload.gather, **averaged_factors(sim, update, payload)})
         losses[block.start : block.stop] = block_losses
         seconds[block.start : block.stop] = (time.perf_counter() - started) / max(1, len(clients))
 
@@ -77,23 +89,49 @@ def train_phase(
     )
 
 
+def with_stand_ins(sim: Simulation, state: ServerState) -> ServerState:
+    """Put in the server's place the mean of what only clients hold, see ``Algorithm.stand_in``, to be measured.
+
+    It runs over all clients that hold a state, weighted as in a round. The method itself sends none of it.
+    """
+    clients = sorted(sim.store.holder)
+    names = sim.algorithm.stand_in([], state.params)
+    if not names or not clients:
+        return state
+    weight = dict(zip(clients, client_weights(sim.config.clients, sim.sizes, clients).tolist(), strict=True))
+    total = ExactSum(len(clients))
+    here = list(sim.store.sizes())
+    for start in [None, *range(0, len(here), sim.per_block)]:
+        some = here[start : start + sim.per_block] if start is not None else []
+        own = sim.algorithm.stand_in([sim.store.read(client) for client in some], state.params)
+        change = {name: value.double() - state.params[name].double() for name, value in own.items()}
+        total.add_mean(change, torch.tensor([weight[client] for client in some], dtype=torch.float64), some)
+    mean = total.read(sim.group.sum_exact(total.flat))
+    return replace(state, params=state.params | {n: add_exact(state.params[n], mean[n]) for n in names})
+
+
 def sum_of_squares(tensors_K: Mapping[str, Tensor], num_clients: int) -> Tensor:
     """Return each client's squared norm over all tensors, float64 (K,)."""
     # Without clients -1 would be ambiguous, so a scalar per client gets its second axis by name.
+    if not tensors_K:
+        return torch.zeros(num_clients, dtype=torch.float64)
     squares = [value.double().reshape(num_clients, math.prod(value.shape[1:])) for value in tensors_K.values()]
     return torch.cat(squares, dim=1).square().sum(1)
 
 
-def without_statistics(sim: Simulation, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out running statistics: a count of batches says nothing about how far the clients drift apart."""
+def of_parameters(sim: Simulation, mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what of a payload's or aggregate's mean tells how far the clients drift apart.
+
+    That is the parameters by their own names, but for running statistics: a count of batches says nothing.
+    """
     specs = sim.model.specs
-    return {name: value for name, value in tensors.items() if name not in specs or specs[name].kind != "buffer"}
+    return {name: value for name, value in mean.items() if name in specs and specs[name].kind != "buffer"}
 
 
-def trained_factors(sim: Simulation, update: Update) -> dict[str, Tensor]:
-    """Return the LoRA factors that trained, for the diagnostics of their aggregation."""
-    kinds = ("lora_a", "lora_b")
-    return {name: value for name, value in update.after.items() if sim.model.specs[name].kind in kinds}
+def averaged_factors(sim: Simulation, update: Update, payload: Payload) -> dict[str, Tensor]:
+    """Return the trained LoRA factors that are averaged one by one, for the diagnostics of their aggregation."""
+    factors = {name for name, spec in sim.model.specs.items() if spec.kind in ("lora_a", "lora_b")}
+    return {name: update.after[name] for name in update.after if name in factors & payload.mean.keys()}
 
 
 def num_bytes(payload: Payload) -> int:
@@ -110,7 +148,8 @@ def gather(
     """Collect rows of all ranks on the server, back in the cohort's order."""
     positions = torch.tensor([p for blocks_of_rank in plan for block in blocks_of_rank for p in block])
     counts = [sum(len(block) for block in blocks_of_rank) for blocks_of_rank in plan]
-    columns = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+    # Sorted, since every rank may have read its names from a checkpoint in another order.
+    columns = {name: torch.cat([block[name] for block in blocks]) for name in sorted(blocks[0])}
     if not columns:
         return {}
     # One message for all tensors, whatever their types: their bytes side by side.

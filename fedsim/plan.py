@@ -2,10 +2,13 @@
 
 import math
 
+import torch
+
 from algorithms.base import Phase
 from comm import open_group
 from fedsim.cohort import draw_cohort, num_local_steps
 from fedsim.config import Config
+from fedsim.phase import num_bytes
 from fedsim.simulation import Simulation, build_simulation
 
 
@@ -29,18 +32,18 @@ def describe(config: Config) -> list[tuple[str, str]]:
         ("local steps", f"{min(steps)} to {max(steps)} per client and phase"),
         ("model", f"{config.model.name}, {sum(p.numel() for p in sim.model.net.parameters()):,} parameters"),
     ]
+    up = 0
     for phase in phases:
-        trained, sent = (count_parameters(sim, phase, sent_only=only) for only in (False, True))
-        rows.append((f"phase {phase.name}", f"{trained:,} parameters trained, {sent:,} sent per client"))
-    up = sum(count_parameters(sim, phase, sent_only=True) for phase in phases) * 4 * len(cohort.clients)
+        trained, sent = count_numbers(sim, phase)
+        rows.append((f"phase {phase.name}", f"{trained:,} parameters trained, {sent:,} bytes sent per client"))
+        up += sent * len(cohort.clients)
     rows.append(("bytes per round", f"{up:,} up, as float32"))
     return rows
 
 
-def count_parameters(sim: Simulation, phase: Phase, *, sent_only: bool) -> int:
-    """Return how many numbers one client trains (or sends) in a phase."""
-    return sum(
-        math.prod(spec.shape)
-        for spec in sim.model.specs.values()
-        if spec.kind in phase.kinds and not (sent_only and spec.kind == "local")
-    )
+def count_numbers(sim: Simulation, phase: Phase) -> tuple[int, int]:
+    """Return how many numbers one client trains in a phase of the first round, and how many bytes it sends."""
+    trained = sum(math.prod(spec.shape) for spec in sim.model.specs.values() if spec.kind in phase.kinds)
+    # A block without clients has the shapes of any other.
+    update, _ = sim.trainer.train((), torch.zeros(0, dtype=torch.float64), sim.initial_state(), phase, [])
+    return trained * phase.models, num_bytes(sim.algorithm.pre_aggregate(update))

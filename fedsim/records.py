@@ -6,7 +6,8 @@ from typing import Any
 from algorithms.base import TRAINED_KINDS, Phase, ServerState
 from fedsim.cohort import Cohort
 from fedsim.diagnostics import client_drift, lora_diagnostics
-from fedsim.phase import Outcome, without_statistics
+from fedsim.figures import ClientFigures
+from fedsim.phase import Outcome, of_parameters
 from fedsim.simulation import Simulation
 
 
@@ -32,10 +33,13 @@ class RoundRecord:
         self._losses.append(float((cohort.weights * outcome.losses).sum()))
         row["train_loss"] = sum(self._losses) / len(self._losses)
         row["bytes_up"] += outcome.bytes_up
-        row["bytes_down"] += self._bytes_down(after) * len(cohort.clients)
-        self._changed_kinds = phase.kinds
-        mean_delta = without_statistics(self._sim, outcome.aggregate.mean)
-        diagnostics: dict[str, Any] = {"client_drift": client_drift(outcome.squared_norm, mean_delta)}
+        returned = self._sim.algorithm.returns_aggregate
+        row["bytes_down"] += outcome.bytes_up if returned else self._bytes_down(after) * len(cohort.clients)
+        # A phase that sends nothing leaves the server nothing new to give.
+        self._changed_kinds = phase.kinds if outcome.bytes_up else frozenset()
+        diagnostics: dict[str, Any] = {}
+        if mean_delta := of_parameters(self._sim, outcome.aggregate.mean):
+            diagnostics["client_drift"] = client_drift(outcome.squared_norm, mean_delta)
         if outcome.gathered:
             diagnostics |= lora_diagnostics(outcome.gathered, before.params, cohort.weights)
         diagnostics |= self._sim.algorithm.diagnostics(after, outcome.aggregate)
@@ -57,11 +61,15 @@ class RoundRecord:
     def _bytes_down(self, state: ServerState) -> int:
         """Bytes the server sends one client: all it trains at a round's start, then what the last phase changed."""
         specs = self._sim.model.specs
-        return sum(
-            state.params[name].nbytes
-            for name, spec in specs.items()
-            if spec.kind in self._changed_kinds and spec.kind != "local"
-        )
+        changed = {name: state.params[name] for name in specs if specs[name].kind in self._changed_kinds}
+        return sum(value.nbytes for value in self._sim.algorithm.sent(changed).values())
+
+    def add_figures(self, figures: ClientFigures) -> None:
+        """Take in the clients' own figures, the last phase's rows with them."""
+        rows = figures.rows()
+        for row, own in zip(self.client_rows[-len(rows) :], rows, strict=True):
+            row |= own
+        self.row["diagnostics"] |= figures.diagnostics()
 
     def measure(self, metrics: dict[str, dict[str, float]]) -> None:
         """Take in the round's evaluation."""

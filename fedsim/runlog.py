@@ -161,7 +161,11 @@ def claim_folder(folder: Path, config: Config, resume: bool) -> Config | None:
 
 
 def _require_same(recorded: Config, config: Config, file: Path) -> None:
-    """UserError naming the first key in which ``config`` differs from the one in ``file``."""
+    """UserError naming the first key in which ``config`` differs from the one in ``file``.
+
+    The memory for clients' states may differ: no result depends on it, and a run may go on on another machine.
+    """
+    recorded = recorded.model_copy(update={"store": config.store})
     before = flatten(recorded.model_dump(mode="json"), ".")
     now = flatten(config.model_dump(mode="json"), ".")
     if config.clients.per_block == "auto":

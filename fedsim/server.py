@@ -16,13 +16,14 @@ from fedsim.cohort import draw_cohort
 from fedsim.config import Config, load_config
 from fedsim.data import draw_partition, partition_table
 from fedsim.errors import UserError
+from fedsim.figures import ClientFigures
 from fedsim.files import write_json
 from fedsim.models.export import export_peft
-from fedsim.phase import train_phase
+from fedsim.phase import train_phase, with_stand_ins
 from fedsim.records import RoundRecord
 from fedsim.runlog import RunLog
 from fedsim.simulation import Simulation, build_simulation
-from fedsim.store import digest_tensors
+from fedsim.store import digest_tensors, scratch_folder
 
 
 def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
@@ -30,8 +31,8 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
 
     ``resume`` continues from the last checkpoint in ``out``, or starts where there is none.
     """
-    with open_group() as group, RunLog(out, config, group, resume) as log:
-        sim = build_simulation(config, group, group.broadcast(log.per_block))
+    with open_group() as group, RunLog(out, config, group, resume) as log, scratch_folder(out, group) as scratch:
+        sim = build_simulation(config, group, group.broadcast(log.per_block), scratch)
         log.record_config(sim.config)
         describe_partition(sim, log)
         checkpoints = Checkpoints(out / "checkpoints", sim.config, group)
@@ -44,16 +45,17 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
 
             # Measure the new global model, and keep it if it is the best so far.
             is_last = state.round == config.rounds
-            if is_last or state.round % config.evaluate.every == 0:
+            if is_evaluated(config, state.round):
+                state = with_stand_ins(sim, state)
                 record.measure(sim.evaluate(sim.algorithm.evaluate_model(state)))
-                if note_evaluation(config, progress, record) and group.is_server:
-                    checkpoints.save_best(state, progress)
+                if note_evaluation(config, progress, record):
+                    checkpoints.save_best(state, sim.store, progress)
 
             # The log comes before the checkpoint: a resumed run drops the rows that no checkpoint covers.
             log.end_round(record)
             is_last = is_last or out_of_patience(config, progress)
             if is_last or state.round % config.checkpoint.every == 0:
-                checkpoints.save(state, sim.store.states, progress)
+                checkpoints.save(state, sim.store, progress)
         return finish(sim, state, progress, log)
 
 
@@ -65,20 +67,33 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
     blocks = cohort.blocks(sim.per_block)
     shares = assign_blocks([sim.expected_seconds(cohort, b) for b in blocks], sim.group.num_ranks)
     plan = [[blocks[index] for index in share] for share in shares]
-    if sim.keeps_client_state:
+    if sim.store.is_used:
         sim.store.move({cohort.clients[p]: rank for rank, mine in enumerate(plan) for block in mine for p in block})
 
-    for phase in sim.algorithm.phases(round):
+    measures = is_evaluated(sim.config, round) and sim.config.evaluate.clients
+    figures = ClientFigures(sim, cohort) if measures else None
+    phases = sim.algorithm.phases(round)
+    for phase in phases:
         log.progress(f"phase {phase.name}: {len(blocks)} blocks of up to {sim.per_block} clients")
         before = state
-        outcome = train_phase(sim, state, phase, cohort, plan)
+        outcome = train_phase(sim, state, phase, cohort, plan, figures if phase is phases[-1] else None)
         # Same input, same output on every rank: the new state needs no broadcast.
         state = sim.algorithm.post_aggregate(state, outcome.aggregate)
-        for block in plan[sim.group.rank]:
-            for client in cohort.clients[block.start : block.stop]:
-                sim.algorithm.receive(client, sim.client_state(client), outcome.aggregate)
+        for block in plan[sim.group.rank] if sim.clients_receive else []:
+            with sim.store.open(cohort.clients[block.start : block.stop]) as states:
+                sim.algorithm.receive(state, states, outcome.aggregate)
         record.add_phase(phase, cohort, before, state, outcome)
+    if figures is not None:
+        for block in plan[sim.group.rank]:
+            figures.measure_after(block, cohort.clients[block.start : block.stop], state)
+        figures.collect()
+        record.add_figures(figures)
     return replace(state, round=round)
+
+
+def is_evaluated(config: Config, round: int) -> bool:
+    """Whether models are measured after a round."""
+    return round == config.rounds or round % config.evaluate.every == 0
 
 
 def start_or_resume(
@@ -128,7 +143,7 @@ def finish(sim: Simulation, state: ServerState, progress: Progress, log: RunLog)
         "rounds": state.round,
         "best_round": progress.best_round,
         **progress.best_metrics,
-        "state_sha256": digest,
+        "state_sha256": sim.store.digest(digest),
     }
     if sim.group.is_server and sim.model.lora_layers:
         export_peft(log.folder / "adapter", state.params, sim.model)

@@ -1,7 +1,9 @@
 """Everything that a run holds beside the server's state, built from the config the same way on every rank."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,13 +15,14 @@ from comm import Group
 from fedsim.blocks import choose_block_size
 from fedsim.client import BlockTrainer
 from fedsim.cohort import Cohort, num_local_steps
-from fedsim.config import Config
+from fedsim.config import Config, StoreConfig
 from fedsim.data import Dataset, load_dataset, partition_clients
+from fedsim.errors import UserError
 from fedsim.evaluate import class_scores, classification_metrics
 from fedsim.images import ImageSource
 from fedsim.memory import keep_freed_memory
 from fedsim.models.stacked import StackedModel, build_model
-from fedsim.store import ClientStore, State
+from fedsim.store import GIB, Budget, ClientStore
 
 
 @dataclass
@@ -45,8 +48,9 @@ class Simulation:
         return [len(part) for part in self.parts]
 
     @property
-    def keeps_client_state(self) -> bool:
-        return self.algorithm.keeps_client_state or self.config.train.keep_optimizer
+    def held_out(self) -> Mapping[str, list[np.ndarray]]:
+        """Each client's own validation and test images: ``{"val": [...], "test": [...]}``, indices like ``parts``."""
+        return self.trainer.own.held_out
 
     def expected_seconds(self, cohort: Cohort, block: range) -> float:
         """Return what training a block should take, relative to the other blocks."""
@@ -62,13 +66,10 @@ class Simulation:
     def _steps(self, client: int) -> int:
         return num_local_steps(self.config.train, len(self.parts[client]))
 
-    def client_state(self, client: int) -> State:
-        """Return the state of a client that this rank trains, a fresh one before its first round."""
-        if not self.keeps_client_state:
-            return {}
-        if client not in self.store.states:
-            self.store.states[client] = self.algorithm.init_client(client)
-        return self.store.states[client]
+    @property
+    def clients_receive(self) -> bool:
+        """Whether clients take anything from an aggregate; their states stay where they are if not."""
+        return type(self.algorithm).receive is not Algorithm.receive
 
     def initial_state(self) -> ServerState:
         """Return the server's state before the first round."""
@@ -85,10 +86,26 @@ class Simulation:
         return metrics
 
 
-def build_simulation(config: Config, group: Group, per_block: int | None = None) -> Simulation:
+def check_batches(config: Config, model: StackedModel, parts: Sequence[np.ndarray]) -> None:
+    """UserError where a client would train on a batch of one image and the network's BatchNorm cannot."""
+    size = config.train.batch_size
+    lone = [client for client, part in enumerate(parts) if len(part) > 0 and (len(part) % size == 1 or size == 1)]
+    if lone and config.model.train == "all" and model.normalises_over_batch(config.data.image_size):
+        raise UserError(
+            "train.batch_size",
+            f"{size}, which leaves client {lone[0]} with its {len(parts[lone[0]])} images a batch of one",
+            f"batches of two images or more, over which {config.model.name} normalises",
+        )
+
+
+def build_simulation(
+    config: Config, group: Group, per_block: int | None = None, scratch: Path | None = None
+) -> Simulation:
     """Load data and model, divide the images among the clients, and set up the method.
 
     ``per_block``: the block size that a resumed run has settled on. The simulation's config names the one in use.
+    ``scratch``: a folder for the states of clients that the config's budget keeps out of memory; without it
+    all of them stay there.
     """
     # Gradients of nearly certain predictions are denormal numbers, which a CPU handles many times slower.
     torch.set_flush_denormal(True)
@@ -96,12 +113,32 @@ def build_simulation(config: Config, group: Group, per_block: int | None = None)
     dataset = load_dataset(config.data)
     parts = partition_clients(dataset, config.clients, config.seed)
     model = build_model(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
+    check_batches(config, model, parts)
     method = resolve(config.algorithm.name)
-    algorithm = method(method.Config(**config.algorithm.settings), model.specs)
+    algorithm = method(method.Config(**config.algorithm.settings), model.specs, config.rounds)
     images = ImageSource(dataset, model, config.data.augment)
     if per_block is None:
-        per_block = choose_block_size(config, images.num_elements, model.num_layers, group.device)
+        num_models = max(phase.models for phase in algorithm.phases(1))
+        per_block = choose_block_size(config, images.num_elements * num_models, model.num_layers, group.device)
     clients = config.clients.model_copy(update={"per_block": per_block})
     config = config.model_copy(update={"clients": clients})
-    trainer = BlockTrainer(config, model, algorithm, images, parts)
-    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, ClientStore(group), per_block)
+    trainer = BlockTrainer(config, model, algorithm, images, dataset, parts)
+    for phase in algorithm.phases(1):
+        if phase.assess_on is not None and (config.train.epochs or 1) > 1:
+            trainer.own.require(phase.assess_on)
+    create = algorithm.init_client if keeps_states(config, algorithm) else None
+    store = ClientStore(group, create, state_budget(config.store, group.device, scratch))
+    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, store, per_block)
+
+
+def state_budget(config: StoreConfig, device: torch.device, scratch: Path | None) -> Budget:
+    """Return how many bytes of clients' states rest where."""
+    on_host = math.inf if config.host_gib is None or scratch is None else config.host_gib * GIB
+    # A CPU's memory is the host's, so there only the host's limit counts.
+    on_device = 0.0 if device.type == "cpu" else config.device_gib * GIB
+    return Budget(on_device, on_host, scratch)
+
+
+def keeps_states(config: Config, algorithm: Algorithm) -> bool:
+    """Whether anything of a client outlives the round."""
+    return algorithm.keeps_client_state or config.train.keep_optimizer

@@ -21,7 +21,7 @@ from fedsim.images import ImageSource
 from fedsim.models.stacked import StackedModel, build_model
 from fedsim.records import RoundRecord
 from fedsim.server import run_round
-from fedsim.simulation import Simulation
+from fedsim.simulation import Simulation, keeps_states
 from fedsim.store import ClientStore
 
 IMAGE_SIZE = 14
@@ -82,12 +82,13 @@ def make_simulation(
     if model is None:
         model = shared_model(config.model.model_dump_json(), config.data.image_size, len(dataset.class_names))
     method = resolve(config.algorithm.name)
-    algorithm = method(method.Config(**config.algorithm.settings), model.specs)
+    algorithm = method(method.Config(**config.algorithm.settings), model.specs, config.rounds)
     images = ImageSource(dataset, model, config.data.augment)
-    trainer = BlockTrainer(config, model, algorithm, images, parts)
+    trainer = BlockTrainer(config, model, algorithm, images, dataset, parts)
     per_block = config.clients.per_block
     assert per_block != "auto"
-    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, ClientStore(group), per_block)
+    store = ClientStore(group, algorithm.init_client if keeps_states(config, algorithm) else None)
+    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, store, per_block)
 
 
 def simulate(sizes: Sequence[int], per_block: int, **sections: Any) -> Simulation:
@@ -106,6 +107,12 @@ def play(sim: Simulation, num_rounds: int, state: ServerState | None = None) -> 
         records.append(RoundRecord(sim, state.round + 1))
         state = run_round(sim, state, records[-1], log)
     return state, records
+
+
+def everything(sim: Simulation, state: ServerState) -> dict[str, Tensor]:
+    """All that a run holds: the server's tensors, and the clients' as ``client/name``."""
+    kept = {f"{c}/{name}": value for c in sim.store.sizes() for name, value in sim.store.read(c).items()}
+    return {**state.params, **state.extra, **kept}
 
 
 def record_phases(sim: Simulation) -> list[dict[str, Any]]:

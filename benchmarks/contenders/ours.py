@@ -107,7 +107,7 @@ def make_simulation(settings: Settings, group: Group) -> Simulation:
     model = make_model(regime, config.model, group.device)
     algorithm = FedAvg(FedAvg.Config(), model.specs)
     source = ImageSource(dataset, model, ())
-    trainer = BlockTrainer(config, model, algorithm, source, parts)
+    trainer = BlockTrainer(config, model, algorithm, source, dataset, parts)
     per_block = choose_block_size(config, source.num_elements, model.num_layers, group.device)
     return Simulation(config, group, dataset, parts, model, algorithm, source, trainer, ClientStore(group), per_block)
 

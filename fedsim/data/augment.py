@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fedsim.data.augment_skin import blur_or_noise, brightness, shift_scale_rotate
+
 CROP_SHARE = 8  # an image moves by up to H/8
 COLOUR_RANGE = 0.2  # brightness and contrast are scaled by 0.8 to 1.2
-NUM_DRAWS = 6  # random numbers per image, enough for all changes together
+NUM_DRAWS = 17  # random numbers per image, enough for all changes together
 
 
 def augment(images: Tensor, names: Sequence[str], draws: Tensor) -> Tensor:
@@ -30,6 +32,11 @@ def augment(images: Tensor, names: Sequence[str], draws: Tensor) -> Tensor:
 def _flip(images: Tensor, draw: Tensor) -> Tensor:
     """Mirror left and right, with probability 1/2."""
     return torch.where(draw < 0.5, images.flip(3), images)
+
+
+def _vertical_flip(images: Tensor, draw: Tensor) -> Tensor:
+    """Turn upside down by mirroring, with probability 1/2."""
+    return torch.where(draw < 0.5, images.flip(2), images)
 
 
 def _rotate90(images: Tensor, draw: Tensor) -> Tensor:
@@ -65,4 +72,8 @@ AUGMENTATIONS: dict[str, tuple[Callable[..., Tensor], slice]] = {
     "rotate90": (_rotate90, slice(1, 2)),
     "crop": (_crop, slice(2, 4)),
     "color": (_color, slice(4, 6)),
+    "vertical_flip": (_vertical_flip, slice(6, 7)),
+    "brightness": (brightness, slice(7, 9)),
+    "blur_or_noise": (blur_or_noise, slice(9, 12)),
+    "shift_scale_rotate": (shift_scale_rotate, slice(12, 17)),
 }

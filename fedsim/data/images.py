@@ -7,6 +7,7 @@ collections from several scanners can give the class away.
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]  # scipy has no types
 
+from fedsim.data.cache import cached_folder
 from fedsim.data.dataset import Indices, Pixels
 from fedsim.errors import UserError
 
@@ -61,6 +63,19 @@ def write_resized(paths: Sequence[Path], side: int, folder: Path) -> None:
         (len(paths), 3, side, side),
         lambda index: resized(read_rgb(paths[index]), side, side),
     )
+
+
+def prepared_files(name: str, base: Path, paths: Sequence[Path], side: int) -> Path:
+    """Return an .npy file (N, 3, side, side) with these image files under ``base``.
+
+    They are decoded and resized once for this list of files with these sizes and times, in the cache under ``name``.
+    """
+    stats = [path.stat() for path in paths]
+    listing = [
+        [str(path.relative_to(base)), stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)
+    ]
+    folder = cached_folder(name, [str(base.resolve()), listing, side], partial(write_resized, paths, side))
+    return folder / "images.npy"
 
 
 def difference_hash(image: Image.Image) -> npt.NDArray[np.bool_]:

@@ -12,6 +12,7 @@ from fedsim.models.attention import ClipAttention
 from fedsim.models.packaged import ARCHITECTURE, PATCH_SIZE, build_packaged
 from fedsim.models.timm_vit import build_timm, check_divides, encoder_of_timm
 from fedsim.models.tower import Encoder, VisionTower
+from fedsim.models.vgg import SlimVGG16, build_vgg, encoder_of_vgg
 
 __all__ = ["Encoder", "VisionTower", "library_model", "load_encoder"]
 
@@ -19,8 +20,9 @@ __all__ = ["Encoder", "VisionTower", "library_model", "load_encoder"]
 def library_model(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
     """Build the model that ``config.name`` and ``config.weights`` ask for, just as its library makes it.
 
-    A timm model without classifier (also for ``packaged:``), or a whole open_clip model with its text tower,
-    on the CPU. ``seed`` decides what is random: all weights with ``weights: random``, nothing otherwise.
+    A timm model without classifier (also for ``packaged:``), a whole open_clip model with its text tower, or
+    the slim VGG16, on the CPU. ``seed`` decides what is random: all weights with ``weights: random``, nothing
+    otherwise.
     torch's global random stream is left as it was. UserError for unknown names, unreachable or unfitting
     weights, image sizes that are no multiple of the patch size.
     """
@@ -30,6 +32,8 @@ def library_model(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
             from fedsim.models.clip import build_clip  # late: open_clip takes seconds to import
 
             return build_clip(config, image_size)
+        if config.name.startswith("fedsim:"):
+            return build_vgg(image_size)
         if config.name.startswith("timm:"):
             return build_timm(config, config.name.removeprefix("timm:"), image_size)
         if config.weights is not None:
@@ -50,6 +54,8 @@ def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str
         from fedsim.models.clip import encoder_of_clip
 
         encoder = encoder_of_clip(model, config, image_size, class_names)
+    elif isinstance(model, SlimVGG16):
+        encoder = encoder_of_vgg(model, image_size, head_bias=config.name.endswith("_biased"))
     else:
         encoder = encoder_of_timm(model, image_size, config.name)
     if config.lora is not None:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-# What a parameter is to a method. "buffer": running statistics, averaged but never differentiated.
+# What a parameter is to a method. "norm": scale and shift of a BatchNorm layer; "buffer": running statistics,
+# averaged but never differentiated.
 # "local": trained by a client from the server's value and never sent.
-Kind = Literal["lora_a", "lora_b", "head", "body", "buffer", "local"]
+Kind = Literal["lora_a", "lora_b", "head", "body", "norm", "buffer", "local"]
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.config import ModelConfig
 from fedsim.models.encoders import Encoder, load_encoder
 from fedsim.models.lora import LoraLayer, add_lora, initial_factor
-from fedsim.models.specs import ParamSpec
+from fedsim.models.specs import Kind, ParamSpec
 from fedsim.seeding import torch_stream
 
 
@@ -49,11 +50,27 @@ class StackedModel:
         """Transformer blocks, or the parts of a network that has none."""
         return len(self._tower.blocks) if self.lora_layers else len(list(self.net.children()))
 
+    def normalises_over_batch(self, image_size: int) -> bool:
+        """Whether some BatchNorm layer meets one value per channel and image, so that it cannot train on one image."""
+        state = {name: value.clone() for name, value in self.net.state_dict().items()}
+        image = torch.zeros(1, 3, image_size, image_size, device=self.device)
+        self.net.train()
+        try:
+            with torch.no_grad():
+                functional_call(self.net, state, (image,))
+        except ValueError:
+            return True
+        finally:
+            self.net.eval()
+        return False
+
     def _make_specs(self) -> dict[str, ParamSpec]:
         specs: dict[str, ParamSpec] = {}
         if self.config.train == "all":
+            norms = {name for name, module in self.net.named_modules() if isinstance(module, _BatchNorm)}
             for name, parameter in self.net.named_parameters():
-                specs[f"net.{name}"] = ParamSpec(tuple(parameter.shape), "body")
+                kind: Kind = "norm" if name.rpartition(".")[0] in norms else "body"
+                specs[f"net.{name}"] = ParamSpec(tuple(parameter.shape), kind)
             for name, buffer in self.net.named_buffers():
                 specs[f"net.{name}"] = ParamSpec(tuple(buffer.shape), "buffer")
         for layer in self.lora_layers:
@@ -61,7 +78,8 @@ class StackedModel:
                 specs[name] = ParamSpec(shape, "lora_a" if name.endswith("a") else "lora_b")
         if self._text is None:
             specs["head.weight"] = ParamSpec((self.num_classes, self.width), "head")
-            specs["head.bias"] = ParamSpec((self.num_classes,), "head")
+            if self.encoder.head_bias:
+                specs["head.bias"] = ParamSpec((self.num_classes,), "head")
         elif self.config.train_logit_scale:
             specs["logit_scale"] = ParamSpec((), "local")
         return specs
@@ -71,7 +89,7 @@ class StackedModel:
         own = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
         params = {}
         for name, spec in self.specs.items():
-            if spec.kind in ("body", "buffer"):
+            if spec.kind in ("body", "norm", "buffer"):
                 params[name] = own[name.removeprefix("net.")].detach().clone()
             elif spec.kind in ("lora_a", "lora_b"):
                 params[name] = initial_factor(name, spec.shape, seed)
@@ -127,11 +145,13 @@ class StackedModel:
         if len(pixels) == 1:
             # The readable reference: one client, the plain network.
             single = {name: value[0] if stacked[name] else value for name, value in own.items()}
-            alone: Tensor = functional_call(self.net, single, (pixels[0],))
+            # With channels last convolutions are faster (slim VGG16, one CPU thread: 20 %, without gradients 40 %).
+            images = pixels[0].contiguous(memory_format=torch.channels_last)
+            alone: Tensor = functional_call(self.net, single, (images,))
             return alone[None]
 
-        def one_client(own_params: dict[str, Tensor], images: Tensor) -> Any:
-            return functional_call(self.net, own_params, (images,))
+        def one_client(own_params: dict[str, Tensor], own_pixels: Tensor) -> Any:
+            return functional_call(self.net, own_params, (own_pixels,))
 
         axes = {name: 0 if stacked[name] else None for name in own}
         features: Tensor = vmap(one_client, in_dims=(axes, 0))(own, pixels)
@@ -139,8 +159,11 @@ class StackedModel:
 
     def _classify(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
         if self._text is None:
-            weight, bias = params["head.weight"], params["head.bias"]
-            return torch.matmul(features, weight.transpose(-1, -2)) + (bias[:, None] if bias.dim() == 2 else bias)
+            scores = torch.matmul(features, params["head.weight"].transpose(-1, -2))
+            if not self.encoder.head_bias:
+                return scores
+            bias = params["head.bias"]
+            return scores + (bias[:, None] if bias.dim() == 2 else bias)
         scale = params["logit_scale"] if self.config.train_logit_scale else torch.tensor(self._logit_scale)
         scale = scale.to(features.device).exp().reshape(-1, 1, 1)
         return scale * F.normalize(features, dim=-1) @ self._text.T

@@ -66,7 +66,7 @@ class Encoder:
     0..1), to (N, width) features. It is in eval mode; its parameters require gradients only with ``train:
     all``. ``text_features`` (C, width), rows of norm one, and ``logit_scale``, the natural logarithm of the
     factor before the cosine, belong to the text classifier and are None without it. ``seed`` is what random
-    weights were drawn from.
+    weights were drawn from. ``head_bias``: whether the linear classifier has a bias.
     """
 
     net: nn.Module
@@ -77,6 +77,7 @@ class Encoder:
     text_features: Tensor | None = None
     logit_scale: float | None = None
     seed: int = 0
+    head_bias: bool = True
 
     @property
     def tower(self) -> VisionTower | None:

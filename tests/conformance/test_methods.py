@@ -3,6 +3,7 @@
 A new method adds one line to ``ACTIVE``, and one to ``NEUTRAL`` if it has a setting at which it is FedAvg.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from fedsim.models.specs import ParamSpec
 from tests.helpers import (
     LORA,
     TINY_VIT,
+    everything,
     furthest,
     play,
     record_phases,
@@ -23,11 +25,26 @@ from tests.helpers import (
 )
 
 # Settings at which a method does what is its own.
-ACTIVE: dict[str, dict[str, Any]] = {"fedavg": {}, "fedprox": {"mu": 0.5}, "ffa_lora": {}, "deer": {}}
+ACTIVE: dict[str, dict[str, Any]] = {
+    "fedavg": {},
+    "fedprox": {"mu": 0.5},
+    "ffa_lora": {},
+    "deer": {},
+    "local": {},
+    "fedbn": {},
+    "fedrep": {},
+    "ditto": {"strength": 0.5},
+    "prrfl": {"decide_on": "train", "low_freq_start": 0.5},
+}
+# Methods that at no setting of ours do anything on the LoRA model, and a model on which they do.
+OWN_MODEL: dict[str, dict[str, Any]] = {"fedbn": {"name": "timm:test_resnet", "weights": "random", "train": "all"}}
 # Settings, and the model, with which a method is FedAvg.
 NEUTRAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fedprox": ({"mu": 0.0}, {**TINY_VIT, "lora": LORA}),
     "ffa_lora": ({}, {**TINY_VIT, "train": "head"}),
+    # Without BatchNorm FedBN keeps nothing; Ditto's server never hears of the personal models.
+    "fedbn": ({}, {**TINY_VIT, "lora": LORA}),
+    "ditto": ({"strength": 0.5}, {**TINY_VIT, "lora": LORA}),
 }
 
 SGD = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "batch_size": 32}
@@ -38,6 +55,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sgd": {"train": SGD},
     "adamw": {"train": ADAMW},
     "clipped": {"train": {**SGD, "clip_norm": 0.05}},
+    "several passes": {"train": {**SGD, "epochs": 3}},
     # Several steps also for clients with less than a batch: these see each image several times.
     "augmented": {
         "train": {**SGD, "steps": 3, "epochs": None},
@@ -63,9 +81,14 @@ def test_every_method_is_tested() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_stacked_is_sequential(method: str, case: str) -> None:
     sections = {**CASES[case], "algorithm": words(method)}
-    sequential, alone = play(simulate(SIZES, 1, **sections), 3)
-    stacked, together = play(simulate(SIZES, ALL_IN_ONE, **sections), 3)
-    assert furthest(stacked.params, sequential.params) < (1e-5, "")
+    if method == "prrfl" and "adamw" in case:
+        # Adam's first step makes a zero factor a matrix of signs, most of whose spectrum is rounding: raised to the
+        # others' amplitude it is whatever the last bits say. The head starts from random values.
+        sections["model"] = {**TINY_VIT, "train": "head"}
+    one_by_one, at_once = simulate(SIZES, 1, **sections), simulate(SIZES, ALL_IN_ONE, **sections)
+    sequential, alone = play(one_by_one, 3)
+    stacked, together = play(at_once, 3)
+    assert furthest(everything(at_once, stacked), everything(one_by_one, sequential)) < (1e-5, "")
     for one, other in zip(alone, together, strict=True):
         assert other.row["train_loss"] == pytest.approx(one.row["train_loss"], rel=1e-5)
         assert [row["client"] for row in one.client_rows] == [row["client"] for row in other.client_rows]
@@ -73,7 +96,8 @@ def test_stacked_is_sequential(method: str, case: str) -> None:
 
 @every_method
 def test_any_cut_into_blocks_gives_the_same(method: str) -> None:
-    ends = [play(simulate(SIZES, size, algorithm=words(method)), 1)[0].params for size in (1, 2, 3, ALL_IN_ONE)]
+    sims = [simulate(SIZES, size, algorithm=words(method)) for size in (1, 2, 3, ALL_IN_ONE)]
+    ends = [everything(sim, play(sim, 1)[0]) for sim in sims]
     for end in ends[1:]:
         assert furthest(end, ends[0]) < (1e-5, "")
 
@@ -81,8 +105,9 @@ def test_any_cut_into_blocks_gives_the_same(method: str) -> None:
 @every_method
 def test_twice_gives_the_same_bits(method: str) -> None:
     sections = {**CASES["augmented"], "algorithm": words(method)}
-    (first, records), (second, again) = (play(simulate(SIZES, 2, **sections), 2) for _ in range(2))
-    assert same_bits(first.params, second.params)
+    sims = [simulate(SIZES, 2, **sections) for _ in range(2)]
+    (first, records), (second, again) = (play(sim, 2) for sim in sims)
+    assert same_bits(everything(sims[0], first), everything(sims[1], second))
     assert [record.row for record in records] == [record.row for record in again]
 
 
@@ -96,7 +121,10 @@ def test_any_order_of_blocks_gives_the_same_bits(method: str) -> None:
         payloads = []
         for client, weight in zip(present, weights, strict=True):
             update, _ = sim.trainer.train((client,), weight[None], state, phase, [{}])
-            payloads.append((sim.algorithm.pre_aggregate(update), weight[None], (client,)))
+            payload = sim.algorithm.pre_aggregate(update)
+            # A number of its own, since a phase may send nothing.
+            payload = replace(payload, total={**payload.total, "count": torch.ones(1)})
+            payloads.append((payload, weight[None], (client,)))
         sums = []
         for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]):
             total = ExactSum(len(present))
@@ -119,10 +147,17 @@ def test_neutral_setting_is_fedavg_bit_for_bit(method: str) -> None:
 
 @every_method
 def test_active_setting_does_something_else(method: str) -> None:
+    """On the server, or in what the clients go on with."""
     if method != "fedavg":
-        other, _ = play(simulate(SIZES, 3, algorithm=words(method)), 2)
-        fedavg, _ = play(simulate(SIZES, 3), 2)
-        assert not same_bits(other.params, fedavg.params)
+        model = OWN_MODEL.get(method, {**TINY_VIT, "lora": LORA})
+        sections = {"model": model, "train": {"batch_size": 32}}
+        sims = [simulate([40, 6], 2, algorithm=name, **sections) for name in (words(method), {"name": "fedavg"})]
+        ends = [play(sim, 2)[0] for sim in sims]
+        used = []
+        for sim, end in zip(sims, ends, strict=True):
+            own = sim.algorithm.client_model([sim.store.read(client) for client in (0, 1)], end.params)
+            used.append({name: value.expand(2, *value.shape) for name, value in end.params.items()} | dict(own))
+        assert not same_bits(*used)
 
 
 @every_method
@@ -136,8 +171,8 @@ def test_only_what_a_phase_trains_changes(method: str) -> None:
         trained = {name for name, spec in sim.model.specs.items() if spec.kind in phase.kinds}
         assert all(set(after) == trained for after in seen["after"].values())
         changed = {name for name, value in seen["server"].items() if not torch.equal(value, before[name])}
-        assert changed <= trained
-        assert changed, "a phase that changes nothing"
+        assert changed <= trained & set(sim.algorithm.sent(before))
+        assert changed or sim.store.sizes(), "a phase that changes nothing"
         before = seen["server"]
 
 
@@ -188,7 +223,8 @@ def test_an_idle_rank_knows_the_payload(method: str) -> None:
 def test_local_parameters_are_never_sent(method: str) -> None:
     sim = simulate(SIZES, 2, algorithm=words(method))
     sim.algorithm.specs = {**sim.model.specs, "head.bias": ParamSpec((3,), "local")}
-    update = train_alone(sim, 0, sim.initial_state())
-    payload = sim.algorithm.pre_aggregate(update)
-    assert "head.bias" not in {*payload.mean, *payload.total, *payload.gather}
-    assert "head.weight" in payload.mean
+    state = sim.initial_state()
+    for phase in sim.algorithm.phases(1):
+        payload = sim.algorithm.pre_aggregate(train_alone(sim, 0, state, phase))
+        names = {*payload.mean, *payload.total, *payload.gather}
+        assert not any("head.bias" in name for name in names)

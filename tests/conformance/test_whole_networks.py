@@ -9,6 +9,7 @@ from algorithms.base import Phase
 from fedsim.models.stacked import StackedModel, build_model
 from tests.helpers import (
     TINY_VIT,
+    everything,
     furthest,
     make_config,
     make_dataset,
@@ -20,10 +21,16 @@ from tests.helpers import (
 )
 
 CNN = {"name": "timm:test_resnet", "weights": "random", "train": "all"}
+WITH_NORMS = "whole net with BatchNorm"
 MODELS: dict[str, dict[str, Any]] = {
     "head": {**TINY_VIT, "train": "head"},
     "whole transformer": {**TINY_VIT, "train": "all"},
-    "whole net with BatchNorm": CNN,
+    WITH_NORMS: CNN,
+}
+PERSONAL = {
+    "fedbn": {"name": "fedbn"},
+    "fedrep": {"name": "fedrep"},
+    "prrfl": {"name": "prrfl", "decide_on": "train"},
 }
 METHODS = {"fedavg": {"name": "fedavg"}, "fedprox": {"name": "fedprox", "mu": 0.5}}
 # Ragged, with batches of 16, 16, 8 | 6 | 2 | 16: what is no full batch must not be seen by BatchNorm.
@@ -44,17 +51,21 @@ def double_model(words: dict[str, Any]) -> StackedModel:
     return model
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [*((model, method) for model in MODELS for method in METHODS), *((WITH_NORMS, method) for method in PERSONAL)],
+)
 def test_stacked_is_sequential(model: str, method: str) -> None:
     train = {"lr": 0.01, "momentum": 0.9, "batch_size": 16, "clip_norm": 1.0}
     dataset, parts = make_dataset(SIZES)
     ends = []
     for per_block in (1, len(SIZES)):
         clients = {"count": len(SIZES), "per_block": per_block}
-        config = make_config(model=MODELS[model], algorithm=METHODS[method], train=train, clients=clients)
+        algorithm = (METHODS | PERSONAL)[method]
+        config = make_config(model=MODELS[model], algorithm=algorithm, train=train, clients=clients)
         net = double_model(CNN) if MODELS[model] is CNN else None
-        ends.append(play(make_simulation(config, dataset, parts, net), 3)[0].params)
+        sim = make_simulation(config, dataset, parts, net)
+        ends.append(everything(sim, play(sim, 3)[0]))
     assert furthest(ends[1], ends[0]) < (1e-5, "")
 
 

@@ -39,7 +39,14 @@ def pid_of_rank(parent: int, rank: int) -> int:
     raise LookupError(rank)
 
 
-@pytest.mark.parametrize(("victim", "options"), [(1, []), (0, ["algorithm.name=fedavg", "train.keep_optimizer=true"])])
+@pytest.mark.parametrize(
+    ("victim", "options"),
+    [
+        (1, []),
+        (0, ["algorithm.name=fedavg", "train.keep_optimizer=true"]),
+        (1, ["algorithm={name: prrfl, decide_on: train}", "evaluate.clients=true"]),
+    ],
+)
 def test_a_killed_rank_costs_nothing(victim, options, tmp_path):
     config = write_config(tmp_path)
     options = [*options, "rounds=4", "clients.per_round=5"]

@@ -16,6 +16,26 @@ CASES = {
         "model={name: 'timm:vit_tiny_patch16_224', weights: random, "
         "options: {patch_size: 7, embed_dim: 16, depth: 1, num_heads: 2}}",
     ],
+    "prrfl": [
+        "algorithm={name: prrfl, decide_on: train}",
+        "train.epochs=2",
+        "evaluate={every: 2, clients: true}",
+        "clients.per_round=5",
+    ],
+    "prrfl, whole network with BatchNorm": [
+        "algorithm={name: prrfl, decide_on: val}",
+        "model={name: 'timm:test_resnet', weights: random}",
+        "clients.partition={name: iid}",
+    ],
+    "fedbn": [
+        "algorithm.name=fedbn",
+        "model={name: 'timm:test_resnet', weights: random}",
+        "clients.partition={name: iid}",
+        "evaluate.clients=true",
+    ],
+    "ditto": ["algorithm.name=ditto", "evaluate.clients=true", "clients.per_round=4"],
+    "fedrep": ["algorithm.name=fedrep", "evaluate.clients=true", "clients.per_round=4"],
+    "local": ["algorithm.name=local", "evaluate.clients=true", "clients.per_round=4"],
     "more ranks than blocks": ["clients.per_block=4", "clients.per_round=4"],
 }
 
@@ -24,7 +44,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_any_number_of_ranks_gives_the_same_bits(case, tmp_path):
     config = write_config(tmp_path)
-    counts = (0, 1, 2, 3) if case == "deer" else (0, 3)
+    counts = (0, 1, 2, 3) if case in ("deer", "prrfl") else (0, 3)
     for ranks in counts:
         done = launch(ranks, "run", config, *CASES[case], "rounds=2", "--out", tmp_path / str(ranks))
         assert done.returncode == 0, done.stderr

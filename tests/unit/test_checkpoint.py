@@ -9,9 +9,11 @@ import torch
 
 from algorithms.base import ServerState
 from comm import open_group
-from fedsim.checkpoint import Checkpoints, Progress
+from fedsim import checkpoint
+from fedsim.checkpoint import Checkpoints, Progress, Saved
 from fedsim.config import Config
 from fedsim.errors import UserError
+from fedsim.store import ClientStore
 from tests.helpers import make_config, same_bits
 
 CONFIG = make_config(checkpoint={"keep": 2})
@@ -24,7 +26,24 @@ def state(round: int) -> ServerState:
 
 
 def clients(round: int) -> dict[int, dict[str, torch.Tensor]]:
-    return {4: {"momentum": torch.full((2,), float(round))}, 11: {"momentum": torch.tensor([0.0, -0.0])}}
+    return {4: {"momentum": torch.full((2,), float(round))}, 11: {"momentum": torch.tensor([0.0, -0.0])}, 12: {}}
+
+
+def store(round: int) -> ClientStore:
+    """What the clients keep after a round."""
+    made = ClientStore(open_group(), lambda client: clients(round)[client])
+    with made.open(list(clients(round))):
+        pass
+    return made
+
+
+def check_clients(saved: Saved, round: int) -> None:
+    adopted = ClientStore(open_group(), lambda _: {})
+    adopted.adopt(saved.clients)
+    assert adopted.sizes() == store(round).sizes()
+    for client, own in clients(round).items():
+        assert same_bits(adopted.read(client), own)
+    assert torch.signbit(adopted.read(11)["momentum"][1])
 
 
 def open_checkpoints(folder: Path, config: Config = CONFIG) -> Checkpoints:
@@ -36,8 +55,8 @@ def save(folder: Path, rounds: range, best_round: int = 1) -> Checkpoints:
     for round in rounds:
         progress = Progress(min(best_round, round), 0.1 + 0.2, 0, {}, {"val": {"accuracy": 1 / 3}})
         if round <= best_round:
-            made.save_best(state(round), progress)
-        made.save(state(round), clients(round), progress)
+            made.save_best(state(round), store(round), progress)
+        made.save(state(round), store(round), progress)
     return made
 
 
@@ -52,10 +71,7 @@ def test_same_bits_back(tmp_path: Path) -> None:
     assert saved.state.round == 2
     assert same_bits(saved.state.params, expected.params)
     assert same_bits(saved.state.extra, expected.extra)
-    assert saved.clients.keys() == clients(2).keys()
-    for client, own in clients(2).items():
-        assert same_bits(saved.clients[client], own)
-    assert torch.signbit(saved.clients[11]["momentum"][1])
+    check_clients(saved, 2)
     assert saved.progress == Progress(1, 0.1 + 0.2, 0, {}, {"val": {"accuracy": 1 / 3}})
 
 
@@ -71,16 +87,18 @@ def test_latest_and_best_are_kept(tmp_path: Path) -> None:
     assert best is not None
     assert (last.state.round, best.state.round) == (7, 3)
     assert same_bits(best.state.params, state(3).params)
+    check_clients(last, 7)
+    check_clients(best, 3)
 
 
 def test_a_round_saved_again_replaces_the_first(tmp_path: Path) -> None:
     """A run killed after its best was saved, and before its checkpoint, saves the same best again."""
     made = save(tmp_path, range(1, 3))
     (tmp_path / "checkpoints" / ".round-000002.draft").mkdir()
-    made.save(state(2), {}, Progress(1))
+    made.save(state(2), ClientStore(open_group()), Progress(1))
     saved = made.load()
     assert saved is not None
-    assert saved.clients == {}
+    assert saved.clients == []
     assert names(tmp_path) == ["best-000001", "round-000001", "round-000002"]
 
 
@@ -156,3 +174,32 @@ def test_another_config(tmp_path: Path) -> None:
     other = open_checkpoints(tmp_path, CONFIG.model_copy(update={"seed": 6}))
     with pytest.raises(UserError, match="round-000001: found a checkpoint of another config"):
         other.load()
+
+
+def test_another_budget_is_the_same_config(tmp_path: Path) -> None:
+    save(tmp_path, range(1, 2))
+    budget = CONFIG.store.model_copy(update={"host_gib": 0.5})
+    assert open_checkpoints(tmp_path, CONFIG.model_copy(update={"store": budget})).load() is not None
+
+
+def test_states_of_the_best_round_are_written_once(tmp_path: Path) -> None:
+    """The round that was the best has the same file twice; a later round never has the best's."""
+    made = save(tmp_path, range(1, 4), best_round=2)
+    best, same_round, later = (
+        (tmp_path / "checkpoints" / name / "clients-00000.safetensors").stat().st_ino
+        for name in ("best-000002", "round-000002", "round-000003")
+    )
+    assert best == same_round != later
+    saved = made.load()
+    assert saved is not None
+    check_clients(saved, 3)
+
+
+def test_states_are_written_again_where_files_cannot_be_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(checkpoint.os, "link", refuse)
+    saved = save(tmp_path, range(1, 2)).load()
+    assert saved is not None
+    check_clients(saved, 1)

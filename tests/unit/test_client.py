@@ -1,13 +1,16 @@
 """Local steps of ragged clients: which images, with which weight, for how long."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from algorithms.base import Algorithm, Batch, Phase, ServerState, cross_entropy
 from fedsim.client import Layout, Steps, plan_steps
-from tests.helpers import make_config, simulate
+from tests.helpers import LORA, TINY_VIT, furthest, make_config, simulate, with_params
 
 PARTS = [np.array([5]), np.array([], dtype=np.int64), np.arange(100, 107), np.array([9, 8, 7])]
 
@@ -70,9 +73,10 @@ def test_nobody() -> None:
 def test_layout_packs_and_unpacks() -> None:
     layout = Layout({"a": (2, 3), "scale": (), "b": (4,)})
     params = {"b": torch.arange(4.0), "a": torch.ones(2, 3), "scale": torch.tensor(7.0)}
-    flat = layout.pack(params)
-    assert flat.tolist() == [1.0] * 6 + [7.0, 0.0, 1.0, 2.0, 3.0]
-    views = layout.unpack(flat.repeat(5, 1))
+    flat = layout.pack({name: value.expand(5, *value.shape) for name, value in params.items()})
+    assert flat.tolist() == [[1.0] * 6 + [7.0, 0.0, 1.0, 2.0, 3.0]] * 5
+    assert layout.pack({name: value[None][:0] for name, value in params.items()}).shape == (0, 11)
+    views = layout.unpack(flat)
     assert {name: tuple(value.shape) for name, value in views.items()} == {"a": (5, 2, 3), "scale": (5,), "b": (5, 4)}
     assert all(torch.equal(value[3], params[name]) for name, value in views.items())
 
@@ -90,3 +94,50 @@ def test_mean_loss_is_over_the_steps_taken() -> None:
             logits = sim.model.forward(state.params, sim.images.evaluation_batch(np.array(batch)), training=False)[0]
             means.append(torch.nn.functional.cross_entropy(logits, sim.dataset.labels[batch]).item())
         assert loss == pytest.approx(np.mean(means), rel=1e-5)
+
+
+class Pair(Algorithm):
+    """Two models per client that take no notice of each other, the second from the negated head."""
+
+    def phases(self, round: int) -> tuple[Phase, ...]:
+        del round
+        return (Phase(models=2),)
+
+    def begin(
+        self, state: ServerState, phase: Phase, states: Sequence[Mapping[str, torch.Tensor]]
+    ) -> Mapping[str, torch.Tensor]:
+        del phase
+        head = state.params["head.weight"]
+        return {"head.weight": torch.stack([head, -head]).expand(len(states), 2, *head.shape)}
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        assert batch.logits.shape[1] == batch.params["head.bias"].shape[1] == 2
+        one, other = (cross_entropy(replace(batch, logits=batch.logits[:, model])) for model in (0, 1))
+        return one + other
+
+
+SGD = {"momentum": 0.9, "clip_norm": 0.05}
+ADAMW = {"optimizer": "adamw", "momentum": 0.0}
+
+
+# Adam's first step divides each gradient by its own size, which with BatchNorm may be rounding.
+@pytest.mark.parametrize(("model", "optimizer"), [("lora", SGD), ("lora", ADAMW), ("BatchNorm", SGD)])
+def test_two_models_of_a_client_are_two_trainings(model: str, optimizer: dict[str, Any]) -> None:
+    words: dict[str, Any] = {**TINY_VIT, "lora": LORA}
+    if model == "BatchNorm":
+        words = {"name": "timm:test_resnet", "weights": "random", "train": "all"}
+    train = {"lr": 0.01, "batch_size": 16, "epochs": 2, **optimizer}
+    sim = simulate([40, 2, 6], 3, model=words, train=train)
+    state = sim.initial_state()
+    sim.trainer.algorithm = Pair(Pair.Config(), sim.model.specs)
+    clients, weights = (0, 2, 1), torch.full((3,), 1 / 3, dtype=torch.float64)
+    both, losses = sim.trainer.train(clients, weights, state, Phase(models=2), [{}, {}, {}])
+    sim.trainer.algorithm = sim.algorithm
+    total = torch.zeros(3, dtype=torch.float64)
+    for row in (0, 1):
+        start = with_params(state, {"head.weight": (1 - 2 * row) * state.params["head.weight"]})
+        alone, own_losses = sim.trainer.train(clients, weights, start, Phase(), [{}, {}, {}])
+        total += own_losses
+        found = {name: value[:, row] for name, value in both.after.items()}
+        assert furthest(found, alone.after) < (2e-4 if model == "BatchNorm" else 1e-5, "")
+    torch.testing.assert_close(losses, total, rtol=1e-5, atol=1e-6)

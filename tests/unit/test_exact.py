@@ -19,7 +19,7 @@ def test_mean_and_sum_by_hand() -> None:
     assert read["mean"].tolist() == [1.25, 1.125]
     assert read["sum"].tolist() == [4.0, 6.5]
     assert read["count"].item() == 9
-    assert [value.dtype for value in read.values()] == [torch.float64, torch.float64, torch.int64]
+    assert [read[name].dtype for name in ("mean", "sum", "count")] == [torch.float64, torch.float64, torch.int64]
 
 
 def test_one_rounding_to_the_grid() -> None:
@@ -99,3 +99,16 @@ def test_the_largest_values_do_not_wrap_around() -> None:
     for client in range(4):
         total.add_sum({"x": torch.full((1,), 2.0**20, dtype=torch.float64)}, (client,))
     assert total.read(total.flat)["x"].item() == 2.0**22
+
+
+def test_the_order_of_names_does_not_matter() -> None:
+    terms = {"b": torch.tensor([[1.0, 2.0]]), "a": torch.tensor([[3.0]]), "c": torch.tensor([[4.0]])}
+    one, other = ExactSum(1), ExactSum(1)
+    one.add_sum(terms, (0,))
+    other.add_sum(dict(sorted(terms.items())), (0,))
+    assert torch.equal(one.flat, other.flat)
+    assert {name: value.tolist() for name, value in one.read(other.flat).items()} == {
+        "a": [3.0],
+        "b": [1.0, 2.0],
+        "c": [4.0],
+    }

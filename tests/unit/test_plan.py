@@ -23,5 +23,5 @@ def test_plan(method: str, phases: list[str], monkeypatch: pytest.MonkeyPatch) -
     factor, head = 2 * 3 * 2 * 32, 3 * 32 + 3
     each = head + (2 * factor if method == "fedavg" else factor)
     for phase in phases:
-        assert rows[f"phase {phase}"] == f"{each:,} parameters trained, {each:,} sent per client"
+        assert rows[f"phase {phase}"] == f"{each:,} parameters trained, {4 * each:,} bytes sent per client"
     assert rows["bytes per round"] == f"{len(phases) * each * 4 * 2:,} up, as float32"

@@ -7,6 +7,7 @@ import torch
 from fedsim.config_data import DATA_NAMES
 from fedsim.config_errors import nearest
 from fedsim.data.dataset import Dataset, Source
+from fedsim.data.datasets.clients import dermoscopic_clients
 from fedsim.data.datasets.folder import image_folder
 from fedsim.data.datasets.med import medmnist_set
 from fedsim.data.datasets.packaged import brain_mri, dermoscopy_pairs, digits
@@ -47,6 +48,8 @@ def _read(config: "DataConfig") -> Source:
         return PACKAGED[config.name](config.image_size)
     if config.name == "image_folder":
         return image_folder(config.root, config.image_size)
+    if config.name == "dermoscopic_clients":
+        return dermoscopic_clients(config.root, config.image_size)
     if prefix == "medmnist":
         return medmnist_set(flag, config.root, config.image_size)
     raise UserError("data.name", repr(config.name), nearest(config.name, DATA_NAMES))

@@ -1,13 +1,12 @@
 """A folder of image files, one subfolder per class, with or without a split of its own."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.cache import cached_folder, load_mapped
+from fedsim.data.cache import load_mapped
 from fedsim.data.dataset import Source
-from fedsim.data.images import write_resized
+from fedsim.data.images import prepared_files
 from fedsim.data.splits import NAMES
 from fedsim.errors import UserError
 
@@ -45,7 +44,7 @@ def image_folder(root: str | None, image_size: int) -> Source:
             labels += [class_names.index(folder.name)] * len(images)
             fixed += [code] * len(images)
     return Source(
-        images=load_mapped(_prepared(base, paths, image_size) / "images.npy"),
+        images=load_mapped(prepared_files("image_folder", base, paths, image_size)),
         labels=np.array(labels, np.int64),
         class_names=class_names,
         fixed=np.array(fixed, np.int64),
@@ -62,12 +61,3 @@ def _images(folder: Path) -> list[Path]:
     if not found:
         raise UserError(str(folder), "no image", f"files that end in {', '.join(sorted(SUFFIXES))}")
     return found
-
-
-def _prepared(base: Path, paths: list[Path], side: int) -> Path:
-    """Decode and resize all images, once for this list of files with these sizes and times."""
-    stats = [path.stat() for path in paths]
-    listing = [
-        [str(path.relative_to(base)), stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)
-    ]
-    return cached_folder("image_folder", [str(base.resolve()), listing, side], partial(write_resized, paths, side))

@@ -1,0 +1,32 @@
+"""FedRep: a common representation under heads of the clients' own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from algorithms.base import TRAINED_KINDS, Phase
+from algorithms.personal import Personal
+from fedsim.errors import UserError
+from fedsim.models.specs import Kind, ParamSpec
+
+HEAD: frozenset[Kind] = frozenset({"head"})
+
+
+class FedRep(Personal):
+    """Collins et al., Exploiting shared representations for personalized federated learning, ICML 2021, algorithm 1.
+
+    A round trains each client's head on the frozen representation, then the representation under the frozen head;
+    only the representation is averaged. Both trainings are as long as ``train`` says.
+    """
+
+    summary = "own heads on a common representation (Collins et al., 2021)"
+    kept_kinds = HEAD
+
+    def __init__(self, config: Any, specs: Mapping[str, ParamSpec], num_rounds: int = 1) -> None:
+        super().__init__(config, specs, num_rounds)
+        kinds = {spec.kind for spec in specs.values()}
+        if not (kinds & HEAD and kinds - HEAD):
+            raise UserError("algorithm.name", f"fedrep on a model that trains {sorted(kinds)}", "a head and a body")
+
+    def phases(self, round: int) -> tuple[Phase, ...]:
+        del round
+        return (Phase("head", HEAD), Phase("body", TRAINED_KINDS - HEAD))

@@ -1,0 +1,82 @@
+"""The dermoscopic set of PRR-FL (Chen et al., MICCAI 2021): four clients, each with a split of its own."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from fedsim.data.cache import load_mapped
+from fedsim.data.dataset import Source
+from fedsim.data.images import prepared_files
+from fedsim.errors import UserError
+
+CLASS_NAMES = ("nevus", "benign keratosis", "melanoma")
+PARTS = ("train", "valid", "test")
+SIDES = (128, 256)
+LAYOUT = "<root>/csv_folder/<client>/{train,valid,test}_<client>.csv and <root>/data/<client>/img_resize128/<image>.png"
+
+
+def dermoscopic_clients(root: str | None, image_size: int) -> Source:
+    """Read a copy of PRR-FL's repository into whose ``data`` folder the images were put.
+
+    The clients are the folders of ``csv_folder``, in alphabetical order (clientA to clientD), and become the sites.
+    Their tables need the columns ``image_id`` and ``label`` (0 nevus, 1 benign keratosis, 2 melanoma); images of
+    128 pixels are taken where they suffice, else those of 256 (``img_resize256``). UserError for what is missing,
+    a label that is none, and an image that two rows name.
+    """
+    if root is None:
+        raise UserError("data.root", "null with name: dermoscopic_clients", "the folder of the images")
+    base = Path(root).expanduser()
+    tables = base / "csv_folder"
+    clients = sorted(f.name for f in tables.iterdir() if f.is_dir() and f.name[0] != ".") if tables.is_dir() else []
+    if not clients:
+        raise UserError(f"data.root {base}", "no client in csv_folder", LAYOUT)
+    side = next((side for side in SIDES if side >= image_size), SIDES[-1])
+    paths: list[Path] = []
+    labels, fixed, sites = [], [], []
+    for site, client in enumerate(clients):
+        for code, part in enumerate(PARTS):
+            rows = _read_table(tables / client / f"{part}_{client}.csv")
+            paths += [base / "data" / client / f"img_resize{side}" / f"{image}.png" for image, _ in rows]
+            labels += [label for _, label in rows]
+            fixed += [code] * len(rows)
+            sites += [site] * len(rows)
+    _check_images(paths)
+    return Source(
+        images=load_mapped(prepared_files("dermoscopic_clients", base, paths, image_size)),
+        labels=np.array(labels, np.int64),
+        class_names=CLASS_NAMES,
+        sites=np.array(sites, np.int64),
+        site_names=tuple(clients),
+        fixed=np.array(fixed, np.int64),
+    )
+
+
+def _read_table(path: Path) -> list[tuple[str, int]]:
+    """Return the images and labels of a table; it must have some."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [(row.get("image_id"), row.get("label")) for row in csv.DictReader(file)]
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(str(path), str(error), f"a table: {LAYOUT}") from error
+    if not rows:
+        raise UserError(str(path), "no row", "a row for every image")
+    known = [str(label) for label in range(len(CLASS_NAMES))]
+    for number, (image, label) in enumerate(rows, start=2):
+        if not image or label not in known or Path(image).name != image:
+            raise UserError(
+                f"{path} line {number}",
+                f"image_id {image!r} with label {label!r}",
+                f"columns image_id, a file name without .png, and label, one of {', '.join(known)}",
+            )
+    return [(str(image), int(str(label))) for image, label in rows]
+
+
+def _check_images(paths: list[Path]) -> None:
+    seen: set[Path] = set()
+    for path in paths:
+        if path in seen:
+            raise UserError(str(path), "an image that two rows name", "each image once")
+        seen.add(path)
+        if not path.is_file():
+            raise UserError(str(path), "no such file", f"an image: {LAYOUT}")

@@ -1,0 +1,111 @@
+"""Scoring models on the clients' own images: a block's models together, each on the images of its client.
+
+Shapes: K clients, M models of a client, R = K M rows, client by client, N images of the client that has most,
+C classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.config import Config
+from fedsim.data import Dataset, divide_held_out
+from fedsim.errors import UserError
+from fedsim.images import ImageSource
+from fedsim.models.stacked import StackedModel
+
+
+class OwnImages:
+    """Who has which images of the splits train, val and test, and what models make of them."""
+
+    def __init__(
+        self, config: Config, model: StackedModel, images: ImageSource, dataset: Dataset, parts: Sequence[np.ndarray]
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._images = images
+        self._dataset = dataset
+        self.parts = parts
+
+    @cached_property
+    def held_out(self) -> Mapping[str, list[np.ndarray]]:
+        """Each client's own validation and test images: ``{"val": [...], "test": [...]}``, indices like ``parts``."""
+        return divide_held_out(self._dataset, self._config.clients, self.parts, self._config.seed)
+
+    def places(self, split: str) -> Sequence[np.ndarray]:
+        """Return each client's own images of a split, as indices into the data set."""
+        return self.parts if split == "train" else self.held_out[split]
+
+    def require(self, split: str) -> None:
+        """Raise UserError where a client that trains has no image of the split."""
+        for client, (trained, own) in enumerate(zip(self.parts, self.places(split), strict=True)):
+            if len(trained) and not len(own):
+                raise UserError(
+                    f"algorithm.decide_on, client {client}",
+                    f"{split} without an image of that split",
+                    "train, or a partition that leaves every client some",
+                )
+
+    def scores(
+        self, split: str, clients: Sequence[int], params: Mapping[str, Tensor], num_models: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Return scores (R, N, C) on the device and labels (R, N), -1 at places that a client does not fill.
+
+        ``params`` are shared or have rows (R, ...).
+        """
+        own = [self.places(split)[client] for client in clients]
+        self._prepare(split, own)
+        width = max((len(part) for part in own), default=0)
+        index = torch.zeros(len(own), width, dtype=torch.int64)
+        labels = torch.full((len(own), width), -1)
+        for row, part in enumerate(own):
+            places = torch.from_numpy(part)
+            index[row, : len(part)], labels[row, : len(part)] = places, self._dataset.labels[places]
+        device, size = self._model.device, self._config.evaluate.batch_size
+        scores = torch.zeros(len(own) * num_models, width, self._model.num_classes, device=device)
+        for start in range(0, width, size):
+            busy = torch.tensor([row for row, part in enumerate(own) if len(part) > start])
+            rows = (busy[:, None] * num_models + torch.arange(num_models)).flatten().to(device)
+            fixed = self._images.plain_batch(index[busy, start : start + size]).repeat_interleave(num_models, 0)
+            with torch.no_grad():
+                logits = self._model.forward(self._rows(params, rows, len(scores)), fixed, training=False)
+            scores[rows, start : start + size] = logits.float()
+        return scores, labels.repeat_interleave(num_models, 0).to(device)
+
+    def _prepare(self, split: str, own: Sequence[np.ndarray]) -> None:
+        """Compute prefixes in groups that no cut into blocks or ranks changes: a client's, or a whole split's."""
+        if split == "train":
+            self._images.fill(own)
+            return
+        places, size = vars(self._dataset)[split], self._config.evaluate.batch_size
+        self._images.fill([places[start : start + size] for start in range(0, len(places), size)])
+
+    def _rows(self, params: Mapping[str, Tensor], rows: Tensor, num_rows: int) -> Mapping[str, Tensor]:
+        """Take some rows of what has rows."""
+        if len(rows) == num_rows:
+            return params
+        specs = self._model.specs
+        return {name: v[rows] if v.dim() > len(specs[name].shape) else v for name, v in params.items()}
+
+
+def macro_f1(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return the macro-F1 (0..1) of each row, float64 (R,), over the classes that occur in labels or predictions.
+
+    ``scores`` (R, N, C); ``labels`` (R, N), -1 for places that do not count. Nan for a row of which no place
+    counts or a score is not finite.
+    """
+    num_rows, _, num_classes = scores.shape
+    counts = labels >= 0
+    pairs = (labels * num_classes + scores.argmax(2)) + torch.arange(num_rows, device=labels.device)[:, None] * (
+        num_classes**2
+    )
+    confusion = torch.bincount(pairs[counts], minlength=num_rows * num_classes**2)
+    confusion = confusion.view(num_rows, num_classes, num_classes).double()
+    occurrences = confusion.sum(1) + confusion.sum(2)
+    f1 = 2 * confusion.diagonal(dim1=1, dim2=2) / occurrences.clamp(min=1)
+    is_finite = torch.isfinite(scores).all(2).logical_or(~counts).all(1)
+    mean = f1.sum(1) / (occurrences > 0).sum(1)
+    return torch.where(is_finite, mean, torch.nan)
