@@ -43,12 +43,12 @@ def contenders(data: str) -> list[Contender]:
     own = "train={optimizer: adamw, lr: 0.002, batch_size: 10}"
     heads = ["train={optimizer: adamw, lr: 0.001, batch_size: 10}"]
     heads += [f"train={{optimizer: sgd, momentum: 0.9, lr: {lr}, batch_size: 10}}" for lr in (0.001, 0.003)]
-    schedules = ("{name: constant}", "{name: cosine, final: 0.05}")
-    federated = [
-        f"train={{optimizer: adamw, lr: {lr}, batch_size: 10, schedule: {schedule}}}"
-        for lr in (0.001, 0.002)
-        for schedule in schedules
-    ]
+    tries = (
+        (0.001, "{name: constant}"),
+        (0.001, "{name: cosine, final: 0.05}"),
+        (0.002, "{name: cosine, final: 0.05}"),
+    )
+    federated = [f"train={{optimizer: adamw, lr: {lr}, batch_size: 10, schedule: {name}}}" for lr, name in tries]
     found = [
         Contender(
             "frozen encoder, trained head, centralised", data, (*ONE_CLIENT, "rounds=40", HEAD_ONLY), tuple(heads)
