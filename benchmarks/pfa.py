@@ -49,18 +49,26 @@ def draw_weights(client: int) -> Weights:
     return {name: torch.randn(1, *shape, generator=stream) for name, shape in shapes.items()}
 
 
-def fourier_round(group: Group, weights: Sequence[Weights], num_clients: int, fraction: float) -> Stopwatch:
-    """Amplitudes of the window are averaged; each client puts them under its own phases."""
-    watch, total = Stopwatch(), ExactSum(num_clients)
+def mean_of_all(
+    watch: Stopwatch, group: Group, weights: Sequence[Weights], num_clients: int, terms_of: Callable[[Weights], Weights]
+) -> Weights:
+    """The exact mean, over the clients of all ranks, of what ``terms_of`` makes of their weights."""
+    total = ExactSum(num_clients)
     share = torch.full((1,), 1 / num_clients, dtype=torch.float64)
     for own in weights:
-        terms = watch(
-            "transform",
-            lambda own=own: {name: low_amplitudes(to_matrices(w), fraction, "paper") for name, w in own.items()},
-        )
+        terms = watch("transform", lambda own=own: terms_of(own))
         watch("sum", lambda terms=terms: total.add_mean(terms, share, [0]))
-    reduced = watch("collective", lambda: group.sum_exact(total.flat))
-    means = total.read(reduced)
+    return total.read(watch("collective", lambda: group.sum_exact(total.flat)))
+
+
+def fourier_round(group: Group, weights: Sequence[Weights], num_clients: int, fraction: float) -> Stopwatch:
+    """Amplitudes of the window are averaged; each client puts them under its own phases."""
+    watch = Stopwatch()
+
+    def amplitudes(own: Weights) -> Weights:
+        return {name: low_amplitudes(to_matrices(value), fraction, "paper") for name, value in own.items()}
+
+    means = mean_of_all(watch, group, weights, num_clients, amplitudes)
 
     def inverse(own: Weights) -> None:
         for name, value in own.items():
@@ -74,16 +82,12 @@ def fourier_round(group: Group, weights: Sequence[Weights], num_clients: int, fr
 
 def plain_round(group: Group, weights: Sequence[Weights], num_clients: int, start: Weights) -> Stopwatch:
     """Changes against the server's weights are averaged, and the server's weights move by the mean."""
-    watch, total = Stopwatch(), ExactSum(num_clients)
-    share = torch.full((1,), 1 / num_clients, dtype=torch.float64)
-    for own in weights:
-        terms = watch(
-            "transform",
-            lambda own=own: {name: value.double() - start[name].double() for name, value in own.items()},
-        )
-        watch("sum", lambda terms=terms: total.add_mean(terms, share, [0]))
-    reduced = watch("collective", lambda: group.sum_exact(total.flat))
-    means = total.read(reduced)
+    watch = Stopwatch()
+
+    def changes(own: Weights) -> Weights:
+        return {name: value.double() - start[name].double() for name, value in own.items()}
+
+    means = mean_of_all(watch, group, weights, num_clients, changes)
     watch("inverse", lambda: [add_exact(start[name], mean) for name, mean in means.items()])
     return watch
 

@@ -15,8 +15,8 @@ from algorithms import resolve
 from algorithms.base import Payload, Phase, ServerState, Update
 from comm import open_group
 from fedsim.client import BlockTrainer
-from fedsim.config import Config, ModelConfig
-from fedsim.data import Dataset
+from fedsim.config import Config, DataConfig, ModelConfig
+from fedsim.data import Dataset, load_dataset
 from fedsim.images import ImageSource
 from fedsim.models.stacked import StackedModel, build_model
 from fedsim.records import RoundRecord
@@ -162,3 +162,14 @@ def same_bits(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bo
 
 def with_params(state: ServerState, params: Mapping[str, Tensor]) -> ServerState:
     return replace(state, params={**state.params, **params})
+
+
+def load_set(name: str, **changes: Any) -> Any:
+    """The data set of a config's section ``data``."""
+    return load_dataset(DataConfig.model_validate({"name": name, **changes}))
+
+
+def class_counts(dataset: Any, part: str) -> list[int]:
+    """Images per class in train, val or test."""
+    labels = dataset.labels.numpy()[getattr(dataset, part)]
+    return np.bincount(labels, minlength=len(dataset.class_names)).tolist()  # type: ignore[no-any-return]  # numpy says Any

@@ -1,5 +1,7 @@
 """Deputy-enhanced transfer against PRR-FL's released code (prrfl_det.npz): stages, losses, and six local epochs."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -102,8 +104,8 @@ def test_local_epochs(num_epochs: int) -> None:
     stages = []
     assess = sim.algorithm.assess
 
-    def noted(*arguments: object) -> object:
-        decided = assess(*arguments)  # type: ignore[arg-type]
+    def noted(*arguments: Any) -> Any:
+        decided = assess(*arguments)
         stages.append(decided["stage"].item())
         return decided
 

@@ -19,12 +19,6 @@ from fedsim.errors import UserError
 FORK = multiprocessing.get_context("fork")  # real processes without paying for imports again
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def start_builder(seconds: float, begun: Path) -> multiprocessing.process.BaseProcess:
     """A process that takes so long to fill a folder; every call of its builder adds a file to ``begun``."""
 

@@ -16,13 +16,9 @@ from fedsim.errors import UserError
 from fedsim.simulation import build_simulation
 from tests.helpers import make_config, play
 
+pytestmark = pytest.mark.usefixtures("cache")
 CLIENTS = ("clientA", "clientB", "clientC", "clientD")
 LABELS = {"train": (0, 0, 1, 2), "valid": (0, 1), "test": (2, 1, 0)}
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The image sets: packaged ones as published, MedMNIST files and folders as the tests write them."""
+"""The image sets: packaged ones as published, folders as the tests write them."""
 
 import shutil
 from pathlib import Path
@@ -11,32 +11,17 @@ from PIL import Image
 
 from fedsim.config import DataConfig
 from fedsim.data import load_dataset
-from fedsim.data.datasets import PACKAGED, med
+from fedsim.data.datasets import PACKAGED
 from fedsim.data.images import near_duplicates, resized
 from fedsim.errors import UserError
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def load(name: str, **changes: Any) -> Any:
-    return load_dataset(DataConfig.model_validate({"name": name, **changes}))
-
-
-def class_counts(dataset: Any, part: str) -> list[int]:
-    labels = dataset.labels.numpy()[getattr(dataset, part)]
-    return np.bincount(labels, minlength=len(dataset.class_names)).tolist()  # type: ignore[no-any-return]  # numpy says Any
-
+from tests.helpers import class_counts, load_set
 
 # --- packaged sets
 
 
 @pytest.mark.parametrize("name", sorted(PACKAGED))
 def test_packaged_sets_keep_the_contract(name: str) -> None:
-    data = load(name, image_size=28)
+    data = load_set(name, image_size=28)
     num_images = len(data.labels)
     assert data.images.shape == (num_images, 3, 28, 28)
     assert data.images.dtype == torch.uint8
@@ -52,7 +37,7 @@ def test_packaged_sets_keep_the_contract(name: str) -> None:
 @pytest.mark.parametrize("name", ["brain_mri", "dermoscopy_pairs"])
 @pytest.mark.parametrize("split_seed", [0, 1])
 def test_no_group_leaks_between_the_splits(name: str, split_seed: int) -> None:
-    data = load(name, split_seed=split_seed)
+    data = load_set(name, split_seed=split_seed)
     held = [set(data.groups[part].tolist()) for part in (data.train, data.val, data.test)]
     assert sum(map(len, held)) == len(held[0] | held[1] | held[2])
     for part, share in (("train", 0.65), ("val", 0.15), ("test", 0.2)):
@@ -61,7 +46,7 @@ def test_no_group_leaks_between_the_splits(name: str, split_seed: int) -> None:
 
 
 def test_brain_mri_has_the_published_groups_and_sites() -> None:
-    data = load("brain_mri")
+    data = load_set("brain_mri")
     pairs = set(zip(data.groups.tolist(), data.labels.tolist(), strict=True))
     assert len(pairs) == len(set(data.groups.tolist())) == 1231, "1,231 groups, each of one class"
     counts = [np.bincount(data.labels[data.sites == site]).tolist() for site in range(len(data.site_names))]
@@ -69,20 +54,20 @@ def test_brain_mri_has_the_published_groups_and_sites() -> None:
 
 
 def test_dermoscopy_pairs_are_two_patches_without_the_identical_ones() -> None:
-    data = load("dermoscopy_pairs", image_size=64)
+    data = load_set("dermoscopy_pairs", image_size=64)
     assert np.bincount(data.labels).tolist() == [995, 936]
     assert len(set(data.groups.tolist())) == 199
     left, right = data.images[..., :32], data.images[..., 32:]
     assert (left != right).flatten(1).any(1).all()
-    assert load("dermoscopy_pairs", image_size=29).images.shape == (1931, 3, 29, 29)
+    assert load_set("dermoscopy_pairs", image_size=29).images.shape == (1931, 3, 29, 29)
 
 
 def test_pixels_are_prepared_once_and_mapped(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.mkdir()
     first = make_classes(cache.parent / "set")
-    before = load("image_folder", root=str(first), image_size=8)
+    before = load_set("image_folder", root=str(first), image_size=8)
     monkeypatch.setattr("fedsim.data.images.read_rgb", lambda _: pytest.fail("decoded again"))
-    after = load("image_folder", root=str(first), image_size=8)
+    after = load_set("image_folder", root=str(first), image_size=8)
     assert torch.equal(before.images, after.images)
     (file,) = cache.glob("image_folder-*/images.npy")
     assert str(file) in Path("/proc/self/maps").read_text(encoding="utf-8")
@@ -115,7 +100,7 @@ def test_a_folder_of_classes_is_read_and_split(tmp_path: Path) -> None:
     (root / "polyp" / "notes.txt").touch()
     (root / "polyp" / "._000.png").touch()
     (root / ".thumbnails").mkdir()
-    data = load("image_folder", root=str(root), image_size=8)
+    data = load_set("image_folder", root=str(root), image_size=8)
     assert data.class_names == ("cecum", "polyp")
     assert [class_counts(data, part) for part in ("train", "val", "test")] == [[13, 13], [3, 3], [4, 4]]
     assert data.images.shape == (40, 3, 8, 8)
@@ -128,21 +113,21 @@ def test_a_folder_with_its_own_split_is_kept_and_a_missing_val_is_drawn(tmp_path
     root = tmp_path / "oct"
     for part in ("train", "val", "test"):
         make_classes(root / part)
-    data = load("image_folder", root=str(root), image_size=8)
+    data = load_set("image_folder", root=str(root), image_size=8)
     assert data.class_names == ("cecum", "polyp")
     np.testing.assert_array_equal(data.val, np.arange(40, 80))
     np.testing.assert_array_equal(data.test, np.arange(80, 120))
     shutil.rmtree(root / "val")
-    data = load("image_folder", root=str(root), image_size=8)
+    data = load_set("image_folder", root=str(root), image_size=8)
     assert (len(data.train), len(data.val), len(data.test)) == (34, 6, 40)
 
 
 @pytest.mark.usefixtures("cache")
 def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
     root = make_classes(tmp_path / "set")
-    load("image_folder", root=str(root), image_size=8)
+    load_set("image_folder", root=str(root), image_size=8)
     make_image(root / "cecum" / "000.bmp", 7, size=(30, 30))
-    assert load("image_folder", root=str(root), image_size=8).images[0, 0, 0, 0] == 7
+    assert load_set("image_folder", root=str(root), image_size=8).images[0, 0, 0, 0] == 7
 
 
 @pytest.mark.usefixtures("cache")
@@ -170,128 +155,20 @@ def test_a_spoilt_folder_is_one_line(tmp_path: Path, spoil: Any, message: str) -
     root = make_classes(tmp_path / "set")
     spoil(root)
     with pytest.raises(UserError, match=message):
-        load("image_folder", root=str(root), image_size=8)
+        load_set("image_folder", root=str(root), image_size=8)
 
 
 def test_a_class_that_train_does_not_have_is_refused(tmp_path: Path) -> None:
     make_classes(tmp_path / "train")
     make_image(tmp_path / "test" / "ulcer" / "0.png", 1)
     with pytest.raises(UserError, match=r"test/ulcer: found a class that train does not have; .* cecum, polyp"):
-        load("image_folder", root=str(tmp_path), image_size=8)
+        load_set("image_folder", root=str(tmp_path), image_size=8)
 
 
 def test_an_unknown_set_is_answered_with_the_nearest_and_all() -> None:
     config = DataConfig.model_validate({"name": "digits"}).model_copy(update={"name": "brain_mir"})
     with pytest.raises(UserError, match=r"'brain_mir'; expected brain_mri \(nearest; known: .*digits"):
         load_dataset(config)
-
-
-# --- MedMNIST
-
-
-TRAIN_IMAGES = {28: 600, 64: 50, 128: 20, 224: 20}  # 28: more than are unpacked at once
-
-
-def write_medmnist(path: Path, side: int, channels: int = 1, num_classes: int = 2, **changes: Any) -> None:
-    """A small file in the published form."""
-    rng = np.random.default_rng(0)
-    shape = (side, side) if channels == 1 else (side, side, channels)
-    arrays: dict[str, Any] = {}
-    for name, count in (("train", TRAIN_IMAGES[side]), ("val", 10), ("test", 12)):
-        arrays[f"{name}_images"] = rng.integers(0, 256, (count, *shape), np.uint8)
-        arrays[f"{name}_labels"] = rng.integers(0, num_classes, (count, 1), np.uint8)
-    arrays = {key: value for key, value in (arrays | changes).items() if value is not None}
-    np.savez_compressed(path, **arrays)
-
-
-@pytest.mark.usefixtures("cache")
-@pytest.mark.parametrize(("flag", "channels"), [("breastmnist", 1), ("bloodmnist", 3)])
-@pytest.mark.parametrize(("side", "suffix"), [(28, ""), (64, "_64"), (128, "_128"), (224, "_224")])
-def test_medmnist_is_read_with_its_own_split(tmp_path: Path, flag: str, channels: int, side: int, suffix: str) -> None:
-    path = tmp_path / f"{flag}{suffix}.npz"
-    write_medmnist(path, side, channels, num_classes=2 if channels == 1 else 8)
-    data = load(f"medmnist:{flag}", root=str(tmp_path), image_size=side)
-    assert (len(data.train), len(data.val), len(data.test)) == (TRAIN_IMAGES[side], 10, 12)
-    assert data.images.shape == (TRAIN_IMAGES[side] + 22, 3, side, side)
-    with np.load(path) as arrays:
-        want = np.concatenate([arrays[f"{name}_images"] for name in ("train", "val", "test")])
-        labels = np.concatenate([arrays[f"{name}_labels"] for name in ("train", "val", "test")])[:, 0]
-    want = np.stack([want] * 3, 1) if channels == 1 else want.transpose(0, 3, 1, 2)
-    np.testing.assert_array_equal(data.images.numpy(), want)
-    np.testing.assert_array_equal(data.labels.numpy(), labels)
-    assert data.class_names[0] == {"breastmnist": "malignant", "bloodmnist": "basophil"}[flag]
-
-
-@pytest.mark.usefixtures("cache")
-def test_medmnist_between_the_published_sizes_is_shrunk_from_the_next(tmp_path: Path) -> None:
-    write_medmnist(tmp_path / "breastmnist_64.npz", 64)
-    data = load("medmnist:breastmnist", root=str(tmp_path), image_size=56)
-    with np.load(tmp_path / "breastmnist_64.npz") as arrays:
-        first = Image.fromarray(arrays["train_images"][0])
-    np.testing.assert_array_equal(data.images[0, :1].numpy(), resized(first, 56, 56))
-
-
-@pytest.mark.usefixtures("cache")
-def test_medmnist_that_is_missing_names_the_file_and_where_it_comes_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any) -> None:
-        raise RuntimeError("no network")
-
-    monkeypatch.setattr(med, "_download", fail)
-    with pytest.raises(UserError, match=r"octmnist_64.npz: found no such file.*medmnist.INFO\['octmnist'\]"):
-        load("medmnist:octmnist", root=str(tmp_path), image_size=64)
-    with pytest.raises(UserError, match=r"absent: found no such folder; expected .*octmnist_64.npz"):
-        load("medmnist:octmnist", root=str(tmp_path / "absent"), image_size=64)
-
-
-@pytest.mark.usefixtures("cache")
-def test_medmnist_download_goes_through_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(url: str, root: str, filename: str, md5: str) -> None:
-        assert url.startswith("https://zenodo.org/")
-        assert len(md5) == 32
-        write_medmnist(Path(root) / filename, 28)
-
-    monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
-    data = load("medmnist:breastmnist", root=str(tmp_path), image_size=28)
-    assert len(data.labels) == 622
-    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["breastmnist.npz"]
-
-
-@pytest.mark.usefixtures("cache")
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"val_labels": None}, "val_labels"),
-        ({"test_images": None}, "test_images"),
-        ({"train_labels": np.full((600, 1), 2, np.uint8)}, r"train_labels uint8\(600, 1\) within \[2, 2\]"),
-        ({"train_labels": np.zeros((600, 14), np.uint8)}, r"train_labels uint8\(600, 14\)"),
-        ({"train_images": np.zeros((600, 28, 28))}, r"images float64\(600, 28, 28\)"),
-        ({"train_images": np.zeros((599, 28, 28), np.uint8)}, "621 images with 622 labels"),
-        ({"val_images": np.zeros((11, 28, 28), np.uint8)}, "more images than the 622 labels"),
-        ({"val_images": np.zeros((10, 28, 28, 3), np.uint8)}, "of several kinds"),
-        ({"train_labels": np.array([[None]] * 600)}, "allow_pickle"),
-    ],
-)
-def test_medmnist_that_is_not_as_published_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    write_medmnist(tmp_path / "breastmnist.npz", 28, **changes)
-    with pytest.raises(UserError, match=message) as caught:
-        load("medmnist:breastmnist", root=str(tmp_path), image_size=28)
-    assert "breastmnist.npz" in str(caught.value)
-
-
-@pytest.mark.usefixtures("cache")
-def test_half_a_medmnist_file_is_refused(tmp_path: Path) -> None:
-    write_medmnist(tmp_path / "breastmnist.npz", 28)
-    whole = (tmp_path / "breastmnist.npz").read_bytes()
-    (tmp_path / "breastmnist.npz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"breastmnist.npz"):
-        load("medmnist:breastmnist", root=str(tmp_path), image_size=28)
-
-
-def test_a_multi_label_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="medmnist:chestmnist, a multi-label set"):
-        load("medmnist:chestmnist", root=str(tmp_path))
 
 
 # --- images
