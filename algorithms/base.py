@@ -4,17 +4,17 @@ A method never sees ranks, process groups, files or the clock, and never loops o
 from a block of K clients has a leading client axis, and its code is the same for one client and for many.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from fedsim.models.specs import Kind, ParamSpec
+from fedsim.tasks import cross_entropy
 
 TRAINED_KINDS: frozenset[Kind] = frozenset({"lora_a", "lora_b", "head", "body", "norm", "buffer", "local"})
 
@@ -57,11 +57,12 @@ class ServerState:
 class Batch:
     """One local step of a block, as the loss sees it.
 
-    ``logits`` (K, B, C), ``labels`` (K, B); ``weights`` (K, B): one over the client's batch size for its images,
-    zero for the places that a smaller batch leaves empty. ``params``: trained parameters with, others without,
-    a client axis. ``start``: the server's parameters that the phase began from, without one. ``phase``: its name.
-    ``decided``: what ``Algorithm.assess`` returned before this local pass, if it was asked. With M > 1 models per
-    client ``logits`` is (K, M, B, C) and ``params`` are (K, M, ...).
+    ``logits`` (K, B, C) and ``labels`` (K, B), or what else the task has for outputs and targets. ``weights`` (K, B):
+    one over the client's batch size for its images, zero for the places that a smaller batch leaves empty.
+    ``params``: trained parameters with, others without, a client axis. ``start``: the server's parameters that the
+    phase began from, without one. ``phase``: its name. ``decided``: what ``Algorithm.assess`` returned before this
+    local pass, if it was asked. With M > 1 models per client ``logits`` is (K, M, B, C) and ``params`` are
+    (K, M, ...). ``criterion``: the task's loss, see ``task_loss``.
     """
 
     logits: Tensor
@@ -72,6 +73,12 @@ class Batch:
     start: Mapping[str, Tensor]
     phase: str = "train"
     decided: Mapping[str, Tensor] = field(default_factory=dict)
+    criterion: Callable[[Tensor, Tensor, Tensor], Tensor] = cross_entropy
+
+    @property
+    def task_loss(self) -> Tensor:
+        """Each client's loss of the task alone, (K,): mean cross-entropy for classification."""
+        return self.criterion(self.logits, self.labels, self.weights)
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,7 @@ class Algorithm:
 
     def loss(self, batch: Batch) -> Tensor:
         """Return each client's local objective on its batch, (K,)."""
-        return cross_entropy(batch)
+        return batch.task_loss
 
     def pre_aggregate(self, update: Update) -> Payload:
         """Return what the clients send; on the rank that trained them. Also called for zero clients (K = 0)."""
@@ -247,12 +254,6 @@ def keep(states: Sequence[dict[str, Tensor]], prefix: str, tensors_K: Mapping[st
     for name, value in tensors_K.items():
         for state, row in zip(states, value.unbind(), strict=True):
             state[prefix + name] = row
-
-
-def cross_entropy(batch: Batch) -> Tensor:
-    """Return each client's mean cross-entropy over its batch, (K,)."""
-    losses = F.cross_entropy(batch.logits.flatten(0, 1).float(), batch.labels.flatten(), reduction="none")
-    return (losses.view_as(batch.weights) * batch.weights).sum(1)
 
 
 def squared_distance(batch: Batch) -> Tensor:

@@ -12,7 +12,6 @@ from algorithms.base import (
     Phase,
     ServerState,
     Update,
-    cross_entropy,
     keep,
     recall,
     squared_distance,
@@ -44,7 +43,7 @@ class Ditto(Algorithm):
         return recall(states, OWN, state.params) if phase == PERSONAL else {}
 
     def loss(self, batch: Batch) -> Tensor:
-        loss_K = cross_entropy(batch)
+        loss_K = batch.task_loss
         if batch.phase != PERSONAL.name:
             return loss_K
         strength: float = self.config.strength

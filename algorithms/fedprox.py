@@ -3,7 +3,7 @@
 from pydantic import Field
 from torch import Tensor
 
-from algorithms.base import Algorithm, Batch, cross_entropy, squared_distance
+from algorithms.base import Algorithm, Batch, squared_distance
 
 
 class FedProx(Algorithm):
@@ -15,7 +15,7 @@ class FedProx(Algorithm):
         mu: float = Field(0.01, ge=0, description="Strength of the proximal term; 0 is FedAvg.")
 
     def loss(self, batch: Batch) -> Tensor:
-        loss_K = cross_entropy(batch)
+        loss_K = batch.task_loss
         if self.config.mu == 0:
             return loss_K
         mu: float = self.config.mu

@@ -24,6 +24,7 @@ from fedsim.models.stacked import StackedModel
 from fedsim.optim import StackedOptimizer, learning_rate
 from fedsim.own import OwnImages, macro_f1
 from fedsim.seeding import numpy_stream
+from fedsim.tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,12 @@ class BlockTrainer:
         parts: Sequence[np.ndarray],
     ) -> None:
         self.config = config
+        self.task = task_of(dataset)
         self.model = model
         self.algorithm = algorithm
         self.images = images
         self.parts = parts
-        self.own = OwnImages(config, model, images, dataset, parts)
+        self.own = OwnImages(config, self.task, model, images, dataset, parts)
 
     def train(
         self,
@@ -195,7 +197,7 @@ class BlockTrainer:
     def _own_f1(self, block: Block, split: str) -> Tensor:
         """Return the macro-F1 (K, M) of the block's models as they are, on the clients' own images."""
         params = block.params(block.flat)
-        scores, labels = self.own.scores(split, block.clients, params, block.phase.models)
+        scores, labels = self.own.rows(split, block.clients, params, block.phase.models)
         return macro_f1(scores, labels).view(len(block.clients), block.phase.models)
 
     def _run_steps(
@@ -229,6 +231,7 @@ class BlockTrainer:
                 block.state.params,
                 phase.name,
                 {key: value[:active] for key, value in decided.items()},
+                self.task.loss,
             )
             loss_K = self.algorithm.loss(batch)
             (grad,) = torch.autograd.grad(loss_K.sum(), leaf)

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from algorithms.base import Algorithm, ServerState, Update
 from fedsim.cohort import Cohort
-from fedsim.evaluate import classification_metrics
 from fedsim.simulation import Simulation
+from fedsim.tasks import Task
 
 MODELS = ("own", "exchanged")
 MOMENTS = ("before", "after")
 SPLITS = ("val", "test")
-METRICS = ("f1", "auroc", "balanced_accuracy")
 
 
 class ClientFigures:
@@ -30,10 +29,11 @@ class ClientFigures:
 
     def __init__(self, sim: Simulation, cohort: Cohort) -> None:
         self._sim = sim
+        self._metrics = sim.task.client_metrics
         exchanges = type(sim.algorithm).exchanged_model is not Algorithm.exchanged_model
         self._models = MODELS if exchanges else MODELS[:1]
         # Zero but for the clients of this rank, until ``collect``.
-        sizes = (len(axis) for axis in (cohort.clients, self._models, MOMENTS, SPLITS, METRICS))
+        sizes = (len(axis) for axis in (cohort.clients, self._models, MOMENTS, SPLITS, self._metrics))
         self._table = torch.zeros(*sizes, dtype=torch.float64)
 
     def measure_before(
@@ -60,9 +60,9 @@ class ClientFigures:
         for which, model in enumerate((method.client_model, method.exchanged_model)[: len(self._models)]):
             own = model(states, params, update)
             for place, split in enumerate(SPLITS):
-                scores, labels = self._sim.trainer.own.scores(split, clients, {**params, **own})
-                for position, row, truth in zip(block, scores.cpu(), labels.cpu(), strict=True):
-                    self._table[position, which, MOMENTS.index(moment), place] = own_metrics(row, truth)
+                rows, labels = self._sim.trainer.own.rows(split, clients, {**params, **own})
+                for position, row, truth in zip(block, rows.cpu(), labels.cpu(), strict=True):
+                    self._table[position, which, MOMENTS.index(moment), place] = own_metrics(self._sim.task, row, truth)
 
     def collect(self) -> None:
         """Bring the figures of all ranks together; every rank calls this."""
@@ -71,11 +71,11 @@ class ClientFigures:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return each client's figures, in the cohort's order: {model: {moment: {split: {metric: value}}}}."""
-        axes = (self._models, MOMENTS, SPLITS, METRICS)
+        axes = (self._models, MOMENTS, SPLITS, self._metrics)
         return [named(values.tolist(), axes) for values in self._table]
 
     def diagnostics(self) -> dict[str, Any]:
-        """Return the spread over the clients, and ``retrogress``: the mean drop of the macro-F1 per split.
+        """Return the spread over the clients, and ``retrogress``: the mean drop of the task's first client metric.
 
         Under ``clients`` and ``retrogress`` for the models that clients use, with ``_exchanged`` for the others.
         """
@@ -84,12 +84,12 @@ class ClientFigures:
             spreads = {split: self._spreads(which, place) for place, split in enumerate(SPLITS)}
             ending = "" if model == "own" else f"_{model}"
             found[f"clients{ending}"] = spreads
-            found[f"retrogress{ending}"] = {split: spreads[split]["f1"]["drop"]["mean"] for split in SPLITS}
+            found[f"retrogress{ending}"] = {split: spreads[split][self._metrics[0]]["drop"]["mean"] for split in SPLITS}
         return found
 
     def _spreads(self, which: int, place: int) -> dict[str, Any]:
         spreads = {}
-        for column, metric in enumerate(METRICS):
+        for column, metric in enumerate(self._metrics):
             before, after = self._table[:, which, :, place, column].T.numpy()
             spreads[metric] = {
                 "before": spread(before, worst=np.min),
@@ -99,13 +99,13 @@ class ClientFigures:
         return spreads
 
 
-def own_metrics(scores: Tensor, labels: Tensor) -> Tensor:
-    """Return ``METRICS`` over the images whose label is not -1, float64; nan without any."""
+def own_metrics(task: Task, rows: Tensor, labels: Tensor) -> Tensor:
+    """Return the task's ``client_metrics`` over the images whose label is not -1, float64; nan without any."""
     counts = labels >= 0
     if not counts.any():
-        return torch.full((len(METRICS),), torch.nan, dtype=torch.float64)
-    found = classification_metrics(scores[counts], labels[counts])
-    return torch.tensor([found[name] for name in METRICS], dtype=torch.float64)
+        return torch.full((len(task.client_metrics),), torch.nan, dtype=torch.float64)
+    found = task.measure(rows[counts], labels[counts])
+    return torch.tensor([found[name] for name in task.client_metrics], dtype=torch.float64)
 
 
 def named(values: Any, axes: Sequence[Sequence[str]]) -> Any:

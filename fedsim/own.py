@@ -1,7 +1,7 @@
-"""Scoring models on the clients' own images: a block's models together, each on the images of its client.
+"""Running models on the clients' own images: a block's models together, each on the images of its client.
 
-Shapes: K clients, M models of a client, R = K M rows, client by client, N images of the client that has most,
-C classes.
+Shapes: K clients, M models of a client, R = K M models, client by client, N images of the client that has most,
+S numbers that the task's metrics need of an image, C classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,23 @@ from fedsim.data import Dataset, divide_held_out
 from fedsim.errors import UserError
 from fedsim.images import ImageSource
 from fedsim.models.stacked import StackedModel
+from fedsim.tasks import Task
 
 
 class OwnImages:
     """Who has which images of the splits train, val and test, and what models make of them."""
 
     def __init__(
-        self, config: Config, model: StackedModel, images: ImageSource, dataset: Dataset, parts: Sequence[np.ndarray]
+        self,
+        config: Config,
+        task: Task,
+        model: StackedModel,
+        images: ImageSource,
+        dataset: Dataset,
+        parts: Sequence[np.ndarray],
     ) -> None:
         self._config = config
+        self._task = task
         self._model = model
         self._images = images
         self._dataset = dataset
@@ -49,12 +57,12 @@ class OwnImages:
                     "train, or a partition that leaves every client some",
                 )
 
-    def scores(
+    def rows(
         self, split: str, clients: Sequence[int], params: Mapping[str, Tensor], num_models: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Return scores (R, N, C) on the device and labels (R, N), -1 at places that a client does not fill.
+        """Return the task's rows (R, N, S) on the device and labels (R, N), -1 at places that a client does not fill.
 
-        ``params`` are shared or have rows (R, ...).
+        ``params`` are shared or one for each model, (R, ...).
         """
         own = [self.places(split)[client] for client in clients]
         self._prepare(split, own)
@@ -65,15 +73,18 @@ class OwnImages:
             places = torch.from_numpy(part)
             index[row, : len(part)], labels[row, : len(part)] = places, self._dataset.labels[places]
         device, size = self._model.device, self._config.evaluate.batch_size
-        scores = torch.zeros(len(own) * num_models, width, self._model.num_classes, device=device)
+        found = torch.zeros(len(own) * num_models, width, self._task.row_size, device=device)
         for start in range(0, width, size):
             busy = torch.tensor([row for row, part in enumerate(own) if len(part) > start])
-            rows = (busy[:, None] * num_models + torch.arange(num_models)).flatten().to(device)
-            fixed = self._images.plain_batch(index[busy, start : start + size]).repeat_interleave(num_models, 0)
+            models = (busy[:, None] * num_models + torch.arange(num_models)).flatten().to(device)
+            places = index[busy, start : start + size]
+            fixed = self._images.plain_batch(places).repeat_interleave(num_models, 0)
+            targets = self._images.labels[places.to(device)].repeat_interleave(num_models, 0)
             with torch.no_grad():
-                logits = self._model.forward(self._rows(params, rows, len(scores)), fixed, training=False)
-            scores[rows, start : start + size] = logits.float()
-        return scores, labels.repeat_interleave(num_models, 0).to(device)
+                outputs = self._model.forward(self._of_models(params, models, len(found)), fixed, training=False)
+                rows = self._task.rows(outputs.flatten(0, 1), targets.flatten(0, 1))
+            found[models, start : start + size] = rows.unflatten(0, (len(models), -1))
+        return found, labels.repeat_interleave(num_models, 0).to(device)
 
     def _prepare(self, split: str, own: Sequence[np.ndarray]) -> None:
         """Compute prefixes in groups that no cut into blocks or ranks changes: a client's, or a whole split's."""
@@ -83,12 +94,12 @@ class OwnImages:
         places, size = vars(self._dataset)[split], self._config.evaluate.batch_size
         self._images.fill([places[start : start + size] for start in range(0, len(places), size)])
 
-    def _rows(self, params: Mapping[str, Tensor], rows: Tensor, num_rows: int) -> Mapping[str, Tensor]:
-        """Take some rows of what has rows."""
-        if len(rows) == num_rows:
+    def _of_models(self, params: Mapping[str, Tensor], models: Tensor, num_models: int) -> Mapping[str, Tensor]:
+        """Take the parameters of some models of what each has for its own."""
+        if len(models) == num_models:
             return params
         specs = self._model.specs
-        return {name: v[rows] if v.dim() > len(specs[name].shape) else v for name, v in params.items()}
+        return {name: v[models] if v.dim() > len(specs[name].shape) else v for name, v in params.items()}
 
 
 def macro_f1(scores: Tensor, labels: Tensor) -> Tensor:

@@ -18,11 +18,12 @@ from fedsim.cohort import Cohort, num_local_steps
 from fedsim.config import Config, StoreConfig
 from fedsim.data import Dataset, load_dataset, partition_clients
 from fedsim.errors import UserError
-from fedsim.evaluate import class_scores, classification_metrics
+from fedsim.evaluate import evaluation_rows
 from fedsim.images import ImageSource
 from fedsim.memory import keep_freed_memory
 from fedsim.models.stacked import StackedModel, build_model
 from fedsim.store import GIB, Budget, ClientStore
+from fedsim.tasks import Task, task_of
 
 
 @dataclass
@@ -41,6 +42,11 @@ class Simulation:
     per_block: int
     # Measured seconds per local step of each client, 1 before its first measurement; steers the schedule only.
     step_seconds: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def task(self) -> Task:
+        """What the data set's images are for."""
+        return self.trainer.task
 
     @property
     def sizes(self) -> list[int]:
@@ -81,8 +87,8 @@ class Simulation:
         metrics = {}
         for split, places in (("val", self.dataset.val), ("test", self.dataset.test)):
             size = self.config.evaluate.batch_size
-            scores = class_scores(self.model, params, self.images, places, size, self.group)
-            metrics[split] = classification_metrics(scores, self.dataset.labels[torch.from_numpy(places)])
+            rows = evaluation_rows(self.task, self.model, params, self.images, places, size, self.group)
+            metrics[split] = self.task.measure(rows, self.dataset.labels[torch.from_numpy(places)])
         return metrics
 
 
@@ -111,6 +117,7 @@ def build_simulation(
     torch.set_flush_denormal(True)
     keep_freed_memory()
     dataset = load_dataset(config.data)
+    task_of(dataset).require_metric(config.evaluate.best_by)
     parts = partition_clients(dataset, config.clients, config.seed)
     model = build_model(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
     check_batches(config, model, parts)

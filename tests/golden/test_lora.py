@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms.base import Batch, cross_entropy
 from algorithms.deer import DEeR
 from algorithms.ffa_lora import FFALoRA
-from fedsim.evaluate import classification_metrics
 from fedsim.models.lora import initial_factor
 from fedsim.models.stacked import StackedModel
+from fedsim.tasks import classification_metrics, cross_entropy
 from tests.golden.clip import FOLDER, as_params, below, build, build_tower, load
 
 GOLDEN = load("deer_lora")
@@ -114,7 +113,7 @@ def test_loss_and_gradients() -> None:
     labels = GOLDEN["loss/labels"][None]
     logits = model.forward(params, model.prefix(GOLDEN["x"])[None], training=True)
     weights = torch.full(labels.shape, 1 / labels.shape[1])
-    (loss,) = cross_entropy(Batch(logits, labels, weights, params, tuple(params), start))
+    (loss,) = cross_entropy(logits, labels, weights)
     loss.backward()
 
     for layer in model.lora_layers:

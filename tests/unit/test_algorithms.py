@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from algorithms import METHODS, resolve
-from algorithms.base import Aggregate, Algorithm, Batch, ServerState, add_exact, cross_entropy
+from algorithms.base import Aggregate, Algorithm, Batch, ServerState, add_exact
 from algorithms.fedprox import FedProx
 from fedsim.errors import UserError
 from fedsim.models.specs import ParamSpec
+from fedsim.tasks import cross_entropy
 from tests.helpers import TINY_VIT, make_config, make_dataset, make_simulation, play
 
 
@@ -78,7 +79,7 @@ def test_loss_leaves_out_empty_places() -> None:
     logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[5.0, 0.0], [9.0, 9.0]]])
     weights = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
     labels = torch.tensor([[0, 0], [1, 1]])
-    loss = cross_entropy(Batch(logits, labels, weights, {}, (), {}))
+    loss = cross_entropy(logits, labels, weights)
     expected = [(math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2, math.log(1 + math.exp(5))]
     assert loss.tolist() == pytest.approx(expected)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms.base import Algorithm, Batch, Phase, ServerState, cross_entropy
+from algorithms.base import Algorithm, Batch, Phase, ServerState
 from fedsim.client import Layout, Steps, plan_steps
 from tests.helpers import LORA, TINY_VIT, furthest, make_config, simulate, with_params
 
@@ -112,7 +112,7 @@ class Pair(Algorithm):
 
     def loss(self, batch: Batch) -> torch.Tensor:
         assert batch.logits.shape[1] == batch.params["head.bias"].shape[1] == 2
-        one, other = (cross_entropy(replace(batch, logits=batch.logits[:, model])) for model in (0, 1))
+        one, other = (replace(batch, logits=batch.logits[:, model]).task_loss for model in (0, 1))
         return one + other
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.evaluate import class_scores, classification_metrics
+from fedsim.evaluate import evaluation_rows
+from fedsim.tasks import classification_metrics
 from tests.helpers import simulate
 
 
@@ -57,7 +58,8 @@ def test_any_batch_size() -> None:
     sim = simulate([9], 1)
     params = sim.initial_state().params
     whole, *others = (
-        class_scores(sim.model, params, sim.images, sim.dataset.val, size, sim.group) for size in (12, 5, 1)
+        evaluation_rows(sim.task, sim.model, params, sim.images, sim.dataset.val, size, sim.group)
+        for size in (12, 5, 1)
     )
     assert whole.shape == (12, 3)
     for scores in others:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fedsim.errors import UserError
-from fedsim.evaluate import classification_metrics
 from fedsim.figures import spread
 from fedsim.own import macro_f1
+from fedsim.tasks import classification_metrics
 from tests.helpers import LORA, TINY_VIT, play, record_phases, simulate
 
 HEAD = {**TINY_VIT, "train": "head"}
@@ -24,7 +24,7 @@ def test_scores_are_those_of_each_client_alone(split: str, num_models: int) -> N
     clients = (0, 1, 2, 3)
     noise = torch.randn(4 * num_models, *params["head.weight"].shape, generator=torch.Generator().manual_seed(0))
     own = {**params, "head.weight": params["head.weight"] + noise}
-    scores, labels = sim.trainer.own.scores(split, clients, own, num_models)
+    scores, labels = sim.trainer.own.rows(split, clients, own, num_models)
     places = sim.trainer.own.places(split)
     assert {len(part) for part in places} >= {0}
     for row in range(4 * num_models):
