@@ -1,0 +1,120 @@
+"""What a model is asked for: the loss of its outputs in training, and what its outputs are worth.
+
+What of a model's outputs the metrics need is kept as one row of numbers per image, so that the rows of all ranks,
+however the images were dealt out, make one table from which the metrics are computed once.
+
+Shapes: K clients, B images per client and step, N images, C classes, S numbers in a row.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedsim.errors import UserError
+
+if TYPE_CHECKING:
+    from fedsim.data import Dataset
+
+
+class Task(ABC):
+    """What a data set's images are for."""
+
+    #: The names that ``measure`` returns.
+    metrics: ClassVar[tuple[str, ...]]
+    #: Those followed for every client on its own images; the drop of the first is the retrogress.
+    client_metrics: ClassVar[tuple[str, ...]]
+
+    @property
+    @abstractmethod
+    def row_size(self) -> int:
+        """S, how many numbers of an image ``rows`` keeps."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Return each client's loss (K,) from outputs (K, B, ...), targets (K, B, ...) and weights (K, B).
+
+        A place of weight zero must not count, whatever stands there.
+        """
+
+    @abstractmethod
+    def rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return what ``measure`` needs of images, (N, S) float32, from outputs (N, ...) and targets (N, ...)."""
+
+    @abstractmethod
+    def measure(self, rows: Tensor, labels: Tensor) -> dict[str, float]:
+        """Return the metrics of a set of images from their rows (N, S) and labels (N,), both on the CPU."""
+
+    def require_metric(self, name: str) -> None:
+        """UserError where the task has no metric of that name."""
+        if name not in self.metrics:
+            raise UserError("evaluate.best_by", name, ", ".join(self.metrics))
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """One of C classes for every image; a row is the image's scores."""
+
+    num_classes: int
+
+    metrics = ("accuracy", "balanced_accuracy", "recall", "precision", "f1", "auroc", "loss")
+    client_metrics = ("f1", "auroc", "balanced_accuracy")
+
+    @property
+    def row_size(self) -> int:
+        return self.num_classes
+
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        return cross_entropy(outputs, targets, weights)
+
+    def rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        del targets
+        return outputs.float()
+
+    def measure(self, rows: Tensor, labels: Tensor) -> dict[str, float]:
+        return classification_metrics(rows, labels)
+
+
+def task_of(dataset: "Dataset") -> Task:
+    """Return the task that a data set poses."""
+    return Classification(len(dataset.class_names))
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Return each client's mean cross-entropy (K,) of scores (K, B, C)."""
+    losses = F.cross_entropy(outputs.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return (losses.view_as(weights) * weights).sum(1)
+
+
+def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return loss, accuracy, balanced accuracy, macro recall, precision, F1 and AUROC, all but loss in 0..1.
+
+    ``scores`` (N, C) before the softmax, ``labels`` (N,). Macro averages run over the classes that occur in
+    labels or predictions; balanced accuracy and AUROC (one against the rest) over those that occur in labels.
+    AUROC is nan where the labels hold a single class; scores that are not finite make every metric nan.
+    """
+    from sklearn.metrics import precision_recall_fscore_support, roc_auc_score  # late: takes a second to import
+
+    if not torch.isfinite(scores).all():
+        return dict.fromkeys(Classification.metrics, float("nan"))
+    truth = labels.cpu().numpy()
+    predicted = scores.argmax(1).numpy()
+    probabilities = scores.double().softmax(1).numpy()
+    precision, recall, f1, _ = precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
+    present = np.unique(truth)
+    hits = [float((predicted[truth == c] == c).mean()) for c in present]
+    areas = [roc_auc_score(truth == c, probabilities[:, c]) for c in present] if len(present) > 1 else []
+    values = (
+        float((predicted == truth).mean()),
+        float(np.mean(hits)),
+        float(recall),
+        float(precision),
+        float(f1),
+        float(np.mean(areas)) if areas else float("nan"),
+        float(F.cross_entropy(scores.double(), labels.cpu())),
+    )
+    return dict(zip(Classification.metrics, values, strict=True))
