@@ -76,11 +76,9 @@ def main() -> None:
         f"one batch, torch.fft, float32, {arguments.device}": ours,
     }
     facts = description()
-    print(
-        f"{facts['cpu']}, torch {facts['versions']['torch']}, numpy {np.__version__}, commit {facts['commit']}, ",
-        end="",
-    )
-    print(f"{arguments.threads} threads of torch; {SHAPE} images; largest difference to float64 {difference:.1e}")
+    versions = f"torch {facts['versions']['torch']}, numpy {np.__version__}, commit {facts['commit']}"
+    print(f"{facts['cpu']}, {versions}, {arguments.threads} threads of torch")
+    print(f"images {SHAPE}; largest difference from the loop in float64 {difference:.1e}")
     print("| | ms | of ours |")
     print("|---|---|---|")
     for name, milliseconds in rows.items():
