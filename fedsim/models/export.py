@@ -48,6 +48,18 @@ logits = {logits}
 
 FOLDER is the folder of this file. `images` are floats (N, 3, {size}, {size}): values in 0..1, minus the mean
 {mean}, divided by {std}. The classes have the order of the data set's class names.
+{amplitude}"""
+AMPLITUDE_NORM = """
+Before the mean is subtracted, the images take on the amplitudes that the clients agreed on:
+
+```python
+import safetensors.torch
+from fedsim.config import AmplitudeNormConfig
+from fedsim.models.amplitude import AmplitudeNorm
+norm = AmplitudeNorm(AmplitudeNormConfig({words}), 3, {size}, {size}).eval()
+norm.load_state_dict(safetensors.torch.load_file(FOLDER + "/amplitude_norm.safetensors"))
+images = norm(images)
+```
 """
 LINEAR_LOGITS = 'F.linear({features}, head["weight"], head["bias"])'
 TEXT_LOGITS = 'head["logit_scale"].exp() * F.normalize({features}, dim=-1) @ head["text_features"].T'
@@ -68,8 +80,8 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained) -> N
 
     ``params`` has ``<path>.lora_a`` (G, R, D) and ``<path>.lora_b`` (G, O, R) for each adapted layer of the
     tower, slices in the order q, k, v, and the classifier: ``head.weight`` and ``head.bias``, or
-    ``logit_scale`` where that was trained. The classifier goes to head.safetensors, and README.md says how to
-    load all of it.
+    ``logit_scale`` where that was trained. The classifier goes to head.safetensors, the target of amplitude
+    normalisation to amplitude_norm.safetensors, and README.md says how to load all of it.
     """
     lora, tower = model.config.lora, model.encoder.tower
     assert lora is not None, "only LoRA makes an adapter"
@@ -84,6 +96,9 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained) -> N
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "adapter_model.safetensors", _serialised(tensors))
     write_atomic(folder / "head.safetensors", _serialised(_head(params, model.encoder)))
+    start = "amplitude_norm."
+    if target := {name.removeprefix(start): value for name, value in params.items() if name.startswith(start)}:
+        write_atomic(folder / "amplitude_norm.safetensors", _serialised(target))
     write_json(folder / "adapter_config.json", _peft_config(adapters, lora, model.config.name))
     write_atomic(folder / "README.md", _readme(model.config, model.encoder).encode())
 
@@ -141,16 +156,19 @@ def _head(params: Mapping[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
 
 def _readme(config: ModelConfig, encoder: Encoder) -> str:
     whole_clip = config.name.startswith("open_clip:")
+    size, norm = encoder.image_size, config.amplitude_norm
+    words = "" if norm is None else ", ".join(f"{name}={value!r}" for name, value in norm.model_dump().items())
     features = "model.encode_image(images, normalize=False)" if whole_clip else "model(images)"
     return README.format(
         name=config.name,
         weights=config.weights,
         options=config.options,
-        size=encoder.image_size,
+        size=size,
         seed=encoder.seed,
         logits=(LINEAR_LOGITS if encoder.text_features is None else TEXT_LOGITS).format(features=features),
         mean=encoder.mean,
         std=encoder.std,
+        amplitude="" if norm is None else AMPLITUDE_NORM.format(words=words, size=size),
     )
 
 

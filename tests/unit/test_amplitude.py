@@ -1,5 +1,7 @@
 """Amplitude normalisation by hand, against whole spectra of numpy, and in front of stacked models."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 
 from fedsim.config import AmplitudeNormConfig
 from fedsim.models.amplitude import AmplitudeNorm, low_frequencies
+from fedsim.models.export import export_peft
 from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED
 from tests.helpers import LORA, TINY_VIT, play, simulate, train_alone
 
@@ -132,6 +135,23 @@ def test_target_of_a_client_is_the_running_mean_of_its_own_batches() -> None:
             norm(sim.images.images[places].float() / 255)
         torch.testing.assert_close(update.after[AMPLITUDE][1], norm.amplitude)
         assert not update.after[AMPLITUDE_IS_FIXED].any()
+
+
+def test_an_adapter_brings_the_target(tmp_path: Path) -> None:
+    """What its README says gives the trained model's scores."""
+    model = {**TINY_VIT, "lora": LORA, "amplitude_norm": {"low_freq_fraction": 0.3}}
+    sim = simulate([20], 1, model=model)
+    end, _ = play(sim, 1)
+    export_peft(tmp_path, end.params, sim.model)
+    load, normalise = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
+    names = {"FOLDER": str(tmp_path), "images": sim.images.images[:5].float() / 255}
+    exec(normalise, names)
+    mean, std = (torch.tensor(getattr(sim.model.encoder, name)).view(1, 3, 1, 1) for name in ("mean", "std"))
+    names["images"] = (names["images"] - mean) / std
+    with torch.no_grad():
+        exec(load, names)
+        expected = sim.model.forward(end.params, sim.images.plain_batch(torch.arange(5)[None]), training=False)[0]
+    torch.testing.assert_close(names["logits"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_released_form_is_the_mean_of_the_first_batch() -> None:
