@@ -234,6 +234,8 @@ class BlockTrainer:
 
     def _rise(self, block: Block, at: Tensor, grad: Tensor) -> Tensor | None:
         """Return how far the method moves the trained parameters (R, P) before a second gradient; None for nowhere."""
+        if type(self.algorithm).ascend is Algorithm.ascend:
+            return None
         params, grads = (block.by_client(block.layout.unpack(flat)) for flat in (at, grad))
         rise = self.algorithm.ascend(params, grads)
         return block.layout.pack(self._by_row(rise)) if rise else None

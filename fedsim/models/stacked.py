@@ -21,7 +21,7 @@ from fedsim.models.amplitude import AmplitudeNorm
 from fedsim.models.encoders import Encoder, load_encoder
 from fedsim.models.frozen import freeze_linears
 from fedsim.models.lora import LoraLayer, add_lora, initial_factor
-from fedsim.models.specs import AMPLITUDE_IS_FIXED, Kind, ParamSpec
+from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED, Kind, ParamSpec
 from fedsim.seeding import torch_stream
 
 
@@ -102,9 +102,9 @@ class StackedModel:
 
     def initial(self, seed: int) -> dict[str, Tensor]:
         """Return the first server parameters: pretrained or drawn from ``seed``, the same on every rank."""
-        parts = {"net": self.net, "amplitude_norm": self._amplitude_norm or nn.Module()}
-        named = [(part, (*net.named_parameters(), *net.named_buffers())) for part, net in parts.items()]
-        own = {f"{part}.{name}": value for part, tensors in named for name, value in tensors}
+        own = dict(self.net.named_parameters("net")) | dict(self.net.named_buffers("net"))
+        if self._amplitude_norm is not None:
+            own |= self._amplitude_norm.named_buffers("amplitude_norm")
         params = {}
         for name, spec in self.specs.items():
             if spec.kind in ("body", "norm", "buffer"):
@@ -175,7 +175,8 @@ class StackedModel:
         """Let the targets of the amplitudes stay in the next forward pass, so that it sees the last one's images."""
         if self._amplitude_norm is None:
             return params
-        return {**params, AMPLITUDE_IS_FIXED: torch.ones_like(params[AMPLITUDE_IS_FIXED])}
+        has_target = params[AMPLITUDE].flatten(-3).any(-1) | params[AMPLITUDE_IS_FIXED]
+        return {**params, AMPLITUDE_IS_FIXED: has_target}
 
     def _precision(self) -> torch.autocast:
         """bf16 products inside the encoder if so configured; residuals, norms, factors and classifier stay fp32."""
