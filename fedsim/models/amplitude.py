@@ -1,7 +1,7 @@
 """HarmoFL's amplitude normalisation: all images take on one amplitude spectrum, and each keeps its own phases.
 
-Jiang et al., HarmoFL, AAAI 2022, "Amplitude normalization for local training". What a scanner or a stain does to an
-image shows mostly in the amplitudes of its spectrum, what is in the image mostly in the phases.
+Jiang et al., HarmoFL, AAAI 2022. What a scanner or a stain does to an image shows mostly in the amplitudes of its
+spectrum, what is in the image mostly in the phases.
 
 Shapes: B images of a client, C channels, H rows and W columns of an image, V = W // 2 + 1 columns of the half of the
 spectrum that determines a real image. Axes may stand in front, such as one for K clients.
@@ -22,9 +22,10 @@ class AmplitudeNorm(nn.Module):
     ``amplitude`` (..., C, H, V) is the target: the half of a spectrum as ``torch.fft.rfft2`` gives it, the constant
     part at index 0, 0. In training it follows the mean amplitude of the batch, from the first batch's on, unless
     ``is_fixed``, bool (...), says that it is shared and stays. Evaluation uses it unchanged, and leaves images as
-    they are while there is neither a first batch nor a fixed target. Both are buffers of the state dict; under
-    ``torch.func.functional_call`` they may have a leading axis for clients, each of which then has a target of its
-    own.
+    they are while there is neither a first batch nor a fixed target. A frequency without amplitude has no phase and
+    gets none: a blank image stays blank, at the target's mean, whose sign is then +. Both are buffers of the state
+    dict; under ``torch.func.functional_call`` they may have a leading axis for clients, each of which then has a
+    target of its own.
     """
 
     amplitude: Tensor
@@ -47,20 +48,17 @@ class AmplitudeNorm(nn.Module):
         # The constant part goes its own way: it outweighs all else so far that float32 would round that away.
         mean = images.mean((-2, -1), keepdim=True)
         spectrum = torch.fft.rfft2(images - mean)
-        spectrum[..., 0, 0] = num_pixels * mean[..., 0, 0]
         size = spectrum.abs()
+        size[..., :1, :1] = num_pixels * mean.abs()
         if self.training:
             self._follow(size.mean(-4))
 
-        # Without a phase it is zero, by convention.
+        wanted = self.amplitude.unsqueeze(-4).to(size)
         has_phase = size > ROUNDING * images.abs().sum((-2, -1), keepdim=True)
-        phases = torch.where(has_phase, spectrum.sgn(), 1.0)
-        harmonised = phases * self.amplitude.unsqueeze(-4).to(size)
-        spectrum = torch.where(self.inside, harmonised, spectrum)
-
-        mean = spectrum[..., :1, :1].real / num_pixels
+        spectrum = torch.where(self.inside & has_phase, spectrum.sgn() * wanted, spectrum)
         spectrum[..., 0, 0] = 0
-        result = torch.fft.irfft2(spectrum, s=images.shape[-2:]) + mean
+        constant = torch.where(mean < 0, -1, 1) * wanted[..., :1, :1] / num_pixels
+        result = torch.fft.irfft2(spectrum, s=images.shape[-2:]) + constant
         has_target = (self.is_fixed | self.amplitude.flatten(-3).any(-1))[..., None, None, None, None]
         return torch.where(has_target, result, images)
 
