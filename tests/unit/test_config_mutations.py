@@ -82,7 +82,7 @@ WRONG: dict[str, list[Any]] = {
     "clients.partition.alpha": [*NO_POSITIVE, LEAVE_OUT],
     "clients.partition.min_size": NO_WHOLE,
     "train": [*NO_SECTION, LEAVE_OUT],
-    "train.optimizer": ["adam", "adamw", None],
+    "train.optimizer": ["adam", "adamw", "adagrad", None],
     "train.lr": [*NO_POSITIVE, 1e30, LEAVE_OUT],
     "train.momentum": [-0.1, 1, "0.9", None, NAN],
     "train.betas": [[0.9], [0.9, 0.99, 0.999], [0.5, 0.9], 0.9, [0.9, 1], ["a", 0.9], None],
