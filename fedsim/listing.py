@@ -33,10 +33,15 @@ MODELS: Rows = [
 ]
 DATA = {
     "brain_mri": "brain MRI slices, tumour or none (packaged; sites by image size)",
+    "cells": "tiles of HeLa, bacteria, CHO and DSB2018 with masks (packaged; sites: these four)",
     "dermoscopy_pairs": "pairs of skin patches side by side, similar or not (packaged)",
     "digits": "8x8 handwritten digits of scikit-learn; no download",
     "dermoscopic_clients": "PRR-FL's four clients: nevus, benign keratosis, melanoma (your copy; sites: the clients)",
     "image_folder": "your own images: ROOT/CLASS/*.png, or ROOT/{train,val,test}/CLASS/*.png",
+    "camelyon17": "HarmoFL's lymph node patches, tumour or none (your copy; sites: five hospitals)",
+    "wilds_camelyon17": "the same slides as published by WILDS (your copy; sites: five hospitals)",
+    "prostate": "HarmoFL's prostate MRI slices with masks (your copy, NIfTI; sites: its folders)",
+    "nuclei": "nuclei with masks: ROOT/SITE/images/*.png and ROOT/SITE/masks/*.png (sites: the folders)",
     "medmnist:pathmnist": "colon pathology, 9 classes",
     "medmnist:chestmnist": "chest X-ray, 14 findings",
     "medmnist:dermamnist": "dermatoscopy, 7 classes",
