@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedsim.config_errors import KeyedError, nearest
 
-PACKAGED_MODELS = ("packaged:vit_small_dino",)
+PACKAGED_MODELS = ("packaged:vit_small_dino", "packaged:minilm")
 FRESH_MODELS = ("fedsim:vgg16_slim", "fedsim:vgg16_slim_biased")
 MODEL_FORMS = (
     *PACKAGED_MODELS,
@@ -20,7 +20,10 @@ MODEL_FORMS = (
     "open_clip:NAME",
     "open_clip:hf-hub:ID",
     "open_clip:local-dir:PATH",
+    "hf:FOLDER_OR_ID",
 )
+
+HUGGING = ("hf:", "packaged:minilm")
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Whole = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -41,7 +44,7 @@ def check_model_name(name: str) -> None:
     prefix, _, rest = name.partition(":")
     complete = bool(rest) and not rest.startswith(":") and rest not in ("hf-hub:", "local-dir:")
     if name in (*PACKAGED_MODELS, *FRESH_MODELS) or (
-        prefix in ("timm", "open_clip") and complete and rest.strip() == rest
+        prefix in ("timm", "open_clip", "hf") and complete and rest.strip() == rest
     ):
         return
     raise KeyedError("name", repr(name), nearest(name, MODEL_FORMS))
@@ -73,7 +76,8 @@ class LoraConfig(Words):
     lora_alpha: Positive = Field(default=8.0, description="Scale; the update is (lora_alpha / r) * B A.")
     target: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = Field(
         default=("q", "k", "v"),
-        description="q, k, v: slices of a fused qkv; other words: nn.Linear modules by suffix (proj, fc1).",
+        description="q, k, v: slices of the attention's qkv; other words: nn.Linear modules by suffix "
+        "(proj, fc1, attention.output.dense).",
     )
 
     @model_validator(mode="after")
@@ -84,7 +88,7 @@ class LoraConfig(Words):
 
 
 class ModelConfig(Words):
-    """The image encoder, what of it is trained, and the classifier on top."""
+    """The encoder, what of it is trained, and the classifier on top."""
 
     name: Text = Field(description="One of: " + ", ".join(MODEL_FORMS) + ".")
     weights: Text | None = Field(
@@ -118,6 +122,8 @@ class ModelConfig(Words):
             raise KeyedError("options", f"options for {self.name}", "none: only timm: names take options")
         if self.name in FRESH_MODELS and self.weights != "random":
             raise KeyedError("weights", f"{self.weights or 'null'} with {self.name}", "random: it has no others")
+        if self.name.startswith(HUGGING) and self.weights not in (None, "random"):
+            raise KeyedError("weights", f"{self.weights} with {self.name}", "null: the folder's own, or random")
         is_tag = is_open_clip(self.name) and "." not in str(self.weights)
         if self.weights not in (None, "random") and not is_tag and not str(self.weights).endswith(".safetensors"):
             raise KeyedError("weights", repr(self.weights), "null, random, or the path of a .safetensors file")

@@ -7,22 +7,23 @@ import torch
 from torch import nn
 
 from fedsim.config import ModelConfig
+from fedsim.config_words import HUGGING
 from fedsim.errors import UserError
 from fedsim.models.attention import ClipAttention
 from fedsim.models.packaged import ARCHITECTURE, PATCH_SIZE, build_packaged
 from fedsim.models.timm_vit import build_timm, check_divides, encoder_of_timm
-from fedsim.models.tower import Encoder, VisionTower
+from fedsim.models.tower import Encoder, Tower
 from fedsim.models.vgg import SlimVGG16, build_vgg, encoder_of_vgg
 
-__all__ = ["Encoder", "VisionTower", "library_model", "load_encoder"]
+__all__ = ["Encoder", "Tower", "library_model", "load_encoder"]
 
 
 def library_model(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
     """Build the model that ``config.name`` and ``config.weights`` ask for, just as its library makes it.
 
-    A timm model without classifier (also for ``packaged:``), a whole open_clip model with its text tower, or
-    the slim VGG16, on the CPU. ``seed`` decides what is random: all weights with ``weights: random``, nothing
-    otherwise.
+    A timm model without classifier (also for ``packaged:vit_small_dino``), a whole open_clip model with its text
+    tower, a BERT, RoBERTa or ViT of transformers without classifier, or the slim VGG16, on the CPU. ``seed``
+    decides what is random: all weights with ``weights: random``, nothing otherwise.
     torch's global random stream is left as it was. UserError for unknown names, unreachable or unfitting
     weights, image sizes that are no multiple of the patch size.
     """
@@ -32,6 +33,10 @@ def library_model(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
             from fedsim.models.clip import build_clip  # late: open_clip takes seconds to import
 
             return build_clip(config, image_size)
+        if config.name.startswith(HUGGING):
+            from fedsim.models.hugging import build_hugging  # late: transformers takes seconds to import
+
+            return build_hugging(config, image_size)
         if config.name.startswith("fedsim:"):
             return build_vgg(image_size)
         if config.name.startswith("timm:"):
@@ -46,7 +51,7 @@ def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str
     """Build the encoder of ``library_model(config, image_size, seed)``, in eval mode.
 
     ``class_names`` fill the prompts of a text classifier. Parameters require gradients with ``train: all``
-    only. UserError as there, and for LoRA on nets that are not vision transformers, or where it could not be
+    only. UserError as there, and for LoRA on nets that are no plain transformers, or where it could not be
     exported.
     """
     model = library_model(config, image_size, seed)
@@ -54,6 +59,10 @@ def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str
         from fedsim.models.clip import encoder_of_clip
 
         encoder = encoder_of_clip(model, config, image_size, class_names)
+    elif config.name.startswith(HUGGING):
+        from fedsim.models.hugging import encoder_of_hugging
+
+        encoder = encoder_of_hugging(model, config, image_size)
     elif isinstance(model, SlimVGG16):
         encoder = encoder_of_vgg(model, image_size, head_bias=config.name.endswith("_biased"))
     else:
@@ -64,12 +73,13 @@ def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str
     return replace(encoder, seed=seed)
 
 
-def _check_lora(config: ModelConfig, tower: VisionTower | None) -> None:
+def _check_lora(config: ModelConfig, tower: Tower | None) -> None:
     if tower is None:
         raise UserError(
             "model.name",
-            f"{config.name}, which is no plain vision transformer, with train: lora",
-            "packaged:vit_small_dino, a timm VisionTransformer, or an open_clip ViT; else train: head or all",
+            f"{config.name}, which is no plain transformer, with train: lora",
+            "packaged:vit_small_dino or minilm, a timm VisionTransformer, an open_clip ViT, hf: a BERT, RoBERTa or ViT; "
+            "else train: head or all",
         )
     assert config.lora is not None
     if "proj" in config.lora.target and any(type(part) is ClipAttention for part in tower.modules()):

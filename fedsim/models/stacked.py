@@ -23,7 +23,7 @@ from fedsim.seeding import torch_stream
 
 
 class StackedModel:
-    """Images to class scores for one client or a block of clients; see the module's text for the shapes."""
+    """Images or texts to class scores for one client or a block of clients; see the module's text for the shapes."""
 
     def __init__(self, config: ModelConfig, encoder: Encoder, num_classes: int, device: torch.device) -> None:
         self.config = config
@@ -52,6 +52,8 @@ class StackedModel:
 
     def normalises_over_batch(self, image_size: int) -> bool:
         """Whether some BatchNorm layer meets one value per channel and image, so that it cannot train on one image."""
+        if self.encoder.tokenizer is not None:
+            return False
         state = {name: value.clone() for name, value in self.net.state_dict().items()}
         image = torch.zeros(1, 3, image_size, image_size, device=self.device)
         self.net.train()
@@ -71,7 +73,10 @@ class StackedModel:
             for name, parameter in self.net.named_parameters():
                 kind: Kind = "norm" if name.rpartition(".")[0] in norms else "body"
                 specs[f"net.{name}"] = ParamSpec(tuple(parameter.shape), kind)
+            # Buffers that a checkpoint of the net would not hold are constants.
             for name, buffer in self.net.named_buffers():
+                if name not in self.net.state_dict():
+                    continue
                 specs[f"net.{name}"] = ParamSpec(tuple(buffer.shape), "buffer")
         for layer in self.lora_layers:
             for name, shape in layer.shapes.items():
@@ -104,16 +109,20 @@ class StackedModel:
             return torch.zeros(*shape)
         return 0.02 * torch.randn(*shape, generator=torch_stream(seed, f"init/{name}"))
 
-    def prefix(self, images: Tensor) -> Tensor:
-        """Apply what never trains to images (N, 3, H, W), floats in 0..1: tokens, features or normalised pixels."""
-        pixels = (images - self._mean) / self._std
+    def prefix(self, inputs: Tensor) -> Tensor:
+        """Apply what never trains to the inputs.
+
+        Images (N, 3, H, W), floats in 0..1, become tokens, features or normalised pixels; texts (N, 2, T) become
+        features or stay as they are.
+        """
+        fixed = inputs if self.encoder.tokenizer is not None else (inputs - self._mean) / self._std
         with torch.no_grad():
             if self.config.train == "lora":
-                pixels = self._tower.stem(pixels)
+                fixed = self._tower.stem(fixed)
             elif self.config.train == "head":
                 with self._precision():
-                    pixels = self.net(pixels).to(pixels.dtype)
-        return pixels
+                    fixed = self.net(fixed).float()
+        return fixed
 
     def forward(self, params: Mapping[str, Tensor], fixed: Tensor, *, training: bool) -> Tensor:
         """Return class scores (K, B, C) for prefixes (K, B, ...).
@@ -131,7 +140,7 @@ class StackedModel:
         else:
             with self._precision():
                 features = self._whole_net(params, fixed, training)
-        return self._classify(params, features.to(fixed.dtype))
+        return self._classify(params, features.float())
 
     def _precision(self) -> torch.autocast:
         """bf16 products inside the encoder if so configured; residuals, norms, factors and classifier stay fp32."""
@@ -146,7 +155,7 @@ class StackedModel:
             # The readable reference: one client, the plain network.
             single = {name: value[0] if stacked[name] else value for name, value in own.items()}
             # With channels last convolutions are faster (slim VGG16, one CPU thread: 20 %, without gradients 40 %).
-            images = pixels[0].contiguous(memory_format=torch.channels_last)
+            images = pixels[0].contiguous(memory_format=torch.channels_last) if pixels.dim() == 5 else pixels[0]
             alone: Tensor = functional_call(self.net, single, (images,))
             return alone[None]
 

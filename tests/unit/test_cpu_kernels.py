@@ -26,15 +26,15 @@ def plain_attention(projected: Tensor) -> Tensor:
 def test_attention_and_its_gradient(group_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_attention, "GROUP_ELEMENTS", group_elements)
     projected, grad = draw(3, 5, 3, 2, 4), draw(3, 5, 2, 4).detach()
-    torch.testing.assert_close(CpuAttention.apply(projected), plain_attention(projected))
-    (own,) = torch.autograd.grad(CpuAttention.apply(projected), projected, grad)
+    torch.testing.assert_close(CpuAttention.apply(projected, None), plain_attention(projected))
+    (own,) = torch.autograd.grad(CpuAttention.apply(projected, None), projected, grad)
     (expected,) = torch.autograd.grad(plain_attention(projected), projected, grad)
     torch.testing.assert_close(own, expected)
 
 
 def test_attention_in_bf16_stays_near_fp32() -> None:
     projected = draw(3, 5, 3, 2, 4).detach().bfloat16().requires_grad_()
-    out = CpuAttention.apply(projected)
+    out = CpuAttention.apply(projected, None)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), plain_attention(projected.float()), rtol=0.02, atol=0.02)
 
