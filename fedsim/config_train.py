@@ -83,9 +83,9 @@ class EvaluateConfig(Words):
 
     every: Count = Field(default=1, description="Rounds between two evaluations; the last round is always evaluated.")
     batch_size: Count = Field(default=64, description="Images per forward pass.")
-    best_by: Literal["balanced_accuracy", "accuracy", "auroc", "f1", "loss"] = Field(
-        default="accuracy", description="Validation metric that decides on the best round."
-    )
+    best_by: Literal[
+        "balanced_accuracy", "accuracy", "auroc", "f1", "f1_positive", "matthews", "spearman", "pearson", "loss"
+    ] = Field(default="accuracy", description="Validation metric that decides on the best round.")
     patience: Count | None = Field(
         default=None, description="Stop after this many evaluations without a better one; null: never."
     )

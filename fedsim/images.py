@@ -29,10 +29,11 @@ class ImageSource:
         self.labels = dataset.labels.to(model.device)
         self.augmentations = tuple(augmentations)
         self._model = model
-        sample = model.prefix(self._floats(torch.zeros(1, dtype=torch.int64)))[0]
+        sample = model.prefix(self._inputs(torch.zeros(1, dtype=torch.int64)))[0]
         self.num_elements = sample.numel()
         fits = sample.nbytes * len(self.images) <= PREFIX_BUDGET_BYTES
-        pays = model.config.train != "all" and fits
+        # Token ids come out as they went in, which need not be kept.
+        pays = model.config.train != "all" and fits and sample.is_floating_point()
         self._prefixes = sample.new_empty((len(self.images), *sample.shape)) if pays else None
         self._known = np.zeros(len(self.images), dtype=bool)
 
@@ -42,7 +43,7 @@ class ImageSource:
         if draws_KBU is None and self._prefixes is not None:
             fixed = self._prefixes[flat]
         else:
-            images = self._floats(flat)
+            images = self._inputs(flat)
             if draws_KBU is not None:
                 images = augment(images, self.augmentations, draws_KBU.flatten(0, 1))
             fixed = self._model.prefix(images)
@@ -83,9 +84,9 @@ class ImageSource:
             return
         index = torch.from_numpy(places).to(self.images.device)
         for part in index.split(256):
-            self._prefixes[part] = self._model.prefix(self._floats(part))
+            self._prefixes[part] = self._model.prefix(self._inputs(part))
         self._known[places] = True
 
-    def _floats(self, places: Tensor) -> Tensor:
+    def _inputs(self, places: Tensor) -> Tensor:
         """Return the pixels of images, (N, 3, H, W) in 0..1."""
         return self.images[places].float() / 255

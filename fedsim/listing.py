@@ -10,6 +10,7 @@ Rows = list[tuple[str, str]]
 
 MODELS: Rows = [
     ("packaged:vit_small_dino", "ViT-S/14 with pretrained weights from a package registry; needs no hub"),
+    ("packaged:minilm", "MiniLM-L6, a BERT for sentences with pretrained weights from a package registry"),
     ("fedsim:vgg16_slim", "PRR-FL's slim VGG16 with BatchNorm, no biases; train: all, weights: random"),
     ("fedsim:vgg16_slim_biased", "the same with a bias in the classifier"),
     (
@@ -26,6 +27,10 @@ MODELS: Rows = [
     ),
     ("open_clip:local-dir:PATH", "a folder with open_clip_config.json and the weights as safetensors"),
     (
+        "hf:FOLDER_OR_ID",
+        "BERT, RoBERTa or ViT of Hugging Face in safetensors, such as hf:bert-base-uncased",
+    ),
+    (
         "search timm",
         "python -c \"import timm; print(*timm.list_models('vit*dino*', pretrained=True), sep='\\n')\"",
     ),
@@ -37,6 +42,18 @@ DATA = {
     "digits": "8x8 handwritten digits of scikit-learn; no download",
     "dermoscopic_clients": "PRR-FL's four clients: nevus, benign keratosis, melanoma (your copy; sites: the clients)",
     "image_folder": "your own images: ROOT/CLASS/*.png, or ROOT/{train,val,test}/CLASS/*.png",
+    "rated_sentences": "tweets, movie reviews, editorials, product reviews: negative or positive (packaged; 4 sites)",
+    "sentence_ratings": "the same with their mean rating, -4 to 4, as the number to be told",
+    "text_files": "your own texts: ROOT/{train,validation,test}*.{tsv,jsonl,parquet,arrow}; columns in the config",
+    "glue:cola": "GLUE, acceptable English or not; ROOT, or the local cache of the datasets library",
+    "glue:sst2": "GLUE, sentiment of movie reviews",
+    "glue:mrpc": "GLUE, pairs of sentences, same meaning or not",
+    "glue:stsb": "GLUE, similarity of pairs, 0 to 5, as the number to be told",
+    "glue:qqp": "GLUE, pairs of questions, same or not",
+    "glue:mnli": "GLUE, pairs: entailment, neutral, contradiction (matched)",
+    "glue:qnli": "GLUE, question and sentence with the answer or not",
+    "glue:rte": "GLUE, pairs: entailment or not",
+    "glue:wnli": "GLUE, Winograd pairs: entailment or not",
     "medmnist:pathmnist": "colon pathology, 9 classes",
     "medmnist:chestmnist": "chest X-ray, 14 findings",
     "medmnist:dermamnist": "dermatoscopy, 7 classes",

@@ -24,6 +24,7 @@ from fedsim.memory import keep_freed_memory
 from fedsim.models.stacked import StackedModel, build_model
 from fedsim.store import GIB, Budget, ClientStore
 from fedsim.tasks import Task, task_of
+from fedsim.texts import input_source
 
 
 @dataclass
@@ -123,7 +124,7 @@ def build_simulation(
     check_batches(config, model, parts)
     method = resolve(config.algorithm.name)
     algorithm = method(method.Config(**config.algorithm.settings), model.specs, config.rounds)
-    images = ImageSource(dataset, model, config.data.augment)
+    images = input_source(config, dataset, model)
     if per_block is None:
         num_models = max(phase.models for phase in algorithm.phases(1))
         per_block = choose_block_size(config, images.num_elements * num_models, model.num_layers, group.device)

@@ -61,7 +61,7 @@ class Classification(Task):
 
     num_classes: int
 
-    metrics = ("accuracy", "balanced_accuracy", "recall", "precision", "f1", "auroc", "loss")
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "balanced_accuracy", "recall", "precision", "f1", "auroc", "loss")
     client_metrics = ("f1", "auroc", "balanced_accuracy")
 
     @property
@@ -81,6 +81,12 @@ class Classification(Task):
 
 def task_of(dataset: "Dataset") -> Task:
     """Return the task that a data set poses."""
+    from fedsim.text_task import Regression, TextClassification  # late: they are made of what is here
+
+    if dataset.targets is not None:
+        return Regression()
+    if dataset.texts is not None:
+        return TextClassification(len(dataset.class_names))
     return Classification(len(dataset.class_names))
 
 

@@ -17,12 +17,12 @@ from comm import open_group
 from fedsim.client import BlockTrainer
 from fedsim.config import Config, DataConfig, ModelConfig
 from fedsim.data import Dataset, load_dataset
-from fedsim.images import ImageSource
 from fedsim.models.stacked import StackedModel, build_model
 from fedsim.records import RoundRecord
 from fedsim.server import run_round
 from fedsim.simulation import Simulation, keeps_states
 from fedsim.store import ClientStore
+from fedsim.texts import input_source
 
 IMAGE_SIZE = 14
 LORA = {"r": 2, "lora_alpha": 4, "target": ["q", "k", "v"]}
@@ -83,7 +83,7 @@ def make_simulation(
         model = shared_model(config.model.model_dump_json(), config.data.image_size, len(dataset.class_names))
     method = resolve(config.algorithm.name)
     algorithm = method(method.Config(**config.algorithm.settings), model.specs, config.rounds)
-    images = ImageSource(dataset, model, config.data.augment)
+    images = input_source(config, dataset, model)
     trainer = BlockTrainer(config, model, algorithm, images, dataset, parts)
     per_block = config.clients.per_block
     assert per_block != "auto"

@@ -1,6 +1,6 @@
-"""A labelled set of images, ready for training, and the same before it is split.
+"""A labelled set of images or texts, ready for training, and the same before it is split.
 
-Shapes: N images, C channels, H and W pixels (H = W = ``data.image_size``).
+Shapes: N images or texts, C channels, H and W pixels (H = W = ``data.image_size``).
 """
 
 from dataclasses import dataclass
@@ -11,17 +11,22 @@ from torch import Tensor
 
 Indices = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
+#: One string for each row, or two where a row is a pair of sentences.
+Texts = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with labels, their split, and what is known about where they come from.
+    """Images or texts with labels, their split, and what is known about where they come from.
 
     ``images`` (N, 3, H, W) uint8; ``labels`` (N,) int64, indices into ``class_names``. ``train``, ``val`` and
     ``test`` are sorted, disjoint indices into ``images``; with ``data.max_train`` some images are in none.
     ``groups`` (N,) marks images that belong together (one lesion, near-duplicates): no group is in two
     splits. ``sites`` (N,) are indices into ``site_names``: natural clients. Grey images share one channel in
     memory, so ``images`` may not be written to.
+
+    A set of ``texts`` (N) has ``images`` (N, 0). With ``targets`` (N,) float32 the task is to tell those numbers;
+    ``labels`` are then all 0, for the one quantity that ``class_names`` holds.
     """
 
     name: str
@@ -34,6 +39,8 @@ class Dataset:
     groups: Indices | None
     sites: Indices | None
     site_names: tuple[str, ...]
+    texts: Texts | None = None
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class Source:
     """What the reader of one set returns: ``images`` (N, C, H, W) with C 1 or 3, and its own split if any.
 
     ``fixed`` (N,) holds ``splits.TRAIN``, ``VAL`` or ``TEST``; a split that does not occur is drawn from
-    TRAIN.
+    TRAIN. ``texts`` and ``targets`` (N,) as in ``Dataset``.
     """
 
     images: Pixels
@@ -51,3 +58,5 @@ class Source:
     sites: Indices | None = None
     site_names: tuple[str, ...] = ()
     fixed: Indices | None = None
+    texts: Texts | None = None
+    targets: npt.NDArray[np.float32] | None = None

