@@ -72,6 +72,14 @@ class TextTower(Tower):
         out: Tensor = self.rest.pooler(first) if self.pooling == "pooler" else first[:, 0]
         return out
 
+    def states(self, tokens: Tensor) -> list[Tensor]:
+        tokens, mask = self.embed(tokens)
+        found = []
+        for block in self.blocks:
+            tokens = block(tokens, mask)
+            found.append(tokens)
+        return found
+
     def first_of_last(self, block: Any, tokens: Tensor, mask: Tensor) -> Tensor:
         """The last block, for the first token alone: (N, T, D) to (N, 1, D)."""
         attended = block.attention.self.first_token(tokens, mask)

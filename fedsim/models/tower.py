@@ -56,6 +56,14 @@ class Tower(nn.Module):
             tokens = block(tokens)
         return self.finish(self.last_block(last, tokens))
 
+    def states(self, tokens: Tensor) -> list[Tensor]:
+        """Every block's output, (N, T, D) each, from the stem's."""
+        found = []
+        for block in self.blocks:
+            tokens = block(tokens)
+            found.append(tokens)
+        return found
+
     def forward(self, inputs: Tensor) -> Tensor:
         return self.encode(self.stem(inputs))
 
