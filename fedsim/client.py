@@ -134,7 +134,7 @@ class BlockTrainer:
         parts: Sequence[np.ndarray],
     ) -> None:
         self.config = config
-        self.task = task_of(dataset)
+        self.task = task_of(dataset, config)
         self.model = model
         self.algorithm = algorithm
         self.images = images
@@ -216,7 +216,8 @@ class BlockTrainer:
         draws = self.images.draw(clients, shape, self.config.seed, round, name)
         for step, (active, width) in enumerate(zip(steps.active, steps.widths, strict=True)):
             places = index[:active, step, :width]
-            fixed = self.images.training_batch(places, None if draws is None else draws[:active, step, :width])
+            own_draws = None if draws is None else draws[:active, step, :width]
+            fixed, targets = self.images.training_batch(places, own_draws)
             leaf = flat_RP[: active * phase.models].detach().requires_grad_()
             params = block.params(leaf)
             logits = self._scores(params, block, fixed, counts_SK[step][:active])
@@ -224,7 +225,7 @@ class BlockTrainer:
             own = block.by_client({"": logits} | {name: params[name] for name in stacked})
             batch = Batch(
                 own.pop(""),
-                self.images.labels[places],
+                targets,
                 weights[:active, step, :width],
                 params | own,
                 tuple(block.layout.shapes),
@@ -241,7 +242,7 @@ class BlockTrainer:
         return losses.cpu() / num_steps
 
     def _scores(self, params: Mapping[str, Tensor], block: Block, fixed: Tensor, counts: list[int]) -> Tensor:
-        """Return class scores (R, B, C); ``counts`` (K,) are the clients' own batch sizes, B the largest of them.
+        """Return the model's outputs (R, B, ...); ``counts`` (K,): the clients' own batch sizes, B the largest of them.
 
         Where layers normalise over the batch, the places that a smaller batch leaves empty must not be seen, so
         clients with equal batch sizes go together. Running statistics that the phase freezes are used, not changed.
@@ -251,17 +252,20 @@ class BlockTrainer:
             fixed = fixed.repeat_interleave(num_models, 0)
         buffers = [name for name, spec in self.model.specs.items() if spec.kind == "buffer"]
         training = "buffer" in block.phase.kinds
-        if not buffers or not training or len(set(counts)) == 1:
+        if not self.model.mixes_images(training=training) or len(set(counts)) == 1:
             return self.model.forward(params, fixed, training=training)
-        scores = fixed.new_zeros(*fixed.shape[:2], self.model.num_classes)
+        outputs = torch.empty(0)
         stacked = {*block.layout.shapes, *block.buffers, *block.held}
         for count in sorted(set(counts)):
             rows = [row for row in range(len(fixed)) if counts[row // num_models] == count]
             own = {name: value[rows] if name in stacked else value for name, value in params.items()}
-            scores[rows, :count] = self.model.forward(own, fixed[rows, :count], training=True)
+            part = self.model.forward(own, fixed[rows, :count], training=training)
+            if not len(outputs):
+                outputs = part.new_zeros(*fixed.shape[:2], *part.shape[2:])
+            outputs[rows, :count] = part
             for name in buffers:
                 params[name][rows] = own[name]
-        return scores
+        return outputs
 
 
 def _optimizer_names(phase: Phase) -> list[str]:

@@ -48,6 +48,10 @@ class TrainConfig(Words):
     """Local training of one client in one phase of a round."""
 
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="Local optimiser.")
+    loss: Literal["cross_entropy", "dice", "dice_ce"] | None = Field(
+        default=None,
+        description="null: cross_entropy, for images with masks dice_ce: half the sum of cross-entropy and Dice loss.",
+    )
     lr: Annotated[float, Field(gt=0, le=1000)] = Field(description="Learning rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Momentum of sgd.")
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field(
@@ -83,8 +87,14 @@ class EvaluateConfig(Words):
 
     every: Count = Field(default=1, description="Rounds between two evaluations; the last round is always evaluated.")
     batch_size: Count = Field(default=64, description="Images per forward pass.")
-    best_by: Literal["balanced_accuracy", "accuracy", "auroc", "f1", "loss"] = Field(
-        default="accuracy", description="Validation metric that decides on the best round."
+    best_by: Literal["balanced_accuracy", "accuracy", "auroc", "f1", "dice", "iou", "loss"] | None = Field(
+        default=None,
+        description="Validation metric that decides on the best round. null: accuracy, for images with masks dice.",
+    )
+    absent_class: Literal["skip", "zero"] = Field(
+        default="skip",
+        description="Dice and IoU of a class in an image whose mask and prediction both lack it: not counted, or 0, as "
+        "in HarmoFL's code.",
     )
     patience: Count | None = Field(
         default=None, description="Stop after this many evaluations without a better one; null: never."

@@ -12,6 +12,10 @@ MODELS: Rows = [
     ("packaged:vit_small_dino", "ViT-S/14 with pretrained weights from a package registry; needs no hub"),
     ("fedsim:vgg16_slim", "PRR-FL's slim VGG16 with BatchNorm, no biases; train: all, weights: random"),
     ("fedsim:vgg16_slim_biased", "the same with a bias in the classifier"),
+    ("monai:unet", "U-Net for images with masks; options: channels, strides, num_res_units, norm ..."),
+    ("monai:densenet121", "DenseNet121; options: init_features, growth_rate, block_config, norm ..."),
+    ("fedsim:harmofl_unet", "HarmoFL's U-Net, whose normalisation keeps no statistics; options: num_features, form"),
+    ("fedsim:harmofl_densenet121", "MONAI's DenseNet121 with that normalisation; options: its own, and form"),
     (
         "timm:NAME",
         "any net of timm, such as timm:vit_base_patch16_224.augreg_in21k, or fresh with weights: random",

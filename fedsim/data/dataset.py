@@ -34,6 +34,7 @@ class Dataset:
     groups: Indices | None
     sites: Indices | None
     site_names: tuple[str, ...]
+    masks: Tensor | None = None
 
 
 @dataclass(frozen=True)

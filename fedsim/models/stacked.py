@@ -50,6 +50,16 @@ class StackedModel:
         """Transformer blocks, or the parts of a network that has none."""
         return len(self._tower.blocks) if self.lora_layers else len(list(self.net.children()))
 
+    def mixes_images(self, *, training: bool) -> bool:
+        """Whether what the network makes of an image depends on the others of its batch.
+
+        BatchNorm does so in training; in evaluation only HarmoFL's as released does, for want of running statistics.
+        """
+        norms = [part for part in self.net.modules() if isinstance(part, _BatchNorm)]
+        if not training:
+            norms = [part for part in norms if type(part) is nn.BatchNorm2d and not part.track_running_stats]
+        return self.config.train == "all" and bool(norms)
+
     def normalises_over_batch(self, image_size: int) -> bool:
         """Whether some BatchNorm layer meets one value per channel and image, so that it cannot train on one image."""
         state = {name: value.clone() for name, value in self.net.state_dict().items()}
@@ -76,6 +86,8 @@ class StackedModel:
         for layer in self.lora_layers:
             for name, shape in layer.shapes.items():
                 specs[name] = ParamSpec(shape, "lora_a" if name.endswith("a") else "lora_b")
+        if self.encoder.per_pixel:
+            return specs
         if self._text is None:
             specs["head.weight"] = ParamSpec((self.num_classes, self.width), "head")
             if self.encoder.head_bias:
@@ -116,7 +128,7 @@ class StackedModel:
         return pixels
 
     def forward(self, params: Mapping[str, Tensor], fixed: Tensor, *, training: bool) -> Tensor:
-        """Return class scores (K, B, C) for prefixes (K, B, ...).
+        """Return class scores (K, B, C) for prefixes (K, B, ...), or (K, B, C, H, W) of a network that scores pixels.
 
         ``training`` lets running statistics follow the batch (they are updated in place in ``params``).
         """
@@ -158,6 +170,8 @@ class StackedModel:
         return features
 
     def _classify(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        if self.encoder.per_pixel:
+            return features
         if self._text is None:
             scores = torch.matmul(features, params["head.weight"].transpose(-1, -2))
             if not self.encoder.head_bias:

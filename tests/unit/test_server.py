@@ -16,11 +16,10 @@ from tests.distributed.runs import write_config
 
 def outcomes(best_by: str, values: list[float]) -> tuple[list[bool], Progress]:
     progress = Progress()
-    config: Any = SimpleNamespace(evaluate=SimpleNamespace(best_by=best_by, patience=2))
     found = []
     for round, value in enumerate(values, start=1):
         record: Any = SimpleNamespace(row={"round": round, "val": {best_by: value}, "test": {best_by: -value}})
-        found.append(note_evaluation(config, progress, record))
+        found.append(note_evaluation(best_by, progress, record))
     return found, progress
 
 
