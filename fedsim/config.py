@@ -64,6 +64,13 @@ class Config(Words):
             raise KeyedError("name", repr(self.name), "a name that is not only dots")
         return self
 
+    @model_validator(mode="after")
+    def _sites_to_truncate(self) -> Self:
+        name = self.clients.partition.name
+        if self.data.truncate_to_smallest and name != "sites":
+            raise KeyedError("data.truncate_to_smallest", f"true with clients.partition.name: {name}", "sites there")
+        return self
+
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply ``key=value`` overrides, fill in all defaults, the method's own included.

@@ -16,7 +16,7 @@ Augmentation = Literal[
 ]
 SETS_IN_FOLDERS = ("dermoscopic_clients", "image_folder")
 DATA_NAMES = (
-    *("brain_mri", "dermoscopy_pairs", "digits", *SETS_IN_FOLDERS),
+    *("brain_mri", "cells", "dermoscopy_pairs", "digits", *SETS_IN_FOLDERS),
     *(f"medmnist:{flag}" for flag in MEDMNIST_FLAGS),
 )
 
@@ -53,6 +53,10 @@ class DataConfig(Words):
     )
     max_train: Count | None = Field(
         default=None, description="At most this many training images (whole groups); null: all."
+    )
+    truncate_to_smallest: bool = Field(
+        default=False,
+        description="Every site keeps as many training images as the smallest has; with the sites partition only.",
     )
 
     @model_validator(mode="after")

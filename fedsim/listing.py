@@ -37,6 +37,7 @@ MODELS: Rows = [
 ]
 DATA = {
     "brain_mri": "brain MRI slices, tumour or none (packaged; sites by image size)",
+    "cells": "tiles of HeLa, bacteria, CHO and DSB2018 with masks (packaged; sites: these four)",
     "dermoscopy_pairs": "pairs of skin patches side by side, similar or not (packaged)",
     "digits": "8x8 handwritten digits of scikit-learn; no download",
     "dermoscopic_clients": "PRR-FL's four clients: nevus, benign keratosis, melanoma (your copy; sites: the clients)",

@@ -22,6 +22,9 @@ class Dataset:
     ``groups`` (N,) marks images that belong together (one lesion, near-duplicates): no group is in two
     splits. ``sites`` (N,) are indices into ``site_names``: natural clients. Grey images share one channel in
     memory, so ``images`` may not be written to.
+
+    A segmentation set has ``masks`` (N, H, W) uint8, the class of every pixel as an index into ``class_names``, of
+    which 0 is the background; a label is then the foreground class with most pixels, or 0 where there is none.
     """
 
     name: str
@@ -42,7 +45,8 @@ class Source:
     """What the reader of one set returns: ``images`` (N, C, H, W) with C 1 or 3, and its own split if any.
 
     ``fixed`` (N,) holds ``splits.TRAIN``, ``VAL`` or ``TEST``; a split that does not occur is drawn from
-    TRAIN.
+    TRAIN. ``strata`` (N,), small whole numbers, say what a drawn split and ``data.max_train`` keep in proportion
+    where it is not the labels. ``masks`` (N, H, W) as in ``Dataset``, at the size of ``images``.
     """
 
     images: Pixels
@@ -52,3 +56,5 @@ class Source:
     sites: Indices | None = None
     site_names: tuple[str, ...] = ()
     fixed: Indices | None = None
+    strata: Indices | None = None
+    masks: Pixels | None = None

@@ -7,6 +7,7 @@ import torch
 from fedsim.config_data import DATA_NAMES
 from fedsim.config_errors import nearest
 from fedsim.data.dataset import Dataset, Source
+from fedsim.data.datasets.cells import cells
 from fedsim.data.datasets.clients import dermoscopic_clients
 from fedsim.data.datasets.folder import image_folder
 from fedsim.data.datasets.med import medmnist_set
@@ -17,7 +18,7 @@ from fedsim.errors import UserError
 if TYPE_CHECKING:
     from fedsim.config import DataConfig
 
-PACKAGED = {"brain_mri": brain_mri, "dermoscopy_pairs": dermoscopy_pairs, "digits": digits}
+PACKAGED = {"brain_mri": brain_mri, "cells": cells, "dermoscopy_pairs": dermoscopy_pairs, "digits": digits}
 
 
 def load_dataset(config: "DataConfig") -> Dataset:
@@ -39,6 +40,7 @@ def load_dataset(config: "DataConfig") -> Dataset:
         groups=source.groups,
         sites=source.sites,
         site_names=source.site_names,
+        masks=None if source.masks is None else torch.from_numpy(source.masks),
     )
 
 
