@@ -20,6 +20,7 @@ from fedsim.figures import ClientFigures
 from fedsim.files import write_json
 from fedsim.models.export import export_peft
 from fedsim.phase import train_phase, with_stand_ins
+from fedsim.pictures import draw_predictions
 from fedsim.records import RoundRecord
 from fedsim.runlog import RunLog
 from fedsim.simulation import Simulation, build_simulation
@@ -148,6 +149,8 @@ def finish(sim: Simulation, state: ServerState, progress: Progress, log: RunLog)
     }
     if sim.group.is_server and sim.model.lora_layers:
         export_peft(log.folder / "adapter", state.params, sim.model)
+    if sim.group.is_server and sim.dataset.masks is not None:
+        draw_predictions(sim, sim.algorithm.evaluate_model(state), log.folder / "predictions.png")
     log.finish(results)
     return results
 
