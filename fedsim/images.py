@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data import Dataset
-from fedsim.data.augment import NUM_DRAWS, augment
+from fedsim.data.augment import NUM_DRAWS, augment, augment_masks
 from fedsim.models.stacked import StackedModel
 from fedsim.seeding import torch_stream
 
@@ -30,6 +30,7 @@ class ImageSource:
     def __init__(self, dataset: Dataset, model: StackedModel, augmentations: Sequence[str]) -> None:
         self.images = dataset.images.to(model.device)
         self.targets = (dataset.labels if dataset.masks is None else dataset.masks).to(model.device)
+        self._has_masks = dataset.masks is not None
         self.augmentations = tuple(augmentations)
         self._model = model
         sample = model.prefix(self._floats(torch.zeros(1, dtype=torch.int64)))[0]
@@ -46,10 +47,11 @@ class ImageSource:
         """
         if draws_KBU is None:
             return self.plain_batch(places_KB), self.targets[places_KB]
-        flat = places_KB.flatten()
-        draws = draws_KBU.flatten(0, 1)
-        images = augment(self._floats(flat), self.augmentations, draws)
-        fixed, targets = self._model.prefix(images), self.targets[flat]
+        flat, draws = places_KB.flatten(), draws_KBU.flatten(0, 1)
+        fixed = self._model.prefix(augment(self._floats(flat), self.augmentations, draws))
+        targets = self.targets[flat]
+        if self._has_masks:
+            targets = augment_masks(targets, self.augmentations, draws)
         return fixed.reshape(*places_KB.shape, *fixed.shape[1:]), targets.reshape(*places_KB.shape, *targets.shape[1:])
 
     def prepare(self, clients_images: Sequence[np.ndarray]) -> None:

@@ -26,11 +26,8 @@ def scores_of(masks: Tensor, confidence: float = 20.0) -> Tensor:
 
 
 def masked_simulation(sizes: list[int], per_block: int = 1, side: int = 16, **sections: Any) -> Simulation:
-    config = make_config(
-        **{"model": UNET} | sections,
-        clients={"count": len(sizes), "per_block": per_block},
-        data={"image_size": side},
-    )
+    words = {"model": UNET, "clients": {"count": len(sizes), "per_block": per_block}} | sections
+    config = make_config(**words | {"data": {"image_size": side, **sections.get("data", {})}})
     return make_simulation(config, *make_masked_dataset(sizes, side))
 
 
@@ -128,6 +125,18 @@ def test_figures_are_those_of_each_client_on_its_own_images() -> None:
         assert after == pytest.approx({name: expected[name] for name in sim.task.client_metrics}, nan_ok=True)
         drops.append(before["dice"] - after["dice"])
     assert records[-1].row["diagnostics"]["retrogress"]["test"] == pytest.approx(np.mean(drops))
+
+
+def test_masks_move_with_their_images() -> None:
+    """What is bright in an augmented image is what its mask says."""
+    sim = masked_simulation([6], data={"augment": ["flip", "rotate90", "crop"]})
+    places = torch.from_numpy(sim.parts[0])[None]
+    draws = sim.images.draw((0,), (1, 6), seed=0, round=1, phase="train")
+    assert draws is not None
+    pixels, masks = sim.images.training_batch(places, draws[:, 0])
+    bright = (pixels.mean(2) * 0.5 + 0.5) * 255
+    assert torch.equal(masks > 0, bright > 145)
+    assert not torch.equal(masks, sim.images.targets[places])
 
 
 def test_losses_are_the_tasks() -> None:
