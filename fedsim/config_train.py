@@ -47,17 +47,15 @@ ADAM_BETAS = (0.9, 0.999)
 class TrainConfig(Words):
     """Local training of one client in one phase of a round."""
 
-    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="Local optimiser.")
-    loss: Literal["cross_entropy", "dice", "dice_ce"] | None = Field(
-        default=None,
-        description="null: cross_entropy, for images with masks dice_ce: half the sum of cross-entropy and Dice loss.",
-    )
+    optimizer: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="Local optimiser.")
     lr: Annotated[float, Field(gt=0, le=1000)] = Field(description="Learning rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Momentum of sgd.")
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field(
-        default=ADAM_BETAS, description="Moments of adamw."
+        default=ADAM_BETAS, description="Moments of adam and adamw."
     )
-    weight_decay: Annotated[float, Field(ge=0, le=1000)] = Field(default=0.0, description="Weight decay.")
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = Field(
+        default=0.0, description="Weight decay; adamw's apart from the moments, others add it to the gradient."
+    )
     batch_size: Count = Field(default=32, description="Images per step and client.")
     steps: Count | None = Field(default=None, description="Local steps per round; null: epochs counts instead.")
     epochs: Count | None = Field(
@@ -66,6 +64,10 @@ class TrainConfig(Words):
     )
     shuffle: bool = Field(default=True, description="Whether a client sees its images in a new order in each pass.")
     schedule: ScheduleConfig = Field(default=ConstantSchedule(), description="Learning rate over the rounds.")
+    loss: Literal["cross_entropy", "dice", "dice_ce"] | None = Field(
+        default=None,
+        description="null: cross_entropy, for images with masks dice_ce: half the sum of cross-entropy and Dice loss.",
+    )
     clip_norm: Positive | None = Field(default=None, description="Largest norm of a client's gradient; null: no limit.")
     keep_optimizer: bool = Field(default=False, description="Whether a client's optimiser state outlives the round.")
 
@@ -75,8 +77,9 @@ class TrainConfig(Words):
             raise KeyedError("steps", f"epochs: {self.epochs} and steps: {self.steps}", "one of them; the other null")
         if self.epochs is None and self.steps is None:
             raise KeyedError("epochs", "epochs: null and steps: null", "one of them")
-        if self.optimizer == "adamw" and self.momentum != 0:
-            raise KeyedError("momentum", f"{self.momentum:g} with optimizer: adamw", "0: adamw uses betas instead")
+        if self.optimizer != "sgd" and self.momentum != 0:
+            used = self.optimizer
+            raise KeyedError("momentum", f"{self.momentum:g} with optimizer: {used}", f"0: {used} uses betas instead")
         if self.optimizer == "sgd" and self.betas != ADAM_BETAS:
             raise KeyedError("betas", f"{list(self.betas)} with optimizer: sgd", "no betas: sgd uses momentum")
         return self

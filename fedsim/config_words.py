@@ -85,6 +85,28 @@ class LoraConfig(Words):
         return self
 
 
+class AmplitudeNormConfig(Words):
+    """HarmoFL's normalisation of the images' amplitudes to a running target, in front of the encoder."""
+
+    momentum: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.1, description="Share of a batch's mean amplitude in the new target."
+    )
+    low_freq_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0,
+        description="Frequencies up to this share of the image's side are replaced; 1: all, 0: the mean alone.",
+    )
+    form: Literal["paper", "released"] = Field(
+        default="paper",
+        description="released: as the published code, the mean alone, and momentum cut to a whole number.",
+    )
+
+    @model_validator(mode="after")
+    def _released_has_no_window(self) -> Self:
+        if self.form == "released" and self.low_freq_fraction != 1:
+            raise KeyedError("low_freq_fraction", f"{self.low_freq_fraction:g} with form: released", "no such key")
+        return self
+
+
 class ModelConfig(Words):
     """The image encoder, what of it is trained, and the classifier on top."""
 
@@ -103,6 +125,9 @@ class ModelConfig(Words):
     train: Literal["lora", "head", "all"] = Field(
         default_factory=lambda seen: "lora" if seen.get("lora") else "all",
         description="What the clients train beside the head. Default: lora if lora is given, else all.",
+    )
+    amplitude_norm: AmplitudeNormConfig | None = Field(
+        default=None, description="Normalisation of the images' amplitudes, {} for its defaults; null for none."
     )
     classifier: Literal["linear", "text"] = Field(
         default_factory=lambda seen: "text" if is_open_clip(seen.get("name", "")) else "linear",

@@ -36,7 +36,7 @@ class ImageSource:
         sample = model.prefix(self._floats(torch.zeros(1, dtype=torch.int64)))[0]
         self.num_elements = sample.numel()
         fits = sample.nbytes * len(self.images) <= PREFIX_BUDGET_BYTES
-        pays = model.config.train != "all" and fits
+        pays = model.has_frozen_prefix and fits
         self._prefixes = sample.new_empty((len(self.images), *sample.shape)) if pays else None
         self._known = np.zeros(len(self.images), dtype=bool)
 

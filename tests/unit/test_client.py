@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from algorithms.base import Algorithm, Batch, Phase, ServerState
-from fedsim.client import Layout, Steps, plan_steps
+from fedsim.layout import Layout
+from fedsim.steps import Steps, plan_steps
 from tests.helpers import LORA, TINY_VIT, furthest, make_config, simulate, with_params
 
 PARTS = [np.array([5]), np.array([], dtype=np.int64), np.arange(100, 107), np.array([9, 8, 7])]
