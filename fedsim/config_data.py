@@ -14,7 +14,7 @@ MEDMNIST_FLAGS = (
 Augmentation = Literal[
     "flip", "rotate90", "crop", "color", "vertical_flip", "brightness", "blur_or_noise", "shift_scale_rotate"
 ]
-SETS_IN_FOLDERS = ("dermoscopic_clients", "image_folder")
+SETS_IN_FOLDERS = ("dermoscopic_clients", "image_folder", "camelyon17", "wilds_camelyon17", "prostate", "nuclei")
 DATA_NAMES = (
     *("brain_mri", "cells", "dermoscopy_pairs", "digits", *SETS_IN_FOLDERS),
     *(f"medmnist:{flag}" for flag in MEDMNIST_FLAGS),
