@@ -39,7 +39,14 @@ PERSONAL = {
     "fedrep": {"name": "fedrep"},
     "prrfl": {"name": "prrfl", "decide_on": "train"},
 }
-METHODS = {"fedavg": {"name": "fedavg"}, "fedprox": {"name": "fedprox", "mu": 0.5}}
+METHODS = {
+    "fedavg": {"name": "fedavg"},
+    "fedprox": {"name": "fedprox", "mu": 0.5},
+    "harmofl": {"name": "harmofl", "share_target": "every"},
+}
+# With running statistics: two forward passes a step, other models' features, statistics that are averaged apart.
+STATISTICS = {"fedsam": {"name": "fedsam"}, "moon": {"name": "moon"}, "fednova": {"name": "fednova"}}
+OF_BATCH_NORM = PERSONAL | STATISTICS
 # Ragged, with batches of 16, 16, 8 | 6 | 2 | 16: what is no full batch must not be seen by BatchNorm.
 SIZES = [40, 6, 0, 2, 16]
 
@@ -60,7 +67,7 @@ def double_model(words: dict[str, Any], image_size: int = IMAGE_SIZE) -> Stacked
 
 @pytest.mark.parametrize(
     ("model", "method"),
-    [*((model, method) for model in MODELS for method in METHODS), *((WITH_NORMS, method) for method in PERSONAL)],
+    [*((model, method) for model in MODELS for method in METHODS), *((WITH_NORMS, method) for method in OF_BATCH_NORM)],
 )
 def test_stacked_is_sequential(model: str, method: str) -> None:
     train = {"lr": 0.01, "momentum": 0.9, "batch_size": 16, "clip_norm": 1.0}
@@ -68,9 +75,10 @@ def test_stacked_is_sequential(model: str, method: str) -> None:
     ends = []
     for per_block in (1, len(SIZES)):
         clients = {"count": len(SIZES), "per_block": per_block}
-        algorithm = (METHODS | PERSONAL)[method]
-        config = make_config(model=MODELS[model], algorithm=algorithm, train=train, clients=clients)
-        net = double_model(CNN) if MODELS[model] is CNN else None
+        algorithm = (METHODS | OF_BATCH_NORM)[method]
+        words = MODELS[model] | ({"amplitude_norm": {}} if method == "harmofl" else {})
+        config = make_config(model=words, algorithm=algorithm, train=train, clients=clients)
+        net = double_model(words) if MODELS[model] is CNN else None
         sim = make_simulation(config, dataset, parts, net)
         ends.append(everything(sim, play(sim, 3)[0]))
     assert furthest(ends[1], ends[0]) < (1e-5, "")
