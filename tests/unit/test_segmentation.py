@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from comm import open_group
+from fedsim.config import load_config
 from fedsim.errors import UserError
 from fedsim.evaluate import evaluation_rows
 from fedsim.segmentation import SMOOTH, Segmentation, dice_loss, pixel_cross_entropy
-from fedsim.simulation import Simulation, check_outputs
+from fedsim.simulation import Simulation, build_simulation, check_outputs
 from fedsim.tasks import task_of
+from tests.distributed.runs import write_masked_config
 from tests.helpers import TINY_VIT, make_config, make_dataset, make_masked_dataset, make_simulation, play
 
 UNET = {"name": "monai:unet", "weights": "random", "options": {"channels": [4, 8], "strides": [2], "norm": "batch"}}
@@ -161,3 +165,10 @@ def test_network_and_data_set_must_fit() -> None:
     with pytest.raises(UserError, match=r"model\.name: .*which has masks.*monai:unet, fedsim:harmofl_unet"):
         check_outputs(plain.config, plain.model, sim.dataset)
     check_outputs(sim.config, sim.model, sim.dataset)
+
+
+def test_a_method_that_compares_class_scores_of_images_is_refused(tmp_path: Path) -> None:
+    changes = ["algorithm={name: prrfl, decide_on: train}", "model.amplitude_norm=null"]
+    config = load_config(write_masked_config(tmp_path), changes)
+    with pytest.raises(UserError, match=r"^algorithm\.name: found prrfl, which compares class scores.* with nuclei"):
+        build_simulation(config, open_group())
