@@ -5,12 +5,18 @@ import importlib
 from algorithms.base import Algorithm
 from algorithms.deer import DEeR
 from algorithms.ditto import Ditto
+from algorithms.fedadam import FedAdam
 from algorithms.fedavg import FedAvg
 from algorithms.fedbn import FedBN
+from algorithms.fednova import FedNova
 from algorithms.fedprox import FedProx
 from algorithms.fedrep import FedRep
+from algorithms.fedsam import FedSAM
+from algorithms.fedyogi import FedYogi
 from algorithms.ffa_lora import FFALoRA
+from algorithms.harmofl import HarmoFL
 from algorithms.local import Local
+from algorithms.moon import MOON
 from algorithms.prrfl import PRRFL
 from fedsim.errors import UserError
 
@@ -24,6 +30,12 @@ METHODS: dict[str, type[Algorithm]] = {
     "fedrep": FedRep,
     "ditto": Ditto,
     "prrfl": PRRFL,
+    "harmofl": HarmoFL,
+    "fedsam": FedSAM,
+    "fednova": FedNova,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "moon": MOON,
 }
 
 

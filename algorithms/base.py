@@ -62,7 +62,9 @@ class Batch:
     ``params``: trained parameters with, others without, a client axis. ``start``: the server's parameters that the
     phase began from, without one. ``phase``: its name. ``decided``: what ``Algorithm.assess`` returned before this
     local pass, if it was asked. With M > 1 models per client ``logits`` is (K, M, B, C) and ``params`` are
-    (K, M, ...). ``criterion``: the task's loss, see ``task_loss``.
+    (K, M, ...). ``criterion``: the task's loss, see ``task_loss``. ``states``: what the clients keep, to be read.
+    ``features`` (K, B, ...): what the classifier sees. ``features_of``: the same from other parameters, all of them
+    and with or without a client axis; without gradient, running statistics used and not changed.
     """
 
     logits: Tensor
@@ -74,6 +76,9 @@ class Batch:
     phase: str = "train"
     decided: Mapping[str, Tensor] = field(default_factory=dict)
     criterion: Callable[[Tensor, Tensor, Tensor], Tensor] = cross_entropy
+    states: Sequence[Mapping[str, Tensor]] = ()
+    features: Tensor = field(default_factory=lambda: torch.empty(0))
+    features_of: Callable[[Mapping[str, Tensor]], Tensor] = lambda _: torch.empty(0)
 
     @property
     def task_loss(self) -> Tensor:
@@ -87,7 +92,8 @@ class Update:
 
     ``after``: their trained parameters, (K, ...) or (K, M, ...); ``before``: the server's. ``weights``: float64
     (K,), summing to one over all clients of the round. ``states``: one mapping per client, which outlives the
-    round and may be changed in place. ``round`` counts from 1.
+    round and may be changed in place. ``round`` counts from 1. ``num_steps``: the steps that each client took, int64
+    (K,), with this ``momentum``, zero for optimisers that have none.
     """
 
     round: int
@@ -97,6 +103,8 @@ class Update:
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
     states: list[dict[str, Tensor]]
+    num_steps: Tensor
+    momentum: float
 
     @cached_property
     def delta(self) -> dict[str, Tensor]:
@@ -181,6 +189,15 @@ class Algorithm:
     def loss(self, batch: Batch) -> Tensor:
         """Return each client's local objective on its batch, (K,)."""
         return batch.task_loss
+
+    def ascend(self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return how far trained parameters are moved, once their gradient is known, before a second gradient.
+
+        All (K, ...), or (K, M, ...). The step is then taken from the unmoved parameters with the second gradient, of
+        the same batch. Nothing, {}: the first gradient is the step's.
+        """
+        del params, grads
+        return {}
 
     def pre_aggregate(self, update: Update) -> Payload:
         """Return what the clients send; on the rank that trained them. Also called for zero clients (K = 0)."""

@@ -24,7 +24,7 @@ class FedRep(Personal):
     def __init__(self, config: Any, specs: Mapping[str, ParamSpec], num_rounds: int = 1) -> None:
         super().__init__(config, specs, num_rounds)
         kinds = {spec.kind for spec in specs.values()}
-        if not (kinds & HEAD and kinds - HEAD):
+        if not (kinds & HEAD and kinds - HEAD - {"buffer"}):
             raise UserError("algorithm.name", f"fedrep on a model that trains {sorted(kinds)}", "a head and a body")
 
     def phases(self, round: int) -> tuple[Phase, ...]:

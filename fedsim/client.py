@@ -16,81 +16,15 @@ import torch
 from torch import Tensor
 
 from algorithms.base import Algorithm, Batch, Phase, ServerState, Update
-from fedsim.cohort import num_local_steps
 from fedsim.config import Config, TrainConfig
 from fedsim.data import Dataset
 from fedsim.images import ImageSource
+from fedsim.layout import Layout
 from fedsim.models.stacked import StackedModel
 from fedsim.optim import StackedOptimizer, learning_rate
 from fedsim.own import OwnImages, macro_f1
-from fedsim.seeding import numpy_stream
+from fedsim.steps import Steps, plan_steps
 from fedsim.tasks import task_of
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Which images a block's clients see: ``index`` int64 (K, S, B) into the data set, ``weights`` (K, S, B).
-
-    ``active[s]`` clients have a step s and ``widths[s]`` is the largest batch among them.
-    """
-
-    index: Tensor
-    weights: Tensor
-    active: list[int]
-    widths: list[int]
-
-
-def plan_steps(
-    parts: Sequence[np.ndarray], clients: Sequence[int], train: TrainConfig, seed: int, round: int, phase: str
-) -> Steps:
-    """Shuffle each client's images into batches. ``clients`` must be sorted by falling number of steps."""
-    batches = [_client_batches(parts[c], train, seed, round, phase, c) for c in clients]
-    lengths = [len(own) for own in batches]
-    assert lengths == sorted(lengths, reverse=True)
-    num_steps, width = max(lengths, default=0), max((len(b) for own in batches for b in own), default=0)
-    index = np.zeros((len(clients), num_steps, width), dtype=np.int64)
-    weights = np.zeros(index.shape, dtype=np.float32)
-    for row, own in enumerate(batches):
-        for step, images in enumerate(own):
-            # A place that stays empty repeats an image of the same client and has weight zero.
-            index[row, step] = images[0]
-            index[row, step, : len(images)] = images
-            weights[row, step, : len(images)] = 1 / len(images)
-    active = [sum(length > step for length in lengths) for step in range(num_steps)]
-    widths = [int((weights[:, step] > 0).sum(1).max()) for step in range(num_steps)]
-    return Steps(torch.from_numpy(index), torch.from_numpy(weights), active, widths)
-
-
-def _client_batches(
-    images: np.ndarray, train: TrainConfig, seed: int, round: int, phase: str, client: int
-) -> list[np.ndarray]:
-    stream = numpy_stream(seed, f"shuffle/{phase}", round=round, client=client)
-    wanted = num_local_steps(train, len(images))
-    batches: list[np.ndarray] = []
-    while len(batches) < wanted:
-        order = stream.permutation(images) if train.shuffle else images
-        batches += [order[at : at + train.batch_size] for at in range(0, len(order), train.batch_size)]
-    return batches[:wanted]
-
-
-class Layout:
-    """Where each trained parameter lies in a client's flat vector."""
-
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.shapes = dict(shapes)
-        self.sizes = [int(np.prod(shape)) for shape in self.shapes.values()]
-
-    def pack(self, rows: Mapping[str, Tensor]) -> Tensor:
-        """Return parameters (K, ...) as one matrix (K, P)."""
-        # Sizes by name: without clients -1 would be ambiguous.
-        sizes = zip(self.shapes, self.sizes, strict=True)
-        return torch.cat([rows[name].reshape(len(rows[name]), size) for name, size in sizes], dim=1)
-
-    def unpack(self, flat_KP: Tensor) -> dict[str, Tensor]:
-        """Return named views (K, ...) of the matrix; the backward pass of the split is one concatenation."""
-        parts = flat_KP.split(self.sizes, dim=1)
-        shapes = self.shapes.items()
-        return {name: part.view(len(flat_KP), *shape) for (name, shape), part in zip(shapes, parts, strict=True)}
 
 
 @dataclass
@@ -121,6 +55,22 @@ class Block:
         return {name: value.unflatten(0, (len(value) // models, models)) for name, value in rows.items()}
 
 
+@dataclass(frozen=True)
+class StepInputs:
+    """What the first clients of a block have in front of them at one step.
+
+    ``fixed`` (K, B, ...): the images' prefixes; ``targets`` (K, B, ...); ``weights`` (K, B); ``counts`` (K,): the
+    clients' own batch sizes, B the largest of them; ``decided`` (K, ...); ``states``: what the clients keep.
+    """
+
+    fixed: Tensor
+    targets: Tensor
+    weights: Tensor
+    counts: list[int]
+    decided: Mapping[str, Tensor]
+    states: Sequence[Mapping[str, Tensor]]
+
+
 class BlockTrainer:
     """Trains blocks of clients on this rank's device; holds what does not change between rounds."""
 
@@ -134,7 +84,7 @@ class BlockTrainer:
         parts: Sequence[np.ndarray],
     ) -> None:
         self.config = config
-        self.task = task_of(dataset)
+        self.task = task_of(dataset, config)
         self.model = model
         self.algorithm = algorithm
         self.images = images
@@ -158,25 +108,30 @@ class BlockTrainer:
         kept = _kept_states(client_states, phase) if keeps_optimizer else []
         optimizer = StackedOptimizer(self.config.train, block.flat, kept)
         losses = torch.zeros(len(clients), dtype=torch.float64)
+        num_steps = torch.zeros(len(clients), dtype=torch.int64)
         passes = self._passes(phase)
         decided: Mapping[str, Tensor] = {}
         for name, train in passes:
             if phase.assess_on is not None and len(passes) > 1 and clients:
                 decided = self.algorithm.assess(self._own_f1(block, phase.assess_on), decided)
             steps = plan_steps(self.parts, clients, train, self.config.seed, state.round + 1, name)
-            losses += self._run_steps(block, optimizer, steps, name, decided) / len(passes)
+            losses += self._run_steps(block, optimizer, steps, name, decided, client_states)
+            num_steps += (steps.weights > 0).any(2).sum(1)
         if keeps_optimizer:
             _keep_states(client_states, phase, optimizer)
         after = block.by_client(block.layout.unpack(block.flat) | block.buffers)
-        return Update(state.round + 1, phase, clients, weights, state.params, after, client_states), losses
+        momentum = self.config.train.momentum
+        update = Update(
+            state.round + 1, phase, clients, weights, state.params, after, client_states, num_steps, momentum
+        )
+        return update, losses / num_steps
 
     def _begin(
         self, clients: tuple[int, ...], state: ServerState, phase: Phase, client_states: list[dict[str, Tensor]]
     ) -> Block:
         """Lay out the clients' models: the server's parameters but for what the method says they begin with."""
         specs = self.model.specs
-        own = self.algorithm.begin(state, phase, client_states)
-        rows = {name: value.flatten(0, 1) if phase.models > 1 else value for name, value in own.items()}
+        rows = self._by_row(self.algorithm.begin(state, phase, client_states))
         trained = {name: spec.shape for name, spec in specs.items() if spec.kind in phase.kinds}
         num_rows = len(clients) * phase.models
         for name in trained.keys() - rows.keys():
@@ -185,6 +140,11 @@ class BlockTrainer:
         layout = Layout({name: shape for name, shape in trained.items() if name not in buffers})
         held = {name: value for name, value in rows.items() if name not in trained}
         return Block(clients, state, phase, layout, layout.pack(rows), buffers, held)
+
+    def _by_row(self, by_client: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors (K, M, ...) as (R, ...); others stay."""
+        axes = {name: value.dim() - len(self.model.specs[name].shape) for name, value in by_client.items()}
+        return {name: value.flatten(0, 1) if axes[name] == 2 else value for name, value in by_client.items()}
 
     def _passes(self, phase: Phase) -> list[tuple[str, TrainConfig]]:
         """Return name and settings of the parts of a local training between which the method decides something."""
@@ -201,9 +161,15 @@ class BlockTrainer:
         return macro_f1(scores, labels).view(len(block.clients), block.phase.models)
 
     def _run_steps(
-        self, block: Block, optimizer: StackedOptimizer, steps: Steps, name: str, decided: Mapping[str, Tensor]
+        self,
+        block: Block,
+        optimizer: StackedOptimizer,
+        steps: Steps,
+        name: str,
+        decided: Mapping[str, Tensor],
+        states: Sequence[Mapping[str, Tensor]],
     ) -> Tensor:
-        """Take all steps of one part of the training, changing the block in place; return mean losses (K,)."""
+        """Take all steps of one part of the training, changing the block in place; return summed losses (K,)."""
         train, clients, phase, flat_RP = self.config.train, block.clients, block.phase, block.flat
         round = block.state.round + 1
         lr = learning_rate(train.lr, train.schedule, round, self.config.rounds)
@@ -216,52 +182,95 @@ class BlockTrainer:
         draws = self.images.draw(clients, shape, self.config.seed, round, name)
         for step, (active, width) in enumerate(zip(steps.active, steps.widths, strict=True)):
             places = index[:active, step, :width]
-            fixed = self.images.training_batch(places, None if draws is None else draws[:active, step, :width])
-            leaf = flat_RP[: active * phase.models].detach().requires_grad_()
-            params = block.params(leaf)
-            logits = self._scores(params, block, fixed, counts_SK[step][:active])
-            stacked = {*block.layout.shapes, *block.buffers, *block.held}
-            own = block.by_client({"": logits} | {name: params[name] for name in stacked})
-            batch = Batch(
-                own.pop(""),
-                self.images.labels[places],
+            own_draws = None if draws is None else draws[:active, step, :width]
+            inputs = StepInputs(
+                *self.images.training_batch(places, own_draws),
                 weights[:active, step, :width],
-                params | own,
-                tuple(block.layout.shapes),
-                block.state.params,
-                phase.name,
+                counts_SK[step][:active],
                 {key: value[:active] for key, value in decided.items()},
-                self.task.loss,
+                states[:active],
             )
-            loss_K = self.algorithm.loss(batch)
-            (grad,) = torch.autograd.grad(loss_K.sum(), leaf)
+            at = flat_RP[: active * phase.models]
+            loss_K, grad = self._gradient(block, at, inputs)
+            rise = self._rise(block, at, grad)
+            if rise is not None:
+                # The step is taken from where the weights are, with the gradient at where they were moved.
+                _, grad = self._gradient(block, at + rise, inputs, again=True)
             optimizer.step(flat_RP, grad, lr)
-            losses[:active] += loss_K.detach()
-        num_steps = (steps.weights > 0).any(2).sum(1)
-        return losses.cpu() / num_steps
+            losses[:active] += loss_K
+        return losses.cpu()
 
-    def _scores(self, params: Mapping[str, Tensor], block: Block, fixed: Tensor, counts: list[int]) -> Tensor:
-        """Return class scores (R, B, C); ``counts`` (K,) are the clients' own batch sizes, B the largest of them.
+    def _gradient(self, block: Block, at: Tensor, inputs: StepInputs, again: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the method's losses (K,) and their gradient (R, P) for trained parameters ``at`` (R, P).
 
-        Where layers normalise over the batch, the places that a smaller batch leaves empty must not be seen, so
-        clients with equal batch sizes go together. Running statistics that the phase freezes are used, not changed.
+        ``again``: for the second time on the same images, so that only statistics inside the network follow them.
         """
-        num_models = block.phase.models
-        if num_models > 1:
-            fixed = fixed.repeat_interleave(num_models, 0)
+        leaf = at.detach().requires_grad_()
+        params = block.params(leaf)
+        if again:
+            params = self.model.with_fixed_amplitude(params)
+        features = self._features(params, block, inputs)
+        logits = self.model.classify(params, features)
+        stacked = {*block.layout.shapes, *block.buffers, *block.held}
+        own = block.by_client({name: params[name] for name in stacked})
+        seen = block.by_client({"features": features, "logits": logits})
+        batch = Batch(
+            seen["logits"],
+            inputs.targets,
+            inputs.weights,
+            params | own,
+            tuple(block.layout.shapes),
+            block.state.params,
+            block.phase.name,
+            inputs.decided,
+            self.task.loss,
+            inputs.states,
+            seen["features"],
+            lambda other: self._features_of(other, block, inputs),
+        )
+        loss_K = self.algorithm.loss(batch)
+        (grad,) = torch.autograd.grad(loss_K.sum(), leaf)
+        return loss_K.detach(), grad
+
+    def _rise(self, block: Block, at: Tensor, grad: Tensor) -> Tensor | None:
+        """Return how far the method moves the trained parameters (R, P) before a second gradient; None for nowhere."""
+        params, grads = (block.by_client(block.layout.unpack(flat)) for flat in (at, grad))
+        rise = self.algorithm.ascend(params, grads)
+        return block.layout.pack(self._by_row(rise)) if rise else None
+
+    def _features(self, params: Mapping[str, Tensor], block: Block, inputs: StepInputs) -> Tensor:
+        """Return what the classifier sees, (R, B, ...).
+
+        What normalises over the batch must not see the places that a smaller batch leaves empty, so clients with
+        equal batch sizes go together. Running statistics that the phase freezes are used, not changed.
+        """
+        num_models, counts = block.phase.models, inputs.counts
+        fixed = inputs.fixed.repeat_interleave(num_models, 0) if num_models > 1 else inputs.fixed
         buffers = [name for name, spec in self.model.specs.items() if spec.kind == "buffer"]
         training = "buffer" in block.phase.kinds
-        if not buffers or not training or len(set(counts)) == 1:
-            return self.model.forward(params, fixed, training=training)
-        scores = fixed.new_zeros(*fixed.shape[:2], self.model.num_classes)
+        if not self.model.mixes_images(training=training) or len(set(counts)) == 1:
+            return self.model.features(params, fixed, training=training)
         stacked = {*block.layout.shapes, *block.buffers, *block.held}
+        groups = []
         for count in sorted(set(counts)):
             rows = [row for row in range(len(fixed)) if counts[row // num_models] == count]
             own = {name: value[rows] if name in stacked else value for name, value in params.items()}
-            scores[rows, :count] = self.model.forward(own, fixed[rows, :count], training=True)
+            groups.append((rows, self.model.features(own, fixed[rows, :count], training=training)))
             for name in buffers:
                 params[name][rows] = own[name]
-        return scores
+        some = groups[0][1]
+        features = some.new_zeros(*fixed.shape[:2], *some.shape[2:])
+        for rows, part in groups:
+            features[rows, : part.shape[1]] = part
+        return features
+
+    def _features_of(self, params: Mapping[str, Tensor], block: Block, inputs: StepInputs) -> Tensor:
+        """Return what the classifier of other models sees at a step, see ``Batch.features_of``."""
+        num_models = block.phase.models
+        fixed = inputs.fixed.repeat_interleave(num_models, 0)
+        with torch.no_grad():
+            features = self.model.features(self._by_row(params), fixed, training=False)
+        return block.by_client({"": features})[""]
 
 
 def _optimizer_names(phase: Phase) -> list[str]:

@@ -13,13 +13,14 @@ from pydantic import Field, ValidationError, model_validator
 from fedsim.config_data import ClientsConfig, DataConfig, FractionsConfig, PartitionConfig
 from fedsim.config_errors import KeyedError, Mistake, mistakes, nearest, show
 from fedsim.config_train import CheckpointConfig, EvaluateConfig, ScheduleConfig, StoreConfig, TrainConfig
-from fedsim.config_words import AlgorithmConfig, Count, LoraConfig, ModelConfig, Seed, Words
+from fedsim.config_words import AlgorithmConfig, AmplitudeNormConfig, Count, LoraConfig, ModelConfig, Seed, Words
 from fedsim.config_yaml import COMMAND_LINE, apply_overrides, read_mapping, require_file, to_yaml
 from fedsim.errors import UserError
 from fedsim.files import write_json
 
 __all__ = [
     "AlgorithmConfig",
+    "AmplitudeNormConfig",
     "CheckpointConfig",
     "ClientsConfig",
     "Config",
@@ -62,6 +63,13 @@ class Config(Words):
     def _name_is_a_folder(self) -> Self:
         if set(self.name) == {"."}:
             raise KeyedError("name", repr(self.name), "a name that is not only dots")
+        return self
+
+    @model_validator(mode="after")
+    def _sites_to_truncate(self) -> Self:
+        name = self.clients.partition.name
+        if self.data.truncate_to_smallest and name != "sites":
+            raise KeyedError("data.truncate_to_smallest", f"true with clients.partition.name: {name}", "sites there")
         return self
 
 

@@ -14,11 +14,14 @@ MEDMNIST_FLAGS = (
 Augmentation = Literal[
     "flip", "rotate90", "crop", "color", "vertical_flip", "brightness", "blur_or_noise", "shift_scale_rotate"
 ]
-SETS_IN_FOLDERS = ("dermoscopic_clients", "image_folder", "text_files")
+SETS_IN_FOLDERS = (
+    *("dermoscopic_clients", "image_folder", "camelyon17", "wilds_camelyon17", "prostate", "nuclei", "text_files"),
+)
 GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 TEXT_NAMES = ("rated_sentences", "sentence_ratings", "text_files", *(f"glue:{task}" for task in GLUE_TASKS))
 DATA_NAMES = (
-    *("brain_mri", "dermoscopy_pairs", "digits", "dermoscopic_clients", "image_folder"),
+    *("brain_mri", "cells", "dermoscopy_pairs", "digits", "dermoscopic_clients", "image_folder"),
+    *("camelyon17", "wilds_camelyon17", "prostate", "nuclei"),
     *TEXT_NAMES,
     *(f"medmnist:{flag}" for flag in MEDMNIST_FLAGS),
 )
@@ -79,6 +82,10 @@ class DataConfig(Words):
     )
     max_train: Count | None = Field(
         default=None, description="At most this many training images (whole groups); null: all."
+    )
+    truncate_to_smallest: bool = Field(
+        default=False,
+        description="Every site keeps as many training images as the smallest has; with the sites partition only.",
     )
 
     @model_validator(mode="after")

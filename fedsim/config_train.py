@@ -47,13 +47,15 @@ ADAM_BETAS = (0.9, 0.999)
 class TrainConfig(Words):
     """Local training of one client in one phase of a round."""
 
-    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="Local optimiser.")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="Local optimiser.")
     lr: Annotated[float, Field(gt=0, le=1000)] = Field(description="Learning rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Momentum of sgd.")
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = Field(
-        default=ADAM_BETAS, description="Moments of adamw."
+        default=ADAM_BETAS, description="Moments of adam and adamw."
     )
-    weight_decay: Annotated[float, Field(ge=0, le=1000)] = Field(default=0.0, description="Weight decay.")
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = Field(
+        default=0.0, description="Weight decay; adamw's apart from the moments, others add it to the gradient."
+    )
     batch_size: Count = Field(default=32, description="Images per step and client.")
     steps: Count | None = Field(default=None, description="Local steps per round; null: epochs counts instead.")
     epochs: Count | None = Field(
@@ -62,6 +64,10 @@ class TrainConfig(Words):
     )
     shuffle: bool = Field(default=True, description="Whether a client sees its images in a new order in each pass.")
     schedule: ScheduleConfig = Field(default=ConstantSchedule(), description="Learning rate over the rounds.")
+    loss: Literal["cross_entropy", "dice", "dice_ce"] | None = Field(
+        default=None,
+        description="null: cross_entropy, for images with masks dice_ce: half the sum of cross-entropy and Dice loss.",
+    )
     clip_norm: Positive | None = Field(default=None, description="Largest norm of a client's gradient; null: no limit.")
     keep_optimizer: bool = Field(default=False, description="Whether a client's optimiser state outlives the round.")
 
@@ -71,11 +77,27 @@ class TrainConfig(Words):
             raise KeyedError("steps", f"epochs: {self.epochs} and steps: {self.steps}", "one of them; the other null")
         if self.epochs is None and self.steps is None:
             raise KeyedError("epochs", "epochs: null and steps: null", "one of them")
-        if self.optimizer == "adamw" and self.momentum != 0:
-            raise KeyedError("momentum", f"{self.momentum:g} with optimizer: adamw", "0: adamw uses betas instead")
+        if self.optimizer != "sgd" and self.momentum != 0:
+            used = self.optimizer
+            raise KeyedError("momentum", f"{self.momentum:g} with optimizer: {used}", f"0: {used} uses betas instead")
         if self.optimizer == "sgd" and self.betas != ADAM_BETAS:
             raise KeyedError("betas", f"{list(self.betas)} with optimizer: sgd", "no betas: sgd uses momentum")
         return self
+
+
+BestBy = Literal[
+    "balanced_accuracy",
+    "accuracy",
+    "auroc",
+    "f1",
+    "f1_positive",
+    "matthews",
+    "spearman",
+    "pearson",
+    "dice",
+    "iou",
+    "loss",
+]
 
 
 class EvaluateConfig(Words):
@@ -83,9 +105,16 @@ class EvaluateConfig(Words):
 
     every: Count = Field(default=1, description="Rounds between two evaluations; the last round is always evaluated.")
     batch_size: Count = Field(default=64, description="Images per forward pass.")
-    best_by: Literal[
-        "balanced_accuracy", "accuracy", "auroc", "f1", "f1_positive", "matthews", "spearman", "pearson", "loss"
-    ] = Field(default="accuracy", description="Validation metric that decides on the best round.")
+    best_by: BestBy | None = Field(
+        default=None,
+        description="Validation metric that decides on the best round. null: accuracy; for images with masks dice, for "
+        "numbers to be told spearman.",
+    )
+    absent_class: Literal["skip", "zero"] = Field(
+        default="skip",
+        description="Dice and IoU of a class in an image whose mask and prediction both lack it: not counted, or 0, as "
+        "in HarmoFL's code.",
+    )
     patience: Count | None = Field(
         default=None, description="Stop after this many evaluations without a better one; null: never."
     )

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fedsim.config_errors import KeyedError, nearest
 
 PACKAGED_MODELS = ("packaged:vit_small_dino", "packaged:minilm")
-FRESH_MODELS = ("fedsim:vgg16_slim", "fedsim:vgg16_slim_biased")
+PIXEL_MODELS = ("monai:unet", "fedsim:harmofl_unet")
+NETS_WITH_OPTIONS = (*PIXEL_MODELS, "monai:densenet121", "fedsim:harmofl_densenet121")
+FRESH_MODELS = ("fedsim:vgg16_slim", "fedsim:vgg16_slim_biased", *NETS_WITH_OPTIONS)
 MODEL_FORMS = (
     *PACKAGED_MODELS,
     *FRESH_MODELS,
@@ -87,6 +89,28 @@ class LoraConfig(Words):
         return self
 
 
+class AmplitudeNormConfig(Words):
+    """HarmoFL's normalisation of the images' amplitudes to a running target, in front of the encoder."""
+
+    momentum: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.1, description="Share of a batch's mean amplitude in the new target."
+    )
+    low_freq_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0,
+        description="Frequencies up to this share of the image's side are replaced; 1: all, 0: the mean alone.",
+    )
+    form: Literal["paper", "released"] = Field(
+        default="paper",
+        description="released: as the published code, the mean alone, and momentum cut to a whole number.",
+    )
+
+    @model_validator(mode="after")
+    def _released_has_no_window(self) -> Self:
+        if self.form == "released" and self.low_freq_fraction != 1:
+            raise KeyedError("low_freq_fraction", f"{self.low_freq_fraction:g} with form: released", "no such key")
+        return self
+
+
 class ModelConfig(Words):
     """The encoder, what of it is trained, and the classifier on top."""
 
@@ -97,12 +121,17 @@ class ModelConfig(Words):
     )
     options: dict[str, Scalar | list[Scalar]] = Field(
         default={},
-        description="Passed to timm.create_model (timm: names only): patch_size, embed_dim, depth, ...",
+        description="What the library's network takes: timm's patch_size, embed_dim, depth; monai:unet's channels, "
+        "strides, num_res_units, norm; monai:densenet121's init_features, growth_rate. fedsim:harmofl_unet has "
+        "num_features, and both fedsim:harmofl_ networks form: paper, or released: evaluation normalises over a batch.",
     )
     lora: LoraConfig | None = Field(default=None, description="LoRA factors on the encoder; null for none.")
     train: Literal["lora", "head", "all"] = Field(
         default_factory=lambda seen: "lora" if seen.get("lora") else "all",
         description="What the clients train beside the head. Default: lora if lora is given, else all.",
+    )
+    amplitude_norm: AmplitudeNormConfig | None = Field(
+        default=None, description="Normalisation of the images' amplitudes, {} for its defaults; null for none."
     )
     classifier: Literal["linear", "text"] = Field(
         default_factory=lambda seen: "text" if is_open_clip(seen.get("name", "")) else "linear",
@@ -118,8 +147,9 @@ class ModelConfig(Words):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         check_model_name(self.name)
-        if self.options and not self.name.startswith("timm:"):
-            raise KeyedError("options", f"options for {self.name}", "none: only timm: names take options")
+        if self.options and not self.name.startswith("timm:") and self.name not in NETS_WITH_OPTIONS:
+            names = ", ".join(NETS_WITH_OPTIONS)
+            raise KeyedError("options", f"options for {self.name}", f"none: only timm: names, {names} take options")
         if self.name in FRESH_MODELS and self.weights != "random":
             raise KeyedError("weights", f"{self.weights or 'null'} with {self.name}", "random: it has no others")
         if self.name.startswith(HUGGING) and self.weights not in (None, "random"):
@@ -127,6 +157,8 @@ class ModelConfig(Words):
         is_tag = is_open_clip(self.name) and "." not in str(self.weights)
         if self.weights not in (None, "random") and not is_tag and not str(self.weights).endswith(".safetensors"):
             raise KeyedError("weights", repr(self.weights), "null, random, or the path of a .safetensors file")
+        if self.name in PIXEL_MODELS and self.train != "all":
+            raise KeyedError("train", f"{self.train} with {self.name}, which has neither head nor blocks", "all")
         if self.train == "lora" and self.lora is None:
             raise KeyedError("lora", "null with train: lora", "a lora section, or train: head or all")
         if self.train != "lora" and self.lora is not None:

@@ -13,6 +13,10 @@ MODELS: Rows = [
     ("packaged:minilm", "MiniLM-L6, a BERT for sentences with pretrained weights from a package registry"),
     ("fedsim:vgg16_slim", "PRR-FL's slim VGG16 with BatchNorm, no biases; train: all, weights: random"),
     ("fedsim:vgg16_slim_biased", "the same with a bias in the classifier"),
+    ("monai:unet", "U-Net for images with masks; options: channels, strides, num_res_units, norm ..."),
+    ("monai:densenet121", "DenseNet121; options: init_features, growth_rate, block_config, norm ..."),
+    ("fedsim:harmofl_unet", "HarmoFL's U-Net, whose normalisation keeps no statistics; options: num_features, form"),
+    ("fedsim:harmofl_densenet121", "MONAI's DenseNet121 with that normalisation; options: its own, and form"),
     (
         "timm:NAME",
         "any net of timm, such as timm:vit_base_patch16_224.augreg_in21k, or fresh with weights: random",
@@ -38,10 +42,15 @@ MODELS: Rows = [
 ]
 DATA = {
     "brain_mri": "brain MRI slices, tumour or none (packaged; sites by image size)",
+    "cells": "tiles of HeLa, bacteria, CHO and DSB2018 with masks (packaged; sites: these four)",
     "dermoscopy_pairs": "pairs of skin patches side by side, similar or not (packaged)",
     "digits": "8x8 handwritten digits of scikit-learn; no download",
     "dermoscopic_clients": "PRR-FL's four clients: nevus, benign keratosis, melanoma (your copy; sites: the clients)",
     "image_folder": "your own images: ROOT/CLASS/*.png, or ROOT/{train,val,test}/CLASS/*.png",
+    "camelyon17": "HarmoFL's lymph node patches, tumour or none (your copy; sites: five hospitals)",
+    "wilds_camelyon17": "the same slides as published by WILDS (your copy; sites: five hospitals)",
+    "prostate": "HarmoFL's prostate MRI slices with masks (your copy, NIfTI; sites: its folders)",
+    "nuclei": "nuclei with masks: ROOT/SITE/images/*.png and ROOT/SITE/masks/*.png (sites: the folders)",
     "rated_sentences": "tweets, movie reviews, editorials, product reviews: negative or positive (packaged; 4 sites)",
     "sentence_ratings": "the same with their mean rating, -4 to 4, as the number to be told",
     "text_files": "your own texts: ROOT/{train,validation,test}*.{tsv,jsonl,parquet,arrow}; columns in the config",

@@ -1,8 +1,8 @@
 """Optimisers over the stacked parameters of a block: row k of every tensor is client k's own.
 
-SGD and AdamW act element by element, so one update of the matrix (K, P) is K separate optimisers. Clients are
+SGD, Adam and AdamW act element by element, so one update of the matrix (K, P) is K separate optimisers. Clients are
 sorted by their number of steps, longest first; at any step the first ``active`` rows move and the rest stand still.
-The arithmetic is that of torch.optim.SGD and torch.optim.AdamW.
+The arithmetic is that of torch.optim.SGD, torch.optim.Adam and torch.optim.AdamW.
 
 Shapes: K clients in a block, P trained parameters of one client.
 """
@@ -46,23 +46,24 @@ class StackedOptimizer:
         if self.config.clip_norm is not None:
             norm = grad.norm(dim=1, keepdim=True)
             grad = grad * (self.config.clip_norm / (norm + 1e-6)).clamp(max=1)
+        if self.config.optimizer == "adamw":
+            flat_KP[:active].mul_(1 - lr * self.config.weight_decay)
+        elif self.config.weight_decay:
+            grad = grad.add(flat_KP[:active], alpha=self.config.weight_decay)
         if self.config.optimizer == "sgd":
             self._sgd(flat_KP[:active], grad, lr)
         else:
-            self._adamw(flat_KP[:active], grad, lr)
+            self._adam(flat_KP[:active], grad, lr)
 
     def _sgd(self, flat: Tensor, grad: Tensor, lr: float) -> None:
-        if self.config.weight_decay:
-            grad = grad.add(flat, alpha=self.config.weight_decay)
         if self.config.momentum:
             grad = self.state["momentum"][: len(grad)].mul_(self.config.momentum).add_(grad)
         flat.add_(grad, alpha=-lr)
 
-    def _adamw(self, flat: Tensor, grad: Tensor, lr: float) -> None:
+    def _adam(self, flat: Tensor, grad: Tensor, lr: float) -> None:
         beta1, beta2 = self.config.betas
         first, second = self.state["first"][: len(grad)], self.state["second"][: len(grad)]
         steps = self.num_steps[: len(grad)]
-        flat.mul_(1 - lr * self.config.weight_decay)
         first.lerp_(grad, 1 - beta1)
         second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         rate = (lr / (1 - beta1**steps)).to(flat)

@@ -4,7 +4,6 @@ Shapes: K clients, B texts per client and step, N texts, C classes.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +15,9 @@ from fedsim.tasks import Classification, Task
 class TextClassification(Classification):
     """One of C classes for every text; ``matthews`` and ``f1_positive`` are what GLUE asks for (Wang et al., 2019)."""
 
-    metrics: ClassVar[tuple[str, ...]] = (*Classification.metrics, "matthews", "f1_positive")
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (*super().metrics, "matthews", "f1_positive")
 
     def measure(self, rows: Tensor, labels: Tensor) -> dict[str, float]:
         """Add Matthews' correlation, and the F1 of the second of two classes, nan for other numbers of classes."""
@@ -36,9 +37,17 @@ class TextClassification(Classification):
 class Regression(Task):
     """A number for every text, learned by the squared error; a row is prediction and truth."""
 
-    metrics = ("spearman", "pearson", "mae", "loss")
-    client_metrics = ("spearman", "mae")
-    row_size = 2
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("spearman", "pearson", "mae", "loss")
+
+    @property
+    def client_metrics(self) -> tuple[str, ...]:
+        return ("spearman", "pearson")
+
+    @property
+    def row_size(self) -> int:
+        return 2
 
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Each client's mean squared error (K,) of outputs (K, B, 1) against targets (K, B)."""

@@ -36,7 +36,7 @@ class TextSource(ImageSource):
         self._lengths = lengths.to(model.device)
         super().__init__(replace(dataset, images=tokens), model, ())
         if dataset.targets is not None:
-            self.labels = dataset.targets.to(model.device)
+            self.targets = dataset.targets.to(model.device)
         self.num_elements = round(lengths.float().mean().item()) * model.width
 
     def _inputs(self, places: Tensor) -> Tensor:
@@ -68,6 +68,8 @@ def input_source(config: Config, dataset: Dataset, model: StackedModel) -> Image
         raise UserError(
             "model.name", f"{config.model.name}, which takes {own}, with {dataset.name}", f"one for {other}"
         )
+    if takes_texts and config.model.amplitude_norm is not None:
+        raise UserError("model.amplitude_norm", f"given with {config.model.name}", "null: only images have amplitudes")
     if takes_texts:
         return TextSource(dataset, model, config.data.max_tokens)
     return ImageSource(dataset, model, config.data.augment)

@@ -5,6 +5,7 @@ The random numbers come from outside, since each client of a block has a stream 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,11 +23,28 @@ def augment(images: Tensor, names: Sequence[str], draws: Tensor) -> Tensor:
     ``draws`` (N, NUM_DRAWS): uniform numbers in [0, 1); each change reads columns of its own, so what one
     change draws does not depend on which others are on.
     """
-    columns = [draw.view(-1, 1, 1, 1) for draw in draws.unbind(1)]
+    columns = _columns(draws)
     for name in names:
         change, own = AUGMENTATIONS[name]
         images = change(images, *columns[own])
     return images
+
+
+def augment_masks(masks: Tensor, names: Sequence[str], draws: Tensor) -> Tensor:
+    """Return masks (N, H, W) moved as ``augment`` moves their images with the same ``draws``.
+
+    Every pixel keeps its class or gets that of the nearest one; what comes in from outside is background, 0. Changes
+    of intensity leave masks as they are.
+    """
+    columns, moved = _columns(draws), masks[:, None].float()
+    for name in names:
+        if name in MOVES:
+            moved = MOVES[name](moved, *columns[AUGMENTATIONS[name][1]])
+    return moved[:, 0].to(masks.dtype)
+
+
+def _columns(draws: Tensor) -> list[Tensor]:
+    return [draw.view(-1, 1, 1, 1) for draw in draws.unbind(1)]
 
 
 def _flip(images: Tensor, draw: Tensor) -> Tensor:
@@ -76,4 +94,14 @@ AUGMENTATIONS: dict[str, tuple[Callable[..., Tensor], slice]] = {
     "brightness": (brightness, slice(7, 9)),
     "blur_or_noise": (blur_or_noise, slice(9, 12)),
     "shift_scale_rotate": (shift_scale_rotate, slice(12, 17)),
+}
+
+
+# The changes that move pixels, in the form that masks take.
+MOVES: dict[str, Callable[..., Tensor]] = {
+    "flip": _flip,
+    "rotate90": _rotate90,
+    "crop": _crop,
+    "vertical_flip": _vertical_flip,
+    "shift_scale_rotate": partial(shift_scale_rotate, mode="nearest"),
 }

@@ -25,6 +25,9 @@ class Dataset:
     splits. ``sites`` (N,) are indices into ``site_names``: natural clients. Grey images share one channel in
     memory, so ``images`` may not be written to.
 
+    A segmentation set has ``masks`` (N, H, W) uint8, the class of every pixel as an index into ``class_names``, of
+    which 0 is the background; a label is then the foreground class with most pixels, or 0 where there is none.
+
     A set of ``texts`` (N) has ``images`` (N, 0). With ``targets`` (N,) float32 the task is to tell those numbers;
     ``labels`` are then all 0, for the one quantity that ``class_names`` holds.
     """
@@ -39,6 +42,7 @@ class Dataset:
     groups: Indices | None
     sites: Indices | None
     site_names: tuple[str, ...]
+    masks: Tensor | None = None
     texts: Texts | None = None
     targets: Tensor | None = None
 
@@ -48,7 +52,9 @@ class Source:
     """What the reader of one set returns: ``images`` (N, C, H, W) with C 1 or 3, and its own split if any.
 
     ``fixed`` (N,) holds ``splits.TRAIN``, ``VAL`` or ``TEST``; a split that does not occur is drawn from
-    TRAIN. ``texts`` and ``targets`` (N,) as in ``Dataset``.
+    TRAIN. ``strata`` (N,), small whole numbers, say what a drawn split and ``data.max_train`` keep in proportion
+    where it is not the labels. ``masks`` (N, H, W) as in ``Dataset``, at the size of ``images``; ``texts`` and
+    ``targets`` (N,) as there.
     """
 
     images: Pixels
@@ -58,5 +64,7 @@ class Source:
     sites: Indices | None = None
     site_names: tuple[str, ...] = ()
     fixed: Indices | None = None
+    strata: Indices | None = None
+    masks: Pixels | None = None
     texts: Texts | None = None
     targets: npt.NDArray[np.float32] | None = None

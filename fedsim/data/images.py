@@ -5,8 +5,9 @@ collections from several scanners can give the class away.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -24,17 +25,38 @@ HASH_SIDE = 16
 HASH_DISTANCE = 12
 
 
-def read_rgb(path: Path) -> Image.Image:
-    """Decode an image file to 8-bit RGB; UserError naming the file where that is not possible."""
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image file; UserError naming the file where it cannot be decoded, here or by the caller."""
     try:
         with Image.open(path) as image:
-            if image.mode in EIGHT_BIT_MODES:
-                return image.convert("RGB")
-            mode = image.mode
+            yield image
+    except UserError:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(str(path), f"an unreadable image ({error})", "a whole image file") from error
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Decode an image file to 8-bit RGB, without its alpha channel if any; UserError where that is not possible."""
+    with opened(path) as image:
+        # Pillow opens colours of 16 bits as 8 bits and drops the lower ones; only the stored mode tells.
+        stored = str(image.tile[0][3]) if image.format in ("TIFF", "PNG") else ""
+        if image.mode in EIGHT_BIT_MODES and ";16" not in stored:
+            return image.convert("RGB")
+        mode = f"{image.mode}, 16 bits" if image.mode in EIGHT_BIT_MODES else image.mode
     # How 16 bits or floats map to 8 depends on the scanner: guessing a window would change the data silently.
-    raise UserError(str(path), f"pixels of mode {mode}", "an image with 8 bits per channel")
+    raise UserError(
+        str(path), f"pixels of mode {mode}", "an image with 8 bits per channel; convert it with your window"
+    )
+
+
+def read_opaque(path: Path) -> Image.Image:
+    """Decode an image file as ``read_rgb`` does, but refuse transparency: a mask may hold for what it hides."""
+    with opened(path) as image:
+        if image.has_transparency_data:
+            raise UserError(str(path), f"an alpha channel (mode {image.mode})", "an image without one: grey or RGB")
+    return read_rgb(path)
 
 
 def resized(image: Image.Image, width: int, height: int) -> Pixels:
@@ -70,12 +92,17 @@ def prepared_files(name: str, base: Path, paths: Sequence[Path], side: int) -> P
 
     They are decoded and resized once for this list of files with these sizes and times, in the cache under ``name``.
     """
+    folder = cached_folder(name, [*listing(base, paths), side], partial(write_resized, paths, side))
+    return folder / "images.npy"
+
+
+def listing(base: Path, paths: Sequence[Path]) -> list[object]:
+    """Return what tells these files under ``base`` from others in a cache: names, sizes, times."""
     stats = [path.stat() for path in paths]
-    listing = [
+    files = [
         [str(path.relative_to(base)), stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)
     ]
-    folder = cached_folder(name, [str(base.resolve()), listing, side], partial(write_resized, paths, side))
-    return folder / "images.npy"
+    return [str(base.resolve()), files]
 
 
 def difference_hash(image: Image.Image) -> npt.NDArray[np.bool_]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim.data.dataset import Dataset, Indices
+from fedsim.data.splits import training_by_site
 from fedsim.errors import UserError
 from fedsim.seeding import derive
 
@@ -101,8 +102,8 @@ def _sites(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomSt
         raise UserError("clients.count", str(config.count), f"a multiple of the {num_sites} natural sites")
     per_site = config.count // num_sites
     parts: list[Indices] = []
-    for site, name in enumerate(dataset.site_names):
-        members = dataset.train[dataset.sites[dataset.train] == site]
+    own = training_by_site(dataset.train, dataset.sites, dataset.site_names, dataset.name)
+    for name, members in zip(dataset.site_names, own, strict=True):
         if len(members) < per_site:
             raise UserError("clients.count", f"{per_site} clients at site {name}", f"at most its {len(members)} images")
         parts += np.array_split(stream.permutation(members), per_site)

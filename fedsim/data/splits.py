@@ -1,5 +1,6 @@
-"""Training, validation and test images: whole groups only, each class in its proportion."""
+"""Training, validation and test images: whole groups only, each class or site in its proportion."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,19 +21,23 @@ def split(source: Source, config: "DataConfig") -> tuple[Indices, Indices, Indic
     """Return sorted indices of the training, validation and test images.
 
     Splits that the set does not bring are drawn from its training images by ``split_seed``: groups in random
-    order, class by class, until the fraction is reached, so a split may miss its size by half a group. A
-    group counts for the class most of its images have. UserError where a split stays empty.
+    order, class by class (or by the set's own strata), until the fraction is reached, so a split may miss its size
+    by half a group. A group counts for the class most of its images have. UserError where a split stays empty.
     """
+    strata = source.labels if source.strata is None else source.strata
     splits = np.zeros(len(source.labels), np.int64) if source.fixed is None else source.fixed.copy()
     pool = np.flatnonzero(splits == TRAIN)
     groups = pool if source.groups is None else source.groups[pool]
-    positions = stratified_positions(source.labels[pool], groups, numpy_stream(config.split_seed, "data.split"))
+    positions = stratified_positions(strata[pool], groups, numpy_stream(config.split_seed, "data.split"))
     lower = 0.0
     for code, fraction in ((TEST, config.fractions.test), (VAL, config.fractions.val)):
         if not (splits == code).any():
             splits[pool[(positions >= lower) & (positions < lower + fraction)]] = code
             lower += fraction
-    train = _at_most(config.max_train, np.flatnonzero(splits == TRAIN), source, config.split_seed)
+    train = np.flatnonzero(splits == TRAIN)
+    if config.truncate_to_smallest:
+        train = _truncated(train, source, config)
+    train = _at_most(config.max_train, train, strata, source.groups, config.split_seed)
     found = (train, np.flatnonzero(splits == VAL), np.flatnonzero(splits == TEST))
     for name, indices in zip(NAMES, found, strict=True):
         if len(indices) == 0:
@@ -44,12 +49,30 @@ def split(source: Source, config: "DataConfig") -> tuple[Indices, Indices, Indic
     return found
 
 
-def _at_most(limit: int | None, train: Indices, source: Source, seed: int) -> Indices:
-    """Keep whole groups, classes in proportion, up to ``limit`` images."""
+def training_by_site(train: Indices, sites: Indices, site_names: Sequence[str], name: str) -> list[Indices]:
+    """Return each site's training images; UserError for a site of the set ``name`` that has none."""
+    own = [train[sites[train] == site] for site in range(len(site_names))]
+    for site, members in zip(site_names, own, strict=True):
+        if len(members) == 0:
+            raise UserError(f"data {name}, site {site}", "no training image", "at least one at every site")
+    return own
+
+
+def _truncated(train: Indices, source: Source, config: "DataConfig") -> Indices:
+    """Keep of every site as many training images as the smallest has, chosen by ``split_seed``."""
+    if source.sites is None:
+        raise UserError("data.truncate_to_smallest", f"true with {config.name}", "a data set with natural sites")
+    own = training_by_site(train, source.sites, source.site_names, config.name)
+    smallest, stream = min(map(len, own)), numpy_stream(config.split_seed, "data.truncate_to_smallest")
+    return np.sort(np.concatenate([stream.permutation(members)[:smallest] for members in own]))
+
+
+def _at_most(limit: int | None, train: Indices, strata: Indices, groups: Indices | None, seed: int) -> Indices:
+    """Keep whole groups, strata in proportion, up to ``limit`` images."""
     if limit is None or len(train) <= limit:
         return train
-    groups = train if source.groups is None else source.groups[train]
-    positions = stratified_positions(source.labels[train], groups, numpy_stream(seed, "data.max_train"))
+    groups = train if groups is None else groups[train]
+    positions = stratified_positions(strata[train], groups, numpy_stream(seed, "data.max_train"))
     order = np.lexsort((groups, positions))
     _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
     ends = starts + sizes

@@ -8,6 +8,9 @@ from typing import Literal
 # "local": trained by a client from the server's value and never sent.
 Kind = Literal["lora_a", "lora_b", "head", "body", "norm", "buffer", "local"]
 
+# The buffers of model.amplitude_norm: the clients' target, and whether it is shared and stays.
+AMPLITUDE, AMPLITUDE_IS_FIXED = "amplitude_norm.amplitude", "amplitude_norm.is_fixed"
+
 
 @dataclass(frozen=True)
 class ParamSpec:

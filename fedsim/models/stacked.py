@@ -2,6 +2,7 @@
 
 Every parameter tensor is either plain (all clients share it) or has a leading client axis. The model is cut in
 two: the frozen prefix, which never sees a trained parameter and so may be computed once per image, and the rest.
+With ``amplitude_norm`` the rest is all but the images, since a client's target moves with what it sees.
 
 Shapes: K clients in a block, B images per client, N images in all, W feature width, C classes.
 """
@@ -16,9 +17,10 @@ from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.config import ModelConfig
+from fedsim.models.amplitude import AmplitudeNorm
 from fedsim.models.encoders import Encoder, load_encoder
 from fedsim.models.lora import LoraLayer, add_lora, initial_factor
-from fedsim.models.specs import Kind, ParamSpec
+from fedsim.models.specs import AMPLITUDE_IS_FIXED, Kind, ParamSpec
 from fedsim.seeding import torch_stream
 
 
@@ -34,6 +36,10 @@ class StackedModel:
         self.net: nn.Module = encoder.net.requires_grad_(False).eval().to(device)
         self._mean = torch.tensor(encoder.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(encoder.std, device=device).view(1, 3, 1, 1)
+        self._amplitude_norm: AmplitudeNorm | None = None
+        if config.amplitude_norm is not None:
+            size = encoder.image_size
+            self._amplitude_norm = AmplitudeNorm(config.amplitude_norm, len(encoder.mean), size, size).to(device)
         self._text = None if encoder.text_features is None else encoder.text_features.to(device)
         self._logit_scale = encoder.logit_scale
         self.lora_layers: list[LoraLayer] = []
@@ -46,9 +52,26 @@ class StackedModel:
         self.specs = self._make_specs()
 
     @property
+    def has_frozen_prefix(self) -> bool:
+        """Whether ``prefix`` does work that is worth keeping: what precedes all that trains or follows the images."""
+        return self.config.train != "all" and self._amplitude_norm is None
+
+    @property
     def num_layers(self) -> int:
         """Transformer blocks, or the parts of a network that has none."""
         return len(self._tower.blocks) if self.lora_layers else len(list(self.net.children()))
+
+    def mixes_images(self, *, training: bool) -> bool:
+        """Whether what the network makes of an image depends on the others of its batch.
+
+        BatchNorm and amplitude normalisation do so in training; in evaluation only the BatchNorm of HarmoFL's
+        networks as released does, for want of running statistics.
+        """
+        norms = [part for part in self.net.modules() if isinstance(part, _BatchNorm)]
+        if not training:
+            norms = [part for part in norms if type(part) is nn.BatchNorm2d and not part.track_running_stats]
+        amplitudes = training and self._amplitude_norm is not None
+        return amplitudes or (self.config.train == "all" and bool(norms))
 
     def normalises_over_batch(self, image_size: int) -> bool:
         """Whether some BatchNorm layer meets one value per channel and image, so that it cannot train on one image."""
@@ -68,6 +91,9 @@ class StackedModel:
 
     def _make_specs(self) -> dict[str, ParamSpec]:
         specs: dict[str, ParamSpec] = {}
+        if self._amplitude_norm is not None:
+            for name, buffer in self._amplitude_norm.state_dict().items():
+                specs[f"amplitude_norm.{name}"] = ParamSpec(tuple(buffer.shape), "buffer")
         if self.config.train == "all":
             norms = {name for name, module in self.net.named_modules() if isinstance(module, _BatchNorm)}
             for name, parameter in self.net.named_parameters():
@@ -81,6 +107,8 @@ class StackedModel:
         for layer in self.lora_layers:
             for name, shape in layer.shapes.items():
                 specs[name] = ParamSpec(shape, "lora_a" if name.endswith("a") else "lora_b")
+        if self.encoder.per_pixel:
+            return specs
         if self._text is None:
             specs["head.weight"] = ParamSpec((self.num_classes, self.width), "head")
             if self.encoder.head_bias:
@@ -91,11 +119,13 @@ class StackedModel:
 
     def initial(self, seed: int) -> dict[str, Tensor]:
         """Return the first server parameters: pretrained or drawn from ``seed``, the same on every rank."""
-        own = dict(self.net.named_parameters()) | dict(self.net.named_buffers())
+        parts = {"net": self.net, "amplitude_norm": self._amplitude_norm or nn.Module()}
+        named = [(part, (*net.named_parameters(), *net.named_buffers())) for part, net in parts.items()]
+        own = {f"{part}.{name}": value for part, tensors in named for name, value in tensors}
         params = {}
         for name, spec in self.specs.items():
             if spec.kind in ("body", "norm", "buffer"):
-                params[name] = own[name.removeprefix("net.")].detach().clone()
+                params[name] = own[name].detach().clone()
             elif spec.kind in ("lora_a", "lora_b"):
                 params[name] = initial_factor(name, spec.shape, seed)
             elif name == "logit_scale":
@@ -110,29 +140,42 @@ class StackedModel:
         return 0.02 * torch.randn(*shape, generator=torch_stream(seed, f"init/{name}"))
 
     def prefix(self, inputs: Tensor) -> Tensor:
-        """Apply what never trains to the inputs.
+        """Apply what comes before all that trains to the inputs.
 
-        Images (N, 3, H, W), floats in 0..1, become tokens, features or normalised pixels; texts (N, 2, T) become
-        features or stay as they are.
+        Images (N, 3, H, W), floats in 0..1, become tokens, features or normalised pixels; they stay as they are where
+        their amplitudes are normalised first, since that follows the images that a client sees. Texts (N, 2, T) become
+        features or stay.
         """
+        return inputs if self._amplitude_norm is not None else self._frozen(inputs)
+
+    def _frozen(self, inputs: Tensor) -> Tensor:
         fixed = inputs if self.encoder.tokenizer is not None else (inputs - self._mean) / self._std
         with torch.no_grad():
             if self.config.train == "lora":
                 fixed = self._tower.stem(fixed)
             elif self.config.train == "head":
                 with self._precision():
-                    fixed = self.net(fixed).float()
+                    fixed = self.net(fixed).to(float_type(fixed))
         return fixed
 
     def forward(self, params: Mapping[str, Tensor], fixed: Tensor, *, training: bool) -> Tensor:
-        """Return class scores (K, B, C) for prefixes (K, B, ...).
+        """Return class scores (K, B, C) for prefixes (K, B, ...); see ``features``."""
+        return self.classify(params, self.features(params, fixed, training=training))
+
+    def features(self, params: Mapping[str, Tensor], fixed: Tensor, *, training: bool) -> Tensor:
+        """Return what the classifier sees, (K, B, W), for prefixes (K, B, ...).
+
+        A network that scores pixels has no classifier: (K, B, C, H, W) are then its scores.
 
         ``training`` lets running statistics follow the batch (they are updated in place in ``params``).
         """
         num_clients, batch = fixed.shape[:2]
+        if self._amplitude_norm is not None:
+            fixed = self._harmonised(self._amplitude_norm, params, fixed, training)
+            fixed = self._frozen(fixed.flatten(0, 1)).unflatten(0, (num_clients, batch))
         if self.config.train == "head":
-            features = fixed
-        elif self.config.train == "lora":
+            return fixed
+        if self.config.train == "lora":
             for layer in self.lora_layers:
                 layer.bind(params)
             with self._precision():
@@ -140,7 +183,19 @@ class StackedModel:
         else:
             with self._precision():
                 features = self._whole_net(params, fixed, training)
-        return self._classify(params, features.float())
+        return features.to(float_type(fixed))
+
+    def _harmonised(self, norm: AmplitudeNorm, params: Mapping[str, Tensor], images: Tensor, training: bool) -> Tensor:
+        own = {name.rpartition(".")[2]: params[name] for name in params if name.startswith("amplitude_norm.")}
+        norm.train(training)
+        harmonised: Tensor = functional_call(norm, own, (images,))
+        return harmonised
+
+    def with_fixed_amplitude(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Let the targets of the amplitudes stay in the next forward pass, so that it sees the last one's images."""
+        if self._amplitude_norm is None:
+            return params
+        return {**params, AMPLITUDE_IS_FIXED: torch.ones_like(params[AMPLITUDE_IS_FIXED])}
 
     def _precision(self) -> torch.autocast:
         """bf16 products inside the encoder if so configured; residuals, norms, factors and classifier stay fp32."""
@@ -166,7 +221,10 @@ class StackedModel:
         features: Tensor = vmap(one_client, in_dims=(axes, 0))(own, pixels)
         return features
 
-    def _classify(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
+    def classify(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """Return class scores (K, B, C) of features (K, B, W)."""
+        if self.encoder.per_pixel:
+            return features
         if self._text is None:
             scores = torch.matmul(features, params["head.weight"].transpose(-1, -2))
             if not self.encoder.head_bias:
@@ -176,6 +234,11 @@ class StackedModel:
         scale = params["logit_scale"] if self.config.train_logit_scale else torch.tensor(self._logit_scale)
         scale = scale.to(features.device).exp().reshape(-1, 1, 1)
         return scale * F.normalize(features, dim=-1) @ self._text.T
+
+
+def float_type(inputs: Tensor) -> torch.dtype:
+    """Return the type of features: that of the inputs, float32 for token ids."""
+    return inputs.dtype if inputs.is_floating_point() else torch.float32
 
 
 def cast_products(blocks: nn.Module) -> None:

@@ -81,7 +81,8 @@ class Encoder:
     0..1), to (N, width) features. It is in eval mode; its parameters require gradients only with ``train:
     all``. ``text_features`` (C, width), rows of norm one, and ``logit_scale``, the natural logarithm of the
     factor before the cosine, belong to the text classifier and are None without it. ``seed`` is what random
-    weights were drawn from. ``head_bias``: whether the linear classifier has a bias.
+    weights were drawn from. ``head_bias``: whether the linear classifier has a bias. ``per_pixel``: ``net`` gives
+    the scores of every pixel itself, (N, width, image_size, image_size), and no classifier follows.
 
     For texts ``tokenizer``, a fast tokenizer of Hugging Face's, tells what the numbers (N, 2, T) mean that ``net``
     takes: token ids, -1 after a text's end, and segments; ``mean``, ``std`` and ``image_size`` are then idle.
@@ -96,6 +97,7 @@ class Encoder:
     logit_scale: float | None = None
     seed: int = 0
     head_bias: bool = True
+    per_pixel: bool = False
     tokenizer: Any | None = None
 
     @property

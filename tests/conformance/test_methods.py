@@ -35,7 +35,15 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "fedrep": {},
     "ditto": {"strength": 0.5},
     "prrfl": {"decide_on": "train", "low_freq_start": 0.5},
+    "harmofl": {"alpha": 0.1},
+    "fedsam": {"radius": 0.1},
+    "fednova": {},
+    "fedadam": {},
+    "fedyogi": {},
+    "moon": {"mu": 5.0},
 }
+# The model where it is not the tests' own, LoRA on a small transformer.
+MODEL: dict[str, dict[str, Any]] = {"harmofl": {**TINY_VIT, "lora": LORA, "amplitude_norm": {}}}
 # Methods that at no setting of ours do anything on the LoRA model, and a model on which they do.
 OWN_MODEL: dict[str, dict[str, Any]] = {"fedbn": {"name": "timm:test_resnet", "weights": "random", "train": "all"}}
 # Settings, and the model, with which a method is FedAvg.
@@ -45,7 +53,13 @@ NEUTRAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # Without BatchNorm FedBN keeps nothing; Ditto's server never hears of the personal models.
     "fedbn": ({}, {**TINY_VIT, "lora": LORA}),
     "ditto": ({"strength": 0.5}, {**TINY_VIT, "lora": LORA}),
+    "harmofl": ({"alpha": 0.0, "share_target": "every"}, MODEL["harmofl"]),
+    "fedsam": ({"radius": 0.0}, {**TINY_VIT, "lora": LORA}),
+    # Where all take a single step nothing is left to normalise.
+    "fednova": ({}, {**TINY_VIT, "lora": LORA}),
+    "moon": ({"mu": 0.0}, {**TINY_VIT, "lora": LORA}),
 }
+SINGLE_STEP = {"fednova": {"steps": 1, "epochs": None}}
 
 SGD = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "batch_size": 32}
 ADAMW = {"optimizer": "adamw", "lr": 1e-3, "momentum": 0.0, "weight_decay": 0.05, "batch_size": 32}
@@ -69,8 +83,9 @@ ALL_IN_ONE = len(SIZES)
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
-def words(method: str) -> dict[str, Any]:
-    return {"name": method, **ACTIVE[method]}
+def active(method: str) -> dict[str, Any]:
+    """The sections of a config in which a method does what is its own."""
+    return {"algorithm": {"name": method, **ACTIVE[method]}, "model": MODEL.get(method, {**TINY_VIT, "lora": LORA})}
 
 
 def test_every_method_is_tested() -> None:
@@ -80,7 +95,7 @@ def test_every_method_is_tested() -> None:
 @every_method
 @pytest.mark.parametrize("case", CASES)
 def test_stacked_is_sequential(method: str, case: str) -> None:
-    sections = {**CASES[case], "algorithm": words(method)}
+    sections = {**CASES[case], **active(method)}
     if method == "prrfl" and "adamw" in case:
         # Adam's first step makes a zero factor a matrix of signs, most of whose spectrum is rounding: raised to the
         # others' amplitude it is whatever the last bits say. The head starts from random values.
@@ -96,7 +111,7 @@ def test_stacked_is_sequential(method: str, case: str) -> None:
 
 @every_method
 def test_any_cut_into_blocks_gives_the_same(method: str) -> None:
-    sims = [simulate(SIZES, size, algorithm=words(method)) for size in (1, 2, 3, ALL_IN_ONE)]
+    sims = [simulate(SIZES, size, **active(method)) for size in (1, 2, 3, ALL_IN_ONE)]
     ends = [everything(sim, play(sim, 1)[0]) for sim in sims]
     for end in ends[1:]:
         assert furthest(end, ends[0]) < (1e-5, "")
@@ -104,7 +119,7 @@ def test_any_cut_into_blocks_gives_the_same(method: str) -> None:
 
 @every_method
 def test_twice_gives_the_same_bits(method: str) -> None:
-    sections = {**CASES["augmented"], "algorithm": words(method)}
+    sections = {**CASES["augmented"], **active(method)}
     sims = [simulate(SIZES, 2, **sections) for _ in range(2)]
     (first, records), (second, again) = (play(sim, 2) for sim in sims)
     assert same_bits(everything(sims[0], first), everything(sims[1], second))
@@ -113,7 +128,7 @@ def test_twice_gives_the_same_bits(method: str) -> None:
 
 @every_method
 def test_any_order_of_blocks_gives_the_same_bits(method: str) -> None:
-    sim = simulate(SIZES, 1, algorithm=words(method))
+    sim = simulate(SIZES, 1, **active(method))
     present = [client for client, size in enumerate(SIZES) if size]
     weights = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
     state = sim.initial_state()
@@ -139,7 +154,7 @@ def test_any_order_of_blocks_gives_the_same_bits(method: str) -> None:
 @pytest.mark.parametrize("method", NEUTRAL)
 def test_neutral_setting_is_fedavg_bit_for_bit(method: str) -> None:
     settings, model = NEUTRAL[method]
-    sections = {"model": model, "train": {**SGD, "clip_norm": 0.5}}
+    sections = {"model": model, "train": {**SGD, "clip_norm": 0.5, **SINGLE_STEP.get(method, {})}}
     neutral, _ = play(simulate(SIZES, 3, algorithm={"name": method, **settings}, **sections), 2)
     fedavg, _ = play(simulate(SIZES, 3, algorithm={"name": "fedavg"}, **sections), 2)
     assert same_bits(neutral.params, fedavg.params)
@@ -149,20 +164,20 @@ def test_neutral_setting_is_fedavg_bit_for_bit(method: str) -> None:
 def test_active_setting_does_something_else(method: str) -> None:
     """On the server, or in what the clients go on with."""
     if method != "fedavg":
-        model = OWN_MODEL.get(method, {**TINY_VIT, "lora": LORA})
-        sections = {"model": model, "train": {"batch_size": 32}}
-        sims = [simulate([40, 6], 2, algorithm=name, **sections) for name in (words(method), {"name": "fedavg"})]
+        own = active(method) | {"train": {"batch_size": 32}}
+        own["model"] = OWN_MODEL.get(method, own["model"])
+        sims = [simulate([40, 6], 2, **sections) for sections in (own, own | {"algorithm": {"name": "fedavg"}})]
         ends = [play(sim, 2)[0] for sim in sims]
         used = []
         for sim, end in zip(sims, ends, strict=True):
-            own = sim.algorithm.client_model([sim.store.read(client) for client in (0, 1)], end.params)
-            used.append({name: value.expand(2, *value.shape) for name, value in end.params.items()} | dict(own))
+            kept = sim.algorithm.client_model([sim.store.read(client) for client in (0, 1)], end.params)
+            used.append({name: value.expand(2, *value.shape) for name, value in end.params.items()} | dict(kept))
         assert not same_bits(*used)
 
 
 @every_method
 def test_only_what_a_phase_trains_changes(method: str) -> None:
-    sim = simulate(SIZES, 2, algorithm=words(method))
+    sim = simulate(SIZES, 2, **active(method))
     phases = record_phases(sim)
     before = sim.initial_state().params
     play(sim, 1)
@@ -178,7 +193,7 @@ def test_only_what_a_phase_trains_changes(method: str) -> None:
 
 @every_method
 def test_hooks_leave_their_input_alone(method: str) -> None:
-    sim = simulate(SIZES, ALL_IN_ONE, algorithm=words(method))
+    sim = simulate(SIZES, ALL_IN_ONE, **active(method))
     method_object = sim.algorithm
     seen = []
 
@@ -200,7 +215,7 @@ def test_hooks_leave_their_input_alone(method: str) -> None:
 
 @every_method
 def test_an_idle_rank_knows_the_payload(method: str) -> None:
-    sim = simulate(SIZES, 2, algorithm=words(method))
+    sim = simulate(SIZES, 2, **active(method))
     state = sim.initial_state()
     for phase in sim.algorithm.phases(1):
         payloads = []
@@ -221,7 +236,7 @@ def test_an_idle_rank_knows_the_payload(method: str) -> None:
 
 @every_method
 def test_local_parameters_are_never_sent(method: str) -> None:
-    sim = simulate(SIZES, 2, algorithm=words(method))
+    sim = simulate(SIZES, 2, **active(method))
     sim.algorithm.specs = {**sim.model.specs, "head.bias": ParamSpec((3,), "local")}
     state = sim.initial_state()
     for phase in sim.algorithm.phases(1):

@@ -22,6 +22,8 @@ class Broken(Algorithm):
             raise ArithmeticError("client 5 has had enough")
         return super().pre_aggregate(update)
 """
+# Moving targets of the amplitudes, and moments that outlive rounds (below), under perturbed steps.
+HARMOFL = ["algorithm={name: harmofl, share_target: every}", "model.amplitude_norm={}"]
 
 
 def wait_for(condition, seconds: float) -> None:
@@ -45,6 +47,9 @@ def pid_of_rank(parent: int, rank: int) -> int:
         (1, []),
         (0, ["algorithm.name=fedavg", "train.keep_optimizer=true"]),
         (1, ["algorithm={name: prrfl, decide_on: train}", "evaluate.clients=true"]),
+        (0, [*HARMOFL, "train={lr: 0.05, momentum: 0.9, batch_size: 8, keep_optimizer: true}"]),
+        (1, [*HARMOFL, "train={lr: 0.01, optimizer: adam, batch_size: 8, keep_optimizer: true}"]),
+        (1, ["algorithm.name=fedadam"]),
     ],
 )
 def test_a_killed_rank_costs_nothing(victim, options, tmp_path):

@@ -57,7 +57,9 @@ def test_rounds(case: str) -> None:
         after = {name: torch.stack([value, value], dim=1) for name, value in clients.items()}
         states: list[dict[str, Tensor]] = [{} for _ in CLIENTS]
         phase = Phase(kinds=TRAINED_KINDS, models=2)
-        payload = method.pre_aggregate(Update(iteration + 1, phase, CLIENTS, weights, server, after, states))
+        payload = method.pre_aggregate(
+            Update(iteration + 1, phase, CLIENTS, weights, server, after, states, torch.ones(4), 0.0)
+        )
         total = ExactSum(len(CLIENTS))
         total.add_mean(payload.mean, weights, CLIENTS)
         total.add_sum(payload.total, CLIENTS)

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from algorithms.base import Algorithm, Batch, Phase, ServerState
-from fedsim.client import Layout, Steps, plan_steps
+from algorithms.fedsam import FedSAM
+from fedsim.layout import Layout
+from fedsim.steps import Steps, plan_steps
 from tests.helpers import LORA, TINY_VIT, furthest, make_config, simulate, with_params
 
 PARTS = [np.array([5]), np.array([], dtype=np.int64), np.arange(100, 107), np.array([9, 8, 7])]
@@ -116,20 +118,35 @@ class Pair(Algorithm):
         return one + other
 
 
+class PerturbedPair(Pair, FedSAM):
+    """The same, each model at its own way up its own loss."""
+
+
 SGD = {"momentum": 0.9, "clip_norm": 0.05}
 ADAMW = {"optimizer": "adamw", "momentum": 0.0}
 
 
 # Adam's first step divides each gradient by its own size, which with BatchNorm may be rounding.
-@pytest.mark.parametrize(("model", "optimizer"), [("lora", SGD), ("lora", ADAMW), ("BatchNorm", SGD)])
-def test_two_models_of_a_client_are_two_trainings(model: str, optimizer: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("model", "optimizer", "method"),
+    [
+        ("lora", SGD, Pair),
+        ("lora", ADAMW, Pair),
+        ("BatchNorm", SGD, Pair),
+        ("lora", SGD, PerturbedPair),
+    ],
+)
+def test_two_models_of_a_client_are_two_trainings(
+    model: str, optimizer: dict[str, Any], method: type[Algorithm]
+) -> None:
     words: dict[str, Any] = {**TINY_VIT, "lora": LORA}
     if model == "BatchNorm":
         words = {"name": "timm:test_resnet", "weights": "random", "train": "all"}
     train = {"lr": 0.01, "batch_size": 16, "epochs": 2, **optimizer}
-    sim = simulate([40, 2, 6], 3, model=words, train=train)
+    alone_with = {"name": "fedsam" if method is PerturbedPair else "fedavg"}
+    sim = simulate([40, 2, 6], 3, model=words, train=train, algorithm=alone_with)
     state = sim.initial_state()
-    sim.trainer.algorithm = Pair(Pair.Config(), sim.model.specs)
+    sim.trainer.algorithm = method(method.Config(), sim.model.specs)
     clients, weights = (0, 2, 1), torch.full((3,), 1 / 3, dtype=torch.float64)
     both, losses = sim.trainer.train(clients, weights, state, Phase(models=2), [{}, {}, {}])
     sim.trainer.algorithm = sim.algorithm

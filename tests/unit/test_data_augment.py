@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedsim.data.augment import AUGMENTATIONS, NUM_DRAWS, augment
+from fedsim.data.augment import AUGMENTATIONS, MOVES, NUM_DRAWS, augment, augment_masks
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -78,6 +78,32 @@ def test_changes_are_made_in_the_order_of_their_names(images: torch.Tensor, draw
     want = augment(augment(images, ["crop"], draws), ["flip"], draws)
     assert torch.equal(augment(images, ["crop", "flip"], draws), want)
     assert augment(images, [], draws) is images
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+def test_a_mask_moves_with_its_image_and_has_no_intensity(draws: torch.Tensor, name: str) -> None:
+    """Discs of three classes: where the moved image is black or white, the moved mask is 0 or the class."""
+    down, right = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    disc = ((down - 20) ** 2 + (right - 40) ** 2 < 15**2).to(torch.uint8).expand(40, 64, 64)
+    classes = (torch.arange(40, dtype=torch.uint8) % 3 + 1).view(-1, 1, 1)
+    moved = augment_masks(disc * classes, [name], draws)
+    assert moved.dtype == torch.uint8
+    assert torch.equal(moved, disc * classes) == (name not in MOVES)
+    if name in MOVES:
+        found = augment(disc[:, None].float(), [name], draws)[:, 0]
+        clear = (found - 0.5).abs() > 0.49
+        assert clear.float().mean() > 0.95
+        assert torch.equal(moved[clear], (found.round().to(torch.uint8) * classes)[clear])
+        assert ((moved == 0) | (moved == classes)).all(), "no class between two others"
+
+
+def test_masks_and_images_go_through_several_changes_alike(draws: torch.Tensor) -> None:
+    names = ["rotate90", "color", "crop", "blur_or_noise", "vertical_flip", "flip"]
+    masks = (random(40, 16, 16, seed=4) * 5).to(torch.uint8)
+    moves = [name for name in names if name in MOVES]
+    images = augment(masks[:, None].float(), moves, draws)[:, 0]
+    assert torch.equal(augment_masks(masks, names, draws).float(), images)
+    assert torch.equal(augment_masks(masks.long(), names, draws).float(), images)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -7,12 +7,20 @@ import numpy as np
 import pytest
 
 from fedsim.data.dataset import Indices, Source
-from fedsim.data.splits import TEST, TRAIN, split, stratified_positions
+from fedsim.data.splits import TEST, TRAIN, VAL, split, stratified_positions
 from fedsim.errors import UserError
+
+SITES = np.repeat([0, 1, 2], [200, 40, 20])
 
 
 def words(**changes: Any) -> Any:
-    values = {"fractions": SimpleNamespace(val=0.15, test=0.2), "split_seed": 0, "max_train": None}
+    values = {
+        "fractions": SimpleNamespace(val=0.15, test=0.2),
+        "split_seed": 0,
+        "max_train": None,
+        "truncate_to_smallest": False,
+        "name": "made up",
+    }
     return SimpleNamespace(**(values | changes))
 
 
@@ -94,3 +102,38 @@ def test_positions_are_the_middles_of_the_groups_in_their_class() -> None:
     assert positions[0] == positions[1]
     assert {round(positions[0] * 6), round(positions[2] * 6)} in ({2, 5}, {4, 1})
     assert positions[3] == 0.5
+
+
+def at_sites(fixed: Indices | None = None) -> Source:
+    """260 images of one class at three sites of very unequal size."""
+    images = np.zeros((len(SITES), 1, 1, 1), np.uint8)
+    names = ("large", "middle", "small")
+    return Source(images, np.ones_like(SITES), ("a", "b"), None, SITES, names, fixed, strata=SITES)
+
+
+def test_a_drawn_split_and_max_train_keep_strata_in_proportion() -> None:
+    parts = split(at_sites(), words())
+    assert [np.bincount(SITES[part]).tolist() for part in parts] == [[130, 26, 13], [30, 6, 3], [40, 8, 4]]
+    train = split(at_sites(), words(max_train=26))[0]
+    assert np.bincount(SITES[train]).tolist() == [20, 4, 2]
+
+
+def test_truncation_leaves_every_site_what_the_smallest_has() -> None:
+    whole, truncated = split(at_sites(), words()), split(at_sites(), words(truncate_to_smallest=True))
+    assert np.bincount(SITES[truncated[0]]).tolist() == [13, 13, 13]
+    assert set(truncated[0]) < set(whole[0])
+    for before, after in zip(whole[1:], truncated[1:], strict=True):
+        np.testing.assert_array_equal(before, after)
+    again, other = (split(at_sites(), words(truncate_to_smallest=True, split_seed=seed))[0] for seed in (0, 1))
+    np.testing.assert_array_equal(truncated[0], again)
+    assert not np.array_equal(truncated[0], other)
+    both = split(at_sites(), words(truncate_to_smallest=True, max_train=12))[0]
+    assert np.bincount(SITES[both]).tolist() == [4, 4, 4]
+
+
+def test_truncation_needs_sites_with_training_images() -> None:
+    fixed = np.where(SITES == 2, TEST, np.where(np.arange(len(SITES)) % 2, VAL, TRAIN))
+    with pytest.raises(UserError, match=r"data made up, site small: found no training image; expected at least one"):
+        split(at_sites(fixed), words(truncate_to_smallest=True))
+    with pytest.raises(UserError, match=r"data.truncate_to_smallest: found true with made up; expected .*sites"):
+        split(clustered(), words(truncate_to_smallest=True))

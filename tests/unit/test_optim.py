@@ -19,6 +19,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.1},
     "momentum": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
     "adamw": {"optimizer": "adamw", "lr": 0.01, "momentum": 0.0, "weight_decay": 0.1},
+    "adam": {"optimizer": "adam", "lr": 0.01, "momentum": 0.0, "weight_decay": 0.1},
     "other betas": {"optimizer": "adamw", "lr": 0.01, "momentum": 0.0, "betas": [0.8, 0.95]},
 }
 
@@ -30,7 +31,8 @@ def words(case: str, **more: Any) -> TrainConfig:
 def torch_optimizer(config: TrainConfig, own: nn.Parameter) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
         return torch.optim.SGD([own], config.lr, config.momentum, weight_decay=config.weight_decay)
-    return torch.optim.AdamW([own], config.lr, config.betas, weight_decay=config.weight_decay)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind([own], config.lr, config.betas, weight_decay=config.weight_decay)
 
 
 def gradients(seed: int) -> Tensor:

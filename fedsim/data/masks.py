@@ -1,0 +1,44 @@
+"""Masks, the class of every pixel: read, resized without inventing classes, and summed up as a label.
+
+N masks, H and W pixels, C classes; class 0 is the background.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fedsim.data.dataset import Indices, Pixels
+from fedsim.data.images import opened
+from fedsim.errors import UserError
+
+MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
+
+
+def read_foreground(path: Path) -> Pixels:
+    """Return the mask of an image file, (H, W): 1 where a pixel's value, such as the number of an object, is not 0."""
+    with opened(path) as image:
+        if image.mode in MASK_MODES:
+            foreground: Pixels = (np.asarray(image) != 0).astype(np.uint8)
+            return foreground
+        mode = image.mode
+    raise UserError(str(path), f"a mask of mode {mode}", "one channel of whole numbers, 0 for the background")
+
+
+def require_size(path: Path, mask: Sequence[int], image: Sequence[int]) -> None:
+    """UserError where the mask at ``path`` has not the size of its image."""
+    found, expected = (" x ".join(map(str, size)) for size in (mask, image))
+    if found != expected:
+        raise UserError(str(path), f"a mask of {found} pixels", f"the size of its image, {expected}")
+
+
+def resized_mask(mask: Pixels, width: int, height: int) -> Pixels:
+    """Return a mask (H, W) as (height, width), each pixel with the class of the nearest one."""
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST), np.uint8)
+
+
+def main_classes(masks: Pixels, num_classes: int) -> Indices:
+    """Return for each of ``masks`` (N, H, W) the foreground class with most pixels, 0 where all is background."""
+    counts = np.stack([np.bincount(mask.ravel(), minlength=num_classes) for mask in masks])[:, 1:]
+    return np.where(counts.any(1), counts.argmax(1) + 1, 0).astype(np.int64)
