@@ -121,7 +121,7 @@ class StackedModel:
                 fixed = self._tower.stem(fixed)
             elif self.config.train == "head":
                 with self._precision():
-                    fixed = self.net(fixed).float()
+                    fixed = self.net(fixed).to(float_type(fixed))
         return fixed
 
     def forward(self, params: Mapping[str, Tensor], fixed: Tensor, *, training: bool) -> Tensor:
@@ -140,7 +140,7 @@ class StackedModel:
         else:
             with self._precision():
                 features = self._whole_net(params, fixed, training)
-        return self._classify(params, features.float())
+        return self._classify(params, features.to(float_type(fixed)))
 
     def _precision(self) -> torch.autocast:
         """bf16 products inside the encoder if so configured; residuals, norms, factors and classifier stay fp32."""
@@ -176,6 +176,11 @@ class StackedModel:
         scale = params["logit_scale"] if self.config.train_logit_scale else torch.tensor(self._logit_scale)
         scale = scale.to(features.device).exp().reshape(-1, 1, 1)
         return scale * F.normalize(features, dim=-1) @ self._text.T
+
+
+def float_type(inputs: Tensor) -> torch.dtype:
+    """Return the type of features: that of the inputs, float32 for token ids."""
+    return inputs.dtype if inputs.is_floating_point() else torch.float32
 
 
 def cast_products(blocks: nn.Module) -> None:
