@@ -27,7 +27,7 @@ from benchmarks.machine import description
 
 METHODS = {"HarmoFL": "harmofl", "FedAvg": "fedavg", "FedBN": "fedbn", "local, no federation": "local"}
 SEEDS, CHOICE_SEEDS = (10, 11, 12), (1, 2)
-RATES = (0.001, 0.003, 0.01)
+RATES = (0.003, 0.01)
 SITES = ("HeLa", "bacteria", "CHO", "DSB2018")
 COLUMNS = ("mean of the sites", "worst site", *SITES, "server's model, all images")
 RESULTS = Path(__file__).parent / "results" / "harmofl.json"

@@ -11,8 +11,8 @@ import torch
 from fedsim.cohort import cohort_size
 from fedsim.config import Config
 
-# Measured on a 2-core CPU (benchmarks/LOG.md): blocks gain until one activation of a step is about 2 MB.
-CPU_ELEMENTS = 2**19
+# Measured on 2-core CPUs (benchmarks/LOG.md): blocks gain until one activation of a step is about 2 MB.
+CPU_BYTES = 2**21
 # Enough blocks for a few CPU ranks to share, when the largest clients sit in the first.
 CPU_MIN_BLOCKS = 6
 # A transformer layer keeps about 16 values per token and channel for the backward pass, 4 bytes each; half of
@@ -37,6 +37,7 @@ def choose_block_size(config: Config, num_elements: int, num_layers: int, device
         fitting = memory / (per_client * num_layers * CUDA_BYTES_PER_ELEMENT_AND_LAYER)
         sharing = math.ceil(cohort / torch.cuda.device_count())
     else:
-        fitting = 1 if config.model.train == "all" else CPU_ELEMENTS / per_client
+        element_bytes = 2 if config.model.precision == "bf16" else 4
+        fitting = 1 if config.model.train == "all" else CPU_BYTES / (per_client * element_bytes)
         sharing = math.ceil(cohort / CPU_MIN_BLOCKS)
     return max(1, min(int(fitting), sharing))

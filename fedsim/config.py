@@ -55,6 +55,9 @@ class Config(Words):
     clients: ClientsConfig = Field(description="Number, sampling and partition of the clients.")
     train: TrainConfig = Field(description="Local training.")
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Evaluation and early stop.")
+    deterministic: bool = Field(
+        default=True, description="Whether a GPU uses only kernels that give the same bits every time."
+    )
     privacy: None = Field(default=None, description="No privacy mechanism; nothing else is known here yet.")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Saving the state.")
     store: StoreConfig = Field(default=StoreConfig(), description="Memory for what clients keep between rounds.")

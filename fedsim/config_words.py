@@ -142,7 +142,9 @@ class ModelConfig(Words):
         default="a photo of a {}.", description="Class prompt of the text classifier; {} is the class name."
     )
     train_logit_scale: bool = Field(default=False, description="Whether the text classifier's scale is trained.")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="Arithmetic of the encoder's products.")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        default="fp32", description="Arithmetic of the encoder's products; tf32 on GPUs only."
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

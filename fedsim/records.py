@@ -18,6 +18,7 @@ class RoundRecord:
         self._sim = sim
         self._started = time.perf_counter()
         self._wire = (sim.group.bytes_sent, sim.group.bytes_received)
+        self._known = frozenset(sim.store.holder)
         self._losses: list[float] = []
         self._changed_kinds = TRAINED_KINDS
         self.row: dict[str, Any] = {"round": round, "train_loss": None}
@@ -33,8 +34,7 @@ class RoundRecord:
         self._losses.append(float((cohort.weights * outcome.losses).sum()))
         row["train_loss"] = sum(self._losses) / len(self._losses)
         row["bytes_up"] += outcome.bytes_up
-        returned = self._sim.algorithm.returns_aggregate
-        row["bytes_down"] += outcome.bytes_up if returned else self._bytes_down(after) * len(cohort.clients)
+        row["bytes_down"] += self._bytes_down(before, after, cohort, outcome)
         # A phase that sends nothing leaves the server nothing new to give.
         self._changed_kinds = phase.kinds if outcome.bytes_up else frozenset()
         diagnostics: dict[str, Any] = {}
@@ -58,11 +58,19 @@ class RoundRecord:
         seconds = dict(zip(cohort.clients, outcome.seconds.tolist(), strict=True))
         self.timing["phases"].append({"name": phase.name, "train_seconds_per_client": seconds})
 
-    def _bytes_down(self, state: ServerState) -> int:
-        """Bytes the server sends one client: all it trains at a round's start, then what the last phase changed."""
+    def _bytes_down(self, before: ServerState, after: ServerState, cohort: Cohort, outcome: Outcome) -> int:
+        """Bytes that the server sends all clients of a phase.
+
+        Each gets what the method trains at a round's start, then what the last phase changed; or the aggregate, and
+        before that, in its first round, the whole model.
+        """
+        if self._sim.algorithm.returns_aggregate:
+            newcomers = set(cohort.clients) - self._known
+            self._known |= newcomers
+            return outcome.bytes_up + len(newcomers) * sum(value.nbytes for value in before.params.values())
         specs = self._sim.model.specs
-        changed = {name: state.params[name] for name in specs if specs[name].kind in self._changed_kinds}
-        return sum(value.nbytes for value in self._sim.algorithm.sent(changed).values())
+        changed = {name: after.params[name] for name in specs if specs[name].kind in self._changed_kinds}
+        return len(cohort.clients) * sum(value.nbytes for value in self._sim.algorithm.sent(changed).values())
 
     def add_figures(self, figures: ClientFigures) -> None:
         """Take in the clients' own figures, the last phase's rows with them."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from algorithms import Algorithm, resolve
 from algorithms.base import ServerState
 from comm import Group
+from fedsim.arithmetic import set_arithmetic
 from fedsim.blocks import choose_block_size
 from fedsim.client import BlockTrainer
 from fedsim.cohort import Cohort, num_local_steps
@@ -123,8 +124,7 @@ def build_simulation(
     ``scratch``: a folder for the states of clients that the config's budget keeps out of memory; without it
     all of them stay there.
     """
-    # Gradients of nearly certain predictions are denormal numbers, which a CPU handles many times slower.
-    torch.set_flush_denormal(True)
+    set_arithmetic(config.model.precision, config.deterministic, group.device)
     keep_freed_memory()
     dataset = load_dataset(config.data)
     task_of(dataset, config).decisive(config.evaluate.best_by)

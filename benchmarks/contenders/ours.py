@@ -19,6 +19,7 @@ from benchmarks.contenders.common import (
     write_report,
 )
 from comm import Group, open_group
+from fedsim.arithmetic import set_arithmetic
 from fedsim.blocks import choose_block_size
 from fedsim.client import BlockTrainer
 from fedsim.config import Config, ModelConfig
@@ -114,7 +115,7 @@ def make_simulation(settings: Settings, group: Group) -> Simulation:
 
 def run(settings: Settings, group: Group) -> Outcome:
     torch.set_num_threads(settings.threads)
-    torch.set_flush_denormal(True)
+    set_arithmetic(settings.precision, True, group.device)
     keep_freed_memory()
     sim = make_simulation(settings, group)
     params = {

@@ -68,12 +68,15 @@ def _truncated(train: Indices, source: Source, config: "DataConfig") -> Indices:
 
 
 def _at_most(limit: int | None, train: Indices, strata: Indices, groups: Indices | None, seed: int) -> Indices:
-    """Keep whole groups, strata in proportion, up to ``limit`` images."""
+    """Keep whole groups, strata in proportion, up to ``limit`` images; the smallest stratum too, where that fits."""
     if limit is None or len(train) <= limit:
         return train
     groups = train if groups is None else groups[train]
     positions = stratified_positions(strata[train], groups, numpy_stream(seed, "data.max_train"))
     order = np.lexsort((groups, positions))
+    _, firsts = np.unique(strata[train][order], return_index=True)
+    follows = ~np.isin(groups, groups[order][firsts])  # the first group of every stratum goes ahead of the others
+    order = np.lexsort((groups, positions, follows))
     _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
     ends = starts + sizes
     return np.sort(train[order[: max(ends[ends <= limit], default=0)]])

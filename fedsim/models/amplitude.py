@@ -52,10 +52,10 @@ class AmplitudeNorm(nn.Module):
         if self.training:
             self._follow(size.mean(-4))
 
-        wanted = self.amplitude.unsqueeze(-4).to(size)
-        has_phase = size > ROUNDING * images.abs().sum((-2, -1), keepdim=True)
         # Without a phase it is zero, by convention.
-        harmonised = torch.where(has_phase, spectrum * (wanted / size), wanted)
+        has_phase = size > ROUNDING * images.abs().sum((-2, -1), keepdim=True)
+        phases = torch.where(has_phase, spectrum.sgn(), 1.0)
+        harmonised = phases * self.amplitude.unsqueeze(-4).to(size)
         spectrum = torch.where(self.inside, harmonised, spectrum)
 
         mean = spectrum[..., :1, :1].real / num_pixels

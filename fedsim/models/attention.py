@@ -75,10 +75,16 @@ class Attention(nn.Module):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        dropout = self.attn_drop if self.training else 0.0
-        heads_NHTC = F.scaled_dot_product_attention(
-            self.q_norm(q), self.k_norm(k), v, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal
-        )
+        q, k, dropout = self.q_norm(q), self.k_norm(k), self.attn_drop if self.training else 0.0
+        plain = attn_mask is None and not is_causal and not dropout
+        if plain and q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16:
+            # The fused kernel's backward pass in bf16 takes two to five times as long here (benchmarks/LOG.md).
+            scores = (q * q.shape[-1] ** -0.5) @ k.mT
+            heads_NHTC = scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+        else:
+            heads_NHTC = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal
+            )
         return self._finish(heads_NHTC.transpose(1, 2))
 
     def _finish(self, heads_NTHC: Tensor) -> Tensor:

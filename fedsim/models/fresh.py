@@ -58,9 +58,9 @@ def _build(name: str, options: Mapping[str, Any], num_classes: int) -> nn.Module
 
 
 def _densenet(options: Mapping[str, Any]) -> nn.Module:
-    """MONAI's DenseNet121 up to its 1024 features; options may make it narrower."""
+    """MONAI's DenseNet121, with random weights, up to its 1024 features; options may make it narrower."""
     from monai.networks.nets.densenet import DenseNet121  # late, as above
 
-    net: Any = DenseNet121(spatial_dims=2, in_channels=3, out_channels=1, **options)
+    net: Any = DenseNet121(spatial_dims=2, in_channels=3, out_channels=1, pretrained=False, **options)
     net.class_layers.out = nn.Identity()
     return net  # type: ignore[no-any-return]  # monai says Any

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from fedsim.config import LoraConfig
 from fedsim.errors import UserError
+from fedsim.models.frozen import FrozenLinear, FrozenProduct
 from fedsim.seeding import torch_stream
 
 QKV = ("q", "k", "v")
@@ -30,7 +31,7 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base: nn.Linear, num_slices: int, slices: Sequence[int], scaling: float) -> None:
         super().__init__()
-        self.base = base
+        self.base = FrozenLinear(base)
         self.num_slices = num_slices
         self.slices = tuple(slices)
         self.scaling = scaling
@@ -49,77 +50,77 @@ class LoRALinear(nn.Module):
         """Return the slices ``start`` to ``stop`` of the output alone, (K * N, ..., (stop - start) * O)."""
         assert self.lora_a is not None, "forward before bind"
         assert self.lora_b is not None, "forward before bind"
-        weight, bias = rows_of(self.base, self.num_slices, start, stop)
+        product = self.base.product(start * self.slice_width, stop * self.slice_width)
         adapted = [place for place, index in enumerate(self.slices) if start <= index < stop]
         if not adapted:
-            return F.linear(x, weight, bias)
+            return F.linear(x, product.weight, product.bias)
         places = slice(adapted[0], adapted[-1] + 1)
         # Products run in the type of the frozen weights; autocast would do the same, operation by operation.
         a, b = (
-            (factor if factor.dim() == 4 else factor[None])[:, places].to(weight.dtype)
+            (factor if factor.dim() == 4 else factor[None])[:, places].to(product.weight.dtype)
             for factor in (self.lora_a, self.lora_b)
         )
-        x_KMD = x.to(weight.dtype).reshape(max(len(a), len(b)), -1, x.shape[-1])
+        x_KMD = x.to(product.weight.dtype).reshape(max(len(a), len(b)), -1, x.shape[-1])
         targets = tuple(self.slices[place] - start for place in adapted)
         with torch.autocast(x.device.type, enabled=False):
-            out: Tensor = LowRankLinear.apply(x_KMD, weight, bias, a, b, targets, self.scaling)
-        return out.reshape(*x.shape[:-1], len(weight))
+            out: Tensor = LowRankLinear.apply(x_KMD, product, a, b, targets, self.scaling)
+        return out.reshape(*x.shape[:-1], len(product.weight))
 
 
 class LowRankLinear(torch.autograd.Function):
     """x W' + bias, plus s x A' B' on the adapted slices of the output; W and bias are frozen.
 
-    x (K, M, D), W (S * O, D), A (K or 1, G, R, D), B (K or 1, G, O, R), ``targets``: the slices, of S, that the G
-    factors adapt; returns (K, M, S * O). Written by hand because autograd copies the strided slices of the
-    output several times, which costs more than the products (benchmarks/LOG.md).
+    x (K, M, D), ``product`` with W (S * O, D) and bias, A (K or 1, G, R, D), B (K or 1, G, O, R), ``targets``: the
+    slices, of S, that the G factors adapt; returns (K, M, S * O). Written by hand because autograd copies the strided
+    slices of the output several times, which costs more than the products (benchmarks/LOG.md).
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
+        product: FrozenProduct,
         a: Tensor,
         b: Tensor,
         targets: tuple[int, ...],
         scaling: float,
     ) -> Tensor:
         num_clients, num_rows, _ = x.shape
-        out = F.linear(x.flatten(0, 1), weight, bias).view(num_clients, num_rows, -1, b.shape[2])
+        out = product.forward(x.flatten(0, 1)).view(num_clients, num_rows, -1, b.shape[2])
         a_all = a.flatten(1, 2).expand(num_clients, -1, -1)
         hidden = torch.bmm(x, a_all.mT).mul_(scaling)
         for place, target in enumerate(targets):
             b_place = b[:, place].expand(num_clients, -1, -1)
             out[:, :, target].baddbmm_(hidden.unflatten(2, (len(targets), -1))[:, :, place], b_place.mT)
-        ctx.save_for_backward(x, weight, a, b, hidden)
-        ctx.targets, ctx.scaling = targets, scaling
+        ctx.save_for_backward(x, a, b, hidden)
+        ctx.product, ctx.targets, ctx.scaling = product, targets, scaling
         return out.flatten(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, A and B; the frozen weights have none."""
-        x, weight, a, b, hidden = ctx.saved_tensors
-        needs_x, _, _, needs_a, needs_b, *_ = ctx.needs_input_grad
+        x, a, b, hidden = ctx.saved_tensors
+        needs_x, _, needs_a, needs_b, *_ = ctx.needs_input_grad
         num_clients = len(x)
-        grad_KMSO = grad.unflatten(2, (-1, b.shape[2]))
-        # What reaches the R hidden values of every adapted slice, (K, M, G * R).
-        inner = torch.empty_like(hidden)
-        for place, (target, part) in enumerate(zip(ctx.targets, inner.chunk(len(ctx.targets), 2), strict=True)):
-            part.copy_(torch.bmm(grad_KMSO[:, :, target], b[:, place].expand(num_clients, -1, -1)))
-        inner.mul_(ctx.scaling)
+        num_slices = grad.shape[2] // b.shape[2]
+        # What reaches the R hidden values of every adapted slice, (K, M, G * R). One product with the factors on the
+        # diagonal of a larger one is quicker than one product for each slice of the gradient.
+        diagonal = b.new_zeros(len(b), num_slices, b.shape[2], len(ctx.targets), b.shape[3])
+        for place, target in enumerate(ctx.targets):
+            diagonal[:, target, :, place] = b[:, place]
+        inner = torch.bmm(grad, diagonal.flatten(3, 4).flatten(1, 2).expand(num_clients, -1, -1)).mul_(ctx.scaling)
         grad_x = grad_a = grad_b = None
         if needs_x:
             a_all = a.flatten(1, 2).expand(num_clients, -1, -1)
-            grad_x = torch.mm(grad.flatten(0, 1), weight).view_as(x).baddbmm_(inner, a_all)
+            grad_x = ctx.product.backward(grad.flatten(0, 1)).view_as(x).baddbmm_(inner, a_all)
         if needs_a:
             grad_a = torch.bmm(inner.mT, x).view_as(a)
         if needs_b:
             # One product over all slices is quicker than one for each; only the matching pairs are kept.
-            pairs = torch.bmm(hidden.mT, grad).unflatten(2, grad_KMSO.shape[2:]).unflatten(1, (len(ctx.targets), -1))
+            pairs = torch.bmm(hidden.mT, grad).unflatten(2, (num_slices, -1)).unflatten(1, (len(ctx.targets), -1))
             grad_b = torch.stack([pairs[:, place, :, target].mT for place, target in enumerate(ctx.targets)], 1)
-        return grad_x, None, None, grad_a, grad_b, None, None
+        return grad_x, None, grad_a, grad_b, None, None
 
 
 def rows_of(layer: nn.Linear, num_slices: int, start: int, stop: int) -> tuple[Tensor, Tensor | None]:

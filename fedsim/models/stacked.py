@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedsim.config import ModelConfig
 from fedsim.models.amplitude import AmplitudeNorm
 from fedsim.models.encoders import Encoder, load_encoder
+from fedsim.models.frozen import freeze_linears
 from fedsim.models.lora import LoraLayer, add_lora, initial_factor
 from fedsim.models.specs import AMPLITUDE_IS_FIXED, Kind, ParamSpec
 from fedsim.seeding import torch_stream
@@ -49,6 +50,7 @@ class StackedModel:
             self.lora_layers = add_lora(self._tower.blocks, "blocks", config.lora)
             if config.precision == "bf16":
                 cast_products(self._tower.blocks)
+            freeze_linears(self._tower.blocks)
         self.specs = self._make_specs()
 
     @property

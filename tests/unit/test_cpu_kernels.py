@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fedsim.models import cpu_attention
 from fedsim.models.cpu_attention import CpuAttention
+from fedsim.models.frozen import FrozenLinear, FrozenProduct
 from fedsim.models.lora import LowRankLinear
 
 STREAM = torch.Generator().manual_seed(5)
@@ -70,15 +71,45 @@ def test_low_rank_linear_and_its_gradients(targets: tuple[int, ...], shared: str
     num_clients, rows, width, out, rank = 2, 7, 5, 4, 3
     x, grad = draw(num_clients, rows, width), draw(num_clients, rows, 3 * out).detach()
     weight, bias = draw(3 * out, width).detach(), draw(3 * out).detach() if has_bias else None
+    product = FrozenProduct(weight, bias)
     a = draw(1 if shared == "a" else num_clients, len(targets), rank, width)
     b = draw(1 if shared == "b" else num_clients, len(targets), out, rank)
     torch.testing.assert_close(
-        LowRankLinear.apply(x, weight, bias, a, b, targets, SCALING), plain_low_rank(x, weight, bias, a, b, targets)
+        LowRankLinear.apply(x, product, a, b, targets, SCALING), plain_low_rank(x, weight, bias, a, b, targets)
     )
     # A shared factor does not train.
     a, b = a.detach() if shared == "a" else a, b.detach() if shared == "b" else b
     trained = [tensor for tensor in (x, a, b) if tensor.requires_grad]
-    own = torch.autograd.grad(LowRankLinear.apply(x, weight, bias, a, b, targets, SCALING), trained, grad)
+    own = torch.autograd.grad(LowRankLinear.apply(x, product, a, b, targets, SCALING), trained, grad)
     expected = torch.autograd.grad(plain_low_rank(x, weight, bias, a, b, targets), trained, grad)
     for ours, theirs in zip(own, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_frozen_linear_is_the_linear_layer(dtype: torch.dtype, has_bias: bool) -> None:
+    linear = torch.nn.Linear(24, 40, bias=has_bias).requires_grad_(False).to(dtype)
+    x = draw(3, 5, 24).detach().to(dtype).requires_grad_()
+    grad = draw(3, 5, 40).detach().to(dtype)
+    tolerance = 0.02 if dtype == torch.bfloat16 else 1e-5
+    own, expected = FrozenLinear(linear)(x), linear(x)
+    torch.testing.assert_close(own, expected, rtol=tolerance, atol=tolerance)
+    (back,), (plain) = torch.autograd.grad(own, x, grad), torch.autograd.grad(expected, x, grad)[0]
+    torch.testing.assert_close(back, plain, rtol=tolerance, atol=tolerance)
+
+
+def test_some_rows_of_a_frozen_linear() -> None:
+    frozen = FrozenLinear(torch.nn.Linear(24, 40))
+    x = torch.randn(7, 24, generator=STREAM)
+    torch.testing.assert_close(frozen.product(8, 24).forward(x), frozen(x)[:, 8:24])
+    assert frozen.product(8, 24) is frozen.product(8, 24)
+
+
+def test_softmax_backward_of_short_rows_in_bf16() -> None:
+    probabilities, grad = (draw(6, 17).detach().softmax(-1).bfloat16() for _ in range(2))
+    found = cpu_attention.softmax_backward(grad, probabilities)
+    p, g = probabilities.double(), grad.double()
+    expected = p * (g - (p * g).sum(-1, keepdim=True))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=1e-4)

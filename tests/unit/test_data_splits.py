@@ -116,6 +116,7 @@ def test_a_drawn_split_and_max_train_keep_strata_in_proportion() -> None:
     assert [np.bincount(SITES[part]).tolist() for part in parts] == [[130, 26, 13], [30, 6, 3], [40, 8, 4]]
     train = split(at_sites(), words(max_train=26))[0]
     assert np.bincount(SITES[train]).tolist() == [20, 4, 2]
+    assert np.bincount(SITES[split(at_sites(), words(max_train=5))[0]]).tolist() == [3, 1, 1]
 
 
 def test_truncation_leaves_every_site_what_the_smallest_has() -> None:

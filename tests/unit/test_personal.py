@@ -165,7 +165,11 @@ def test_prrfl_round(form: str) -> None:
     assert not torch.equal(end.params[shared], start.params[shared])
     assert not torch.equal(kept[PERSONAL + shared], end.params[shared])
     row = records[0].row
-    assert row["bytes_up"] == row["bytes_down"]
+    # Both clients are new, so the whole model comes down before the aggregate.
+    whole = sum(value.nbytes for value in start.params.values())
+    assert row["bytes_down"] == row["bytes_up"] + 2 * whole
+    later = play(sim, 1, end)[1][0].row
+    assert later["bytes_down"] == later["bytes_up"]
     full = 2 * 4 * sum(math.prod(s.shape) for s in sim.model.specs.values() if s.kind not in ("norm", "buffer"))
     # Floats are counted as float32, whatever the grid of the exact sum.
     assert row["bytes_up"] / full == pytest.approx(row["diagnostics"]["train"]["sent_per_weight"])
