@@ -37,7 +37,7 @@ def make_texts(sizes: Sequence[int], pairs: bool, targets: bool) -> tuple[Datase
     labels, names = (first * 0, ("place",)) if targets else (first // 4, ("low", "high"))
     numbers = first.float() if targets else None
     nothing = torch.zeros(len(words), 0, dtype=torch.uint8)
-    dataset = Dataset("texts", nothing, labels, names, train, val, test, None, None, (), texts, numbers)
+    dataset = Dataset("texts", nothing, labels, names, train, val, test, None, None, (), texts=texts, targets=numbers)
     return dataset, np.split(stream.permutation(train), np.cumsum(sizes)[:-1])
 
 
