@@ -54,7 +54,8 @@ TEXTS = """`texts` is a list of strings, or of pairs of them."""
 TOKENS = """import transformers
 from fedsim.models.hugging import source_of
 tokenizer = transformers.AutoTokenizer.from_pretrained(source_of(config))
-tokens = tokenizer(texts, padding=True, truncation=True, max_length={max_length}, return_tensors="pt")
+options = dict(padding=True, truncation=True, return_token_type_ids=True, return_tensors="pt")
+tokens = tokenizer(texts, max_length={max_length}, **options)
 states = model(**tokens)
 """
 LINEAR_LOGITS = 'F.linear({features}, head["weight"], head["bias"])'

@@ -1,5 +1,6 @@
 """Texts through a whole simulation: padded by batch, and each client's result its own."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 
 from fedsim.data import Dataset
 from fedsim.errors import UserError
+from fedsim.evaluate import evaluation_rows
 from fedsim.models.encoders import load_encoder
+from fedsim.models.export import export_peft
 from fedsim.simulation import Simulation
 from fedsim.texts import PADDING, tokenise
 from tests.helpers import furthest, make_config, make_dataset, make_simulation, play
@@ -41,13 +44,21 @@ def make_texts(sizes: Sequence[int], pairs: bool, targets: bool) -> tuple[Datase
     return dataset, np.split(stream.permutation(train), np.cumsum(sizes)[:-1])
 
 
-def simulate(folder: Path, per_block: int, *, pairs: bool = False, targets: bool = False, **model: Any) -> Simulation:
+def simulate(
+    folder: Path,
+    per_block: int,
+    *,
+    pairs: bool = False,
+    targets: bool = False,
+    max_tokens: int | None = None,
+    **model: Any,
+) -> Simulation:
     sizes = (17, 5, 9)
     dataset, parts = make_texts(sizes, pairs, targets)
     config = make_config(
         model={"name": f"hf:{folder}", **model},
         clients={"count": len(sizes), "per_block": per_block},
-        data={"name": "rated_sentences", "image_size": 16},
+        data={"name": "rated_sentences", "image_size": 16, "max_tokens": max_tokens},
         train={"batch_size": 4, "lr": 0.02, "epochs": 2},
         evaluate={"best_by": "loss", "batch_size": 5},
     )
@@ -78,6 +89,22 @@ def test_batches_are_as_wide_as_their_longest_text(folder: Path) -> None:
         ids = sim.images.evaluation_batch(np.array(places))[0, :, 0]
         assert ids.shape[1] == width
         assert (ids[0] == PADDING).sum() == width - lengths[short]
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["texts", "pairs"])
+def test_the_exported_adapter_gives_the_scores_that_were_evaluated(folder: Path, pairs: bool, tmp_path: Path) -> None:
+    """The README's own lines, in another process's place: texts in, scores out."""
+    sim = simulate(folder, 3, pairs=pairs, max_tokens=6, lora=LORA)
+    state = play(sim, 2)[0]
+    export_peft(tmp_path, state.params, sim.model)
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
+    places = sim.dataset.test
+    texts = [sim.dataset.texts[place] if pairs else sim.dataset.texts[place][0] for place in places]
+    found: dict[str, Any] = {"FOLDER": str(tmp_path), "texts": texts}
+    with torch.no_grad():
+        exec(code, found)
+    rows = evaluation_rows(sim.task, sim.model, state.params, sim.images, places, 5, sim.group)
+    torch.testing.assert_close(found["logits"], rows, rtol=1e-4, atol=1e-5)
 
 
 def test_ids_and_segments(folder: Path) -> None:
