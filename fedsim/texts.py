@@ -30,11 +30,13 @@ class TextSource(ImageSource):
     """
 
     def __init__(self, dataset: Dataset, model: StackedModel, max_tokens: int | None) -> None:
+        tokenizer = model.encoder.tokenizer
         assert dataset.texts is not None, "input_source looks at that"
-        tokens = tokenise(dataset.texts, model.encoder.tokenizer, max_tokens)
+        assert tokenizer is not None, "and at that"
+        tokens = tokenise(dataset.texts, tokenizer, max_tokens)
         if max_tokens is not None:
             # The export's README cuts texts where the run did.
-            model.encoder.tokenizer.model_max_length = max_tokens
+            tokenizer.model_max_length = max_tokens
         lengths = (tokens[:, 0] != PADDING).sum(1)
         self._lengths = lengths.to(model.device)
         super().__init__(replace(dataset, images=tokens), model, ())

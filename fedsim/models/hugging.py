@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, BertModel, RobertaModel, ViTModel
 from transformers.utils import logging
@@ -169,21 +171,33 @@ def build_hugging(config: ModelConfig, image_size: int) -> nn.Module:
     return built
 
 
+def file_of(source: str, name: str) -> Path | None:
+    """A file of a local folder, or of the hub's copy or its local cache; None where it is not there."""
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(source, name))
+    except EntryNotFoundError:
+        return None
+
+
 def averages_tokens(source: str) -> bool:
-    """Whether a folder is a sentence transformer's that takes the mean over the tokens."""
-    pooling = Path(source) / "1_Pooling" / "config.json"
-    return pooling.is_file() and bool(json.loads(pooling.read_text()).get("pooling_mode_mean_tokens"))
+    """Whether this is a sentence transformer that takes the mean over the tokens."""
+    pooling = file_of(source, "1_Pooling/config.json")
+    return pooling is not None and bool(json.loads(pooling.read_text()).get("pooling_mode_mean_tokens"))
 
 
 def encoder_of_hugging(model: Any, config: ModelConfig, image_size: int) -> Encoder:
     """Wrap the library's model as a tower, with what its inputs need: normalisation, or the tokenizer."""
-    source, width = source_of(config), int(model.config.hidden_size)
-    if isinstance(model, ViTModel):
-        mean, std = _normalisation(Path(source))
-        return Encoder(HuggingVit(model).eval(), width, mean, std, image_size)
-    pooling = "pooler" if model.pooler is not None else "mean" if averages_tokens(source) else "first"
+    source, width, where = source_of(config), int(model.config.hidden_size), f"model.name {config.name}"
     access = user_errors if Path(source).is_dir() else hub_access
-    with access(f"model.name {config.name}", "a folder or hub name with tokenizer.json"):
+    if isinstance(model, ViTModel):
+        with access(where, "a folder or hub name with preprocessor_config.json"):
+            mean, std = _normalisation(file_of(source, "preprocessor_config.json"))
+        return Encoder(HuggingVit(model).eval(), width, mean, std, image_size)
+    with access(where, "a folder or hub name with tokenizer.json"):
+        pooling = "pooler" if model.pooler is not None else "mean" if averages_tokens(source) else "first"
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
     positions = model.config.max_position_embeddings
     # RoBERTa numbers its positions from the one after the padding's.
@@ -193,13 +207,11 @@ def encoder_of_hugging(model: Any, config: ModelConfig, image_size: int) -> Enco
     return Encoder(TextTower(model, pooling).eval(), width, zero, one, image_size, tokenizer=tokenizer)
 
 
-def _normalisation(folder: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
+def _normalisation(path: Path | None) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    if path is None:
         return HALF, HALF
-    with user_errors(str(path), "image_mean and image_std of three numbers"):
-        content = json.loads(path.read_text())
-        mean, std = (tuple(float(v) for v in content.get(key, HALF)) for key in ("image_mean", "image_std"))
+    content = json.loads(path.read_text())
+    mean, std = (tuple(float(v) for v in content.get(key, HALF)) for key in ("image_mean", "image_std"))
     if len(mean) != 3 or len(std) != 3:
         raise UserError(str(path), f"{len(mean)} and {len(std)} channels", "3 and 3")
     return mean, std

@@ -8,10 +8,12 @@ from typing import Any
 import peft
 import pytest
 import torch
+from huggingface_hub import constants
 from torch import Tensor
 
 from fedsim.config import ModelConfig
 from fedsim.errors import UserError
+from fedsim.models import hub
 from fedsim.models.encoders import Encoder, library_model, load_encoder
 from fedsim.models.export import export_peft
 from fedsim.models.lora import add_lora
@@ -162,6 +164,22 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(UserError, match=r"found a model of type gpt2; expected one of bert, roberta, vit"):
         load_encoder(config_of(tmp_path), 16, ["a"], 0)
+
+
+def test_a_name_on_the_hub_is_what_its_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of the hub's local cache, with what the files beside the weights say."""
+    cached = tmp_path / "models--me--bert"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    write_hugging(cached / "snapshots" / "abc")
+    average(cached / "snapshots" / "abc")
+    monkeypatch.setattr(hub, "hub_problem", lambda: "the hub did not answer (no cable)")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    config = ModelConfig(name="hf:me/bert", train="head")
+    found = load_encoder(config, 16, ["a"], 0).net(texts())
+    torch.testing.assert_close(found, load_encoder(config_of(cached / "snapshots" / "abc"), 16, ["a"], 0).net(texts()))
+    with pytest.raises(UserError, match=r"model\.name hf:me/absent: found the hub did not answer \(no cable\)"):
+        load_encoder(ModelConfig(name="hf:me/absent", train="head"), 16, ["a"], 0)
 
 
 def test_weights_must_be_whole(tmp_path: Path) -> None:
