@@ -14,6 +14,7 @@ not use.
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -106,10 +107,11 @@ def main() -> None:
             choose(arguments.out, pool)
             return
         found = table(arguments.out, pool)
-    taken = time.perf_counter() - started
-    print(f"{taken:.0f} seconds in all, {arguments.jobs} runs at a time")
+    runs = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = {"seconds": time.perf_counter() - started, "cpu_seconds": runs.ru_utime + runs.ru_stime}
+    print(f"{arguments.jobs} runs at a time:", ", ".join(f"{value:.0f} {name}" for name, value in seconds.items()))
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"machine": description(), "seconds": taken, "runs": found}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"machine": description(), **seconds, "runs": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
