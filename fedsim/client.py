@@ -59,12 +59,12 @@ class Block:
 class StepInputs:
     """What the first clients of a block have in front of them at one step.
 
-    ``fixed`` (K, B, ...): the images' prefixes; ``labels`` and ``weights`` (K, B); ``counts`` (K,): the clients' own
-    batch sizes, B the largest of them; ``decided`` (K, ...); ``states``: what the clients keep between rounds.
+    ``fixed`` (K, B, ...): the images' prefixes; ``targets`` (K, B, ...); ``weights`` (K, B); ``counts`` (K,): the
+    clients' own batch sizes, B the largest of them; ``decided`` (K, ...); ``states``: what the clients keep.
     """
 
     fixed: Tensor
-    labels: Tensor
+    targets: Tensor
     weights: Tensor
     counts: list[int]
     decided: Mapping[str, Tensor]
@@ -84,7 +84,7 @@ class BlockTrainer:
         parts: Sequence[np.ndarray],
     ) -> None:
         self.config = config
-        self.task = task_of(dataset)
+        self.task = task_of(dataset, config)
         self.model = model
         self.algorithm = algorithm
         self.images = images
@@ -182,9 +182,9 @@ class BlockTrainer:
         draws = self.images.draw(clients, shape, self.config.seed, round, name)
         for step, (active, width) in enumerate(zip(steps.active, steps.widths, strict=True)):
             places = index[:active, step, :width]
+            own_draws = None if draws is None else draws[:active, step, :width]
             inputs = StepInputs(
-                self.images.training_batch(places, None if draws is None else draws[:active, step, :width]),
-                self.images.labels[places],
+                *self.images.training_batch(places, own_draws),
                 weights[:active, step, :width],
                 counts_SK[step][:active],
                 {key: value[:active] for key, value in decided.items()},
@@ -216,7 +216,7 @@ class BlockTrainer:
         seen = block.by_client({"features": features, "logits": logits})
         batch = Batch(
             seen["logits"],
-            inputs.labels,
+            inputs.targets,
             inputs.weights,
             params | own,
             tuple(block.layout.shapes),
@@ -250,14 +250,14 @@ class BlockTrainer:
         fixed = inputs.fixed.repeat_interleave(num_models, 0) if num_models > 1 else inputs.fixed
         buffers = [name for name, spec in self.model.specs.items() if spec.kind == "buffer"]
         training = "buffer" in block.phase.kinds
-        if not buffers or not training or len(set(counts)) == 1:
+        if not self.model.mixes_images(training=training) or len(set(counts)) == 1:
             return self.model.features(params, fixed, training=training)
         stacked = {*block.layout.shapes, *block.buffers, *block.held}
         groups = []
         for count in sorted(set(counts)):
             rows = [row for row in range(len(fixed)) if counts[row // num_models] == count]
             own = {name: value[rows] if name in stacked else value for name, value in params.items()}
-            groups.append((rows, self.model.features(own, fixed[rows, :count], training=True)))
+            groups.append((rows, self.model.features(own, fixed[rows, :count], training=training)))
             for name in buffers:
                 params[name][rows] = own[name]
         some = groups[0][1]

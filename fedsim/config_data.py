@@ -14,9 +14,15 @@ MEDMNIST_FLAGS = (
 Augmentation = Literal[
     "flip", "rotate90", "crop", "color", "vertical_flip", "brightness", "blur_or_noise", "shift_scale_rotate"
 ]
-SETS_IN_FOLDERS = ("dermoscopic_clients", "image_folder", "camelyon17", "wilds_camelyon17", "prostate", "nuclei")
+SETS_IN_FOLDERS = (
+    *("dermoscopic_clients", "image_folder", "camelyon17", "wilds_camelyon17", "prostate", "nuclei", "text_files"),
+)
+GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+TEXT_NAMES = ("rated_sentences", "sentence_ratings", "text_files", *(f"glue:{task}" for task in GLUE_TASKS))
 DATA_NAMES = (
-    *("brain_mri", "cells", "dermoscopy_pairs", "digits", *SETS_IN_FOLDERS),
+    *("brain_mri", "cells", "dermoscopy_pairs", "digits", "dermoscopic_clients", "image_folder"),
+    *("camelyon17", "wilds_camelyon17", "prostate", "nuclei"),
+    *TEXT_NAMES,
     *(f"medmnist:{flag}" for flag in MEDMNIST_FLAGS),
 )
 
@@ -34,14 +40,37 @@ class FractionsConfig(Words):
         return self
 
 
+class ColumnsConfig(Words):
+    """What the columns of tables of texts are called."""
+
+    text: Text = Field(default="text", description="The text.")
+    second: Text | None = Field(default=None, description="The second text, where a row is a pair.")
+    label: Text | None = Field(default=None, description="The class; this or score.")
+    score: Text | None = Field(default=None, description="The number to be told; this or label.")
+    site: Text | None = Field(default=None, description="Where the text comes from: natural clients.")
+    split: Text | None = Field(
+        default=None, description="train, validation or test; null: the files' names say it, or it is drawn."
+    )
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if (self.label is None) == (self.score is None):
+            raise KeyedError("label", f"label: {self.label} and score: {self.score}", "one of them; the other null")
+        return self
+
+
 class DataConfig(Words):
-    """The images and how they are split and prepared."""
+    """The images or texts and how they are split and prepared."""
 
     name: Text = Field(description="One of: " + ", ".join(DATA_NAMES) + ".")
     root: Text | None = Field(default=None, description="Folder that holds the data set, where it is not packaged.")
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
         default=28, description="Side of the square images, in pixels."
     )
+    max_tokens: Count | None = Field(
+        default=None, description="Tokens of a text at most, longer ones are cut; null: as many as the model takes."
+    )
+    columns: ColumnsConfig | None = Field(default=None, description="Names of the columns of text_files.")
     augment: Annotated[tuple[Augmentation, ...], Field(strict=False)] = Field(
         default=(), description="Augmentations of training images, in this order."
     )
@@ -64,7 +93,18 @@ class DataConfig(Words):
         if self.name not in DATA_NAMES:
             raise KeyedError("name", repr(self.name), nearest(self.name, DATA_NAMES))
         if self.name in SETS_IN_FOLDERS and self.root is None:
-            raise KeyedError("root", f"null with name: {self.name}", "the folder of the images")
+            raise KeyedError("root", f"null with name: {self.name}", "the folder of the images or tables")
+        if (self.name == "text_files") != (self.columns is not None):
+            given = "columns" if self.columns is not None else "no columns"
+            raise KeyedError(
+                "columns", f"{given} with name: {self.name}", "columns with name: text_files, and only there"
+            )
+        if self.name not in TEXT_NAMES and self.max_tokens is not None:
+            raise KeyedError("max_tokens", f"{self.max_tokens} with name: {self.name}", "null: only texts have tokens")
+        if self.name in TEXT_NAMES and self.augment:
+            raise KeyedError(
+                "augment", f"{list(self.augment)} with name: {self.name}", "none: only images are augmented"
+            )
         if len(set(self.augment)) < len(self.augment):
             raise KeyedError("augment", f"{list(self.augment)}", "each augmentation once")
         return self

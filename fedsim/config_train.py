@@ -64,6 +64,10 @@ class TrainConfig(Words):
     )
     shuffle: bool = Field(default=True, description="Whether a client sees its images in a new order in each pass.")
     schedule: ScheduleConfig = Field(default=ConstantSchedule(), description="Learning rate over the rounds.")
+    loss: Literal["cross_entropy", "dice", "dice_ce"] | None = Field(
+        default=None,
+        description="null: cross_entropy, for images with masks dice_ce: half the sum of cross-entropy and Dice loss.",
+    )
     clip_norm: Positive | None = Field(default=None, description="Largest norm of a client's gradient; null: no limit.")
     keep_optimizer: bool = Field(default=False, description="Whether a client's optimiser state outlives the round.")
 
@@ -81,13 +85,35 @@ class TrainConfig(Words):
         return self
 
 
+BestBy = Literal[
+    "balanced_accuracy",
+    "accuracy",
+    "auroc",
+    "f1",
+    "f1_positive",
+    "matthews",
+    "spearman",
+    "pearson",
+    "dice",
+    "iou",
+    "loss",
+]
+
+
 class EvaluateConfig(Words):
     """When the global model is measured, and which round counts as the best."""
 
     every: Count = Field(default=1, description="Rounds between two evaluations; the last round is always evaluated.")
     batch_size: Count = Field(default=64, description="Images per forward pass.")
-    best_by: Literal["balanced_accuracy", "accuracy", "auroc", "f1", "loss"] = Field(
-        default="accuracy", description="Validation metric that decides on the best round."
+    best_by: BestBy | None = Field(
+        default=None,
+        description="Validation metric that decides on the best round. null: accuracy; for images with masks dice, for "
+        "numbers to be told spearman.",
+    )
+    absent_class: Literal["skip", "zero"] = Field(
+        default="skip",
+        description="Dice and IoU of a class in an image whose mask and prediction both lack it: not counted, or 0, as "
+        "in HarmoFL's code.",
     )
     patience: Count | None = Field(
         default=None, description="Stop after this many evaluations without a better one; null: never."

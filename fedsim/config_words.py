@@ -11,8 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedsim.config_errors import KeyedError, nearest
 
-PACKAGED_MODELS = ("packaged:vit_small_dino",)
-FRESH_MODELS = ("fedsim:vgg16_slim", "fedsim:vgg16_slim_biased")
+PACKAGED_MODELS = ("packaged:vit_small_dino", "packaged:minilm")
+PIXEL_MODELS = ("monai:unet", "fedsim:harmofl_unet")
+NETS_WITH_OPTIONS = (*PIXEL_MODELS, "monai:densenet121", "fedsim:harmofl_densenet121")
+FRESH_MODELS = ("fedsim:vgg16_slim", "fedsim:vgg16_slim_biased", *NETS_WITH_OPTIONS)
 MODEL_FORMS = (
     *PACKAGED_MODELS,
     *FRESH_MODELS,
@@ -20,7 +22,10 @@ MODEL_FORMS = (
     "open_clip:NAME",
     "open_clip:hf-hub:ID",
     "open_clip:local-dir:PATH",
+    "hf:FOLDER_OR_ID",
 )
+
+HUGGING = ("hf:", "packaged:minilm")
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Whole = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -41,7 +46,7 @@ def check_model_name(name: str) -> None:
     prefix, _, rest = name.partition(":")
     complete = bool(rest) and not rest.startswith(":") and rest not in ("hf-hub:", "local-dir:")
     if name in (*PACKAGED_MODELS, *FRESH_MODELS) or (
-        prefix in ("timm", "open_clip") and complete and rest.strip() == rest
+        prefix in ("timm", "open_clip", "hf") and complete and rest.strip() == rest
     ):
         return
     raise KeyedError("name", repr(name), nearest(name, MODEL_FORMS))
@@ -73,7 +78,8 @@ class LoraConfig(Words):
     lora_alpha: Positive = Field(default=8.0, description="Scale; the update is (lora_alpha / r) * B A.")
     target: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = Field(
         default=("q", "k", "v"),
-        description="q, k, v: slices of a fused qkv; other words: nn.Linear modules by suffix (proj, fc1).",
+        description="q, k, v: slices of the attention's qkv; other words: nn.Linear modules by suffix "
+        "(proj, fc1, attention.output.dense).",
     )
 
     @model_validator(mode="after")
@@ -106,7 +112,7 @@ class AmplitudeNormConfig(Words):
 
 
 class ModelConfig(Words):
-    """The image encoder, what of it is trained, and the classifier on top."""
+    """The encoder, what of it is trained, and the classifier on top."""
 
     name: Text = Field(description="One of: " + ", ".join(MODEL_FORMS) + ".")
     weights: Text | None = Field(
@@ -115,7 +121,9 @@ class ModelConfig(Words):
     )
     options: dict[str, Scalar | list[Scalar]] = Field(
         default={},
-        description="Passed to timm.create_model (timm: names only): patch_size, embed_dim, depth, ...",
+        description="What the library's network takes: timm's patch_size, embed_dim, depth; monai:unet's channels, "
+        "strides, num_res_units, norm; monai:densenet121's init_features, growth_rate. fedsim:harmofl_unet has "
+        "num_features, and both fedsim:harmofl_ networks form: paper, or released: evaluation normalises over a batch.",
     )
     lora: LoraConfig | None = Field(default=None, description="LoRA factors on the encoder; null for none.")
     train: Literal["lora", "head", "all"] = Field(
@@ -141,13 +149,18 @@ class ModelConfig(Words):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         check_model_name(self.name)
-        if self.options and not self.name.startswith("timm:"):
-            raise KeyedError("options", f"options for {self.name}", "none: only timm: names take options")
+        if self.options and not self.name.startswith("timm:") and self.name not in NETS_WITH_OPTIONS:
+            names = ", ".join(NETS_WITH_OPTIONS)
+            raise KeyedError("options", f"options for {self.name}", f"none: only timm: names, {names} take options")
         if self.name in FRESH_MODELS and self.weights != "random":
             raise KeyedError("weights", f"{self.weights or 'null'} with {self.name}", "random: it has no others")
+        if self.name.startswith(HUGGING) and self.weights not in (None, "random"):
+            raise KeyedError("weights", f"{self.weights} with {self.name}", "null: the folder's own, or random")
         is_tag = is_open_clip(self.name) and "." not in str(self.weights)
         if self.weights not in (None, "random") and not is_tag and not str(self.weights).endswith(".safetensors"):
             raise KeyedError("weights", repr(self.weights), "null, random, or the path of a .safetensors file")
+        if self.name in PIXEL_MODELS and self.train != "all":
+            raise KeyedError("train", f"{self.train} with {self.name}, which has neither head nor blocks", "all")
         if self.train == "lora" and self.lora is None:
             raise KeyedError("lora", "null with train: lora", "a lora section, or train: head or all")
         if self.train != "lora" and self.lora is not None:

@@ -34,6 +34,6 @@ def evaluation_rows(
         for start in starts[group.rank :: group.num_ranks]:
             batch = places[start : start + batch_size]
             outputs = model.forward(params, images.evaluation_batch(batch), training=False)
-            targets = images.labels[torch.from_numpy(batch)]
+            targets = images.targets[torch.from_numpy(batch)]
             rows[start : start + len(batch)] = task.rows(outputs[0], targets).cpu()
     return group.sum_disjoint(rows)

@@ -1,4 +1,4 @@
-"""Images on the device, and what of the model's work on them can be done once.
+"""Images and their targets on the device, and what of the model's work on them can be done once.
 
 Images stay uint8. Where they are not augmented, the model's frozen prefix is computed at an image's first use and
 kept, if the whole data set's prefixes fit the budget. Each client's images, and each evaluation batch, go through
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data import Dataset
-from fedsim.data.augment import NUM_DRAWS, augment
+from fedsim.data.augment import NUM_DRAWS, augment, augment_masks
 from fedsim.models.stacked import StackedModel
 from fedsim.seeding import torch_stream
 
@@ -22,31 +22,38 @@ PREFIX_BUDGET_BYTES = 4 * 2**30
 
 
 class ImageSource:
-    """Gives the model's inputs for images named by their index in the data set."""
+    """Gives the model's inputs for images named by their index in the data set.
+
+    ``targets``: what the task asks of each image, the labels (N,), or the masks (N, H, W) where the set has them.
+    """
 
     def __init__(self, dataset: Dataset, model: StackedModel, augmentations: Sequence[str]) -> None:
         self.images = dataset.images.to(model.device)
-        self.labels = dataset.labels.to(model.device)
+        self.targets = (dataset.labels if dataset.masks is None else dataset.masks).to(model.device)
+        self._has_masks = dataset.masks is not None
         self.augmentations = tuple(augmentations)
         self._model = model
-        sample = model.prefix(self._floats(torch.zeros(1, dtype=torch.int64)))[0]
+        sample = model.prefix(self._inputs(torch.zeros(1, dtype=torch.int64)))[0]
         self.num_elements = sample.numel()
         fits = sample.nbytes * len(self.images) <= PREFIX_BUDGET_BYTES
-        pays = model.has_frozen_prefix and fits
+        # Token ids come out as they went in, which need not be kept.
+        pays = model.has_frozen_prefix and fits and sample.is_floating_point()
         self._prefixes = sample.new_empty((len(self.images), *sample.shape)) if pays else None
         self._known = np.zeros(len(self.images), dtype=bool)
 
-    def training_batch(self, places_KB: Tensor, draws_KBU: Tensor | None) -> Tensor:
-        """Return the prefixes (K, B, ...) of the images at ``places_KB``; ``draws_KBU`` from ``draw``."""
-        flat = places_KB.flatten()
-        if draws_KBU is None and self._prefixes is not None:
-            fixed = self._prefixes[flat]
-        else:
-            images = self._floats(flat)
-            if draws_KBU is not None:
-                images = augment(images, self.augmentations, draws_KBU.flatten(0, 1))
-            fixed = self._model.prefix(images)
-        return fixed.reshape(*places_KB.shape, *fixed.shape[1:])
+    def training_batch(self, places_KB: Tensor, draws_KBU: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the prefixes (K, B, ...) and targets (K, B, ...) of the images at ``places_KB``.
+
+        ``draws_KBU`` from ``draw``: masks are moved together with their images.
+        """
+        if draws_KBU is None:
+            return self.plain_batch(places_KB), self.targets[places_KB]
+        flat, draws = places_KB.flatten(), draws_KBU.flatten(0, 1)
+        fixed = self._model.prefix(augment(self._inputs(flat), self.augmentations, draws))
+        targets = self.targets[flat]
+        if self._has_masks:
+            targets = augment_masks(targets, self.augmentations, draws)
+        return fixed.reshape(*places_KB.shape, *fixed.shape[1:]), targets.reshape(*places_KB.shape, *targets.shape[1:])
 
     def prepare(self, clients_images: Sequence[np.ndarray]) -> None:
         """Compute the prefixes that the clients' training will ask for, client by client."""
@@ -60,7 +67,9 @@ class ImageSource:
 
     def plain_batch(self, places_KB: Tensor) -> Tensor:
         """Return the prefixes (K, B, ...), without augmentation, of images that ``fill`` has seen."""
-        return self.training_batch(places_KB.to(self.images.device), None)
+        flat = places_KB.to(self.images.device).flatten()
+        fixed = self._model.prefix(self._inputs(flat)) if self._prefixes is None else self._prefixes[flat]
+        return fixed.reshape(*places_KB.shape, *fixed.shape[1:])
 
     def evaluation_batch(self, places: np.ndarray) -> Tensor:
         """Return the prefixes (1, B, ...) of one evaluation batch, never augmented."""
@@ -83,9 +92,9 @@ class ImageSource:
             return
         index = torch.from_numpy(places).to(self.images.device)
         for part in index.split(256):
-            self._prefixes[part] = self._model.prefix(self._floats(part))
+            self._prefixes[part] = self._model.prefix(self._inputs(part))
         self._known[places] = True
 
-    def _floats(self, places: Tensor) -> Tensor:
+    def _inputs(self, places: Tensor) -> Tensor:
         """Return the pixels of images, (N, 3, H, W) in 0..1."""
         return self.images[places].float() / 255

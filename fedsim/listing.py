@@ -10,8 +10,13 @@ Rows = list[tuple[str, str]]
 
 MODELS: Rows = [
     ("packaged:vit_small_dino", "ViT-S/14 with pretrained weights from a package registry; needs no hub"),
+    ("packaged:minilm", "MiniLM-L6, a BERT for sentences with pretrained weights from a package registry"),
     ("fedsim:vgg16_slim", "PRR-FL's slim VGG16 with BatchNorm, no biases; train: all, weights: random"),
     ("fedsim:vgg16_slim_biased", "the same with a bias in the classifier"),
+    ("monai:unet", "U-Net for images with masks; options: channels, strides, num_res_units, norm ..."),
+    ("monai:densenet121", "DenseNet121; options: init_features, growth_rate, block_config, norm ..."),
+    ("fedsim:harmofl_unet", "HarmoFL's U-Net, whose normalisation keeps no statistics; options: num_features, form"),
+    ("fedsim:harmofl_densenet121", "MONAI's DenseNet121 with that normalisation; options: its own, and form"),
     (
         "timm:NAME",
         "any net of timm, such as timm:vit_base_patch16_224.augreg_in21k, or fresh with weights: random",
@@ -25,6 +30,10 @@ MODELS: Rows = [
         "such as open_clip:hf-hub:microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
     ),
     ("open_clip:local-dir:PATH", "a folder with open_clip_config.json and the weights as safetensors"),
+    (
+        "hf:FOLDER_OR_ID",
+        "BERT, RoBERTa or ViT of Hugging Face in safetensors, such as hf:bert-base-uncased",
+    ),
     (
         "search timm",
         "python -c \"import timm; print(*timm.list_models('vit*dino*', pretrained=True), sep='\\n')\"",
@@ -42,6 +51,18 @@ DATA = {
     "wilds_camelyon17": "the same slides as published by WILDS (your copy; sites: five hospitals)",
     "prostate": "HarmoFL's prostate MRI slices with masks (your copy, NIfTI; sites: its folders)",
     "nuclei": "nuclei with masks: ROOT/SITE/images/*.png and ROOT/SITE/masks/*.png (sites: the folders)",
+    "rated_sentences": "tweets, movie reviews, editorials, product reviews: negative or positive (packaged; 4 sites)",
+    "sentence_ratings": "the same with their mean rating, -4 to 4, as the number to be told",
+    "text_files": "your own texts: ROOT/{train,validation,test}*.{tsv,jsonl,parquet,arrow}; columns in the config",
+    "glue:cola": "GLUE, acceptable English or not; ROOT, or the local cache of the datasets library",
+    "glue:sst2": "GLUE, sentiment of movie reviews",
+    "glue:mrpc": "GLUE, pairs of sentences, same meaning or not",
+    "glue:stsb": "GLUE, similarity of pairs, 0 to 5, as the number to be told",
+    "glue:qqp": "GLUE, pairs of questions, same or not",
+    "glue:mnli": "GLUE, pairs: entailment, neutral, contradiction (matched)",
+    "glue:qnli": "GLUE, question and sentence with the answer or not",
+    "glue:rte": "GLUE, pairs: entailment or not",
+    "glue:wnli": "GLUE, Winograd pairs: entailment or not",
     "medmnist:pathmnist": "colon pathology, 9 classes",
     "medmnist:chestmnist": "chest X-ray, 14 findings",
     "medmnist:dermamnist": "dermatoscopy, 7 classes",

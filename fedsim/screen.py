@@ -17,6 +17,14 @@ METRICS = {
     "precision": "precision",
     "f1": "F1",
     "auroc": "AUROC",
+    "matthews": "Matthews",
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+    "mae": "absolute error",
+    "dice": "Dice",
+    "iou": "IoU",
+    "dice_all": "Dice with background",
+    "iou_all": "IoU with background",
 }
 SPLITS = {"val": "validation", "test": "test"}
 FILE_WIDTH = 110
@@ -85,11 +93,12 @@ def number(value: float | None) -> str:
 
 
 def metrics_table(metrics: Mapping[str, Any], title: str) -> Table:
-    """A row per split of ``metrics`` ({"val": {...}, "test": {...}}), a column per metric."""
+    """A row per split of ``metrics`` ({"val": {...}, "test": {...}}), a column per metric that was measured."""
     table = Table("", title=title, title_justify="left")
-    for label in METRICS.values():
-        table.add_column(label, justify="right")
+    measured = {split: metrics.get(split) or {} for split in SPLITS}
+    names = [name for name in METRICS if any(name in found for found in measured.values())]
+    for name in names:
+        table.add_column(METRICS[name], justify="right")
     for split, label in SPLITS.items():
-        measured = metrics.get(split) or {}
-        table.add_row(label, *(number(measured.get(name)) for name in METRICS))
+        table.add_row(label, *(number(measured[split].get(name)) for name in names))
     return table

@@ -20,6 +20,7 @@ from fedsim.figures import ClientFigures
 from fedsim.files import write_json
 from fedsim.models.export import export_peft
 from fedsim.phase import train_phase, with_stand_ins
+from fedsim.pictures import draw_predictions
 from fedsim.records import RoundRecord
 from fedsim.runlog import RunLog
 from fedsim.simulation import Simulation, build_simulation
@@ -37,6 +38,7 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
         describe_partition(sim, log)
         checkpoints = Checkpoints(out / "checkpoints", sim.config, group)
         state, progress = start_or_resume(sim, checkpoints, log, resume)
+        best_by = sim.task.decisive(config.evaluate.best_by)
 
         while state.round < config.rounds and not out_of_patience(config, progress):
             log.start_round(state.round + 1)
@@ -48,7 +50,7 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
             if is_evaluated(config, state.round):
                 state = with_stand_ins(sim, state)
                 record.measure(sim.evaluate(sim.algorithm.evaluate_model(state)))
-                if note_evaluation(config, progress, record):
+                if note_evaluation(best_by, progress, record):
                     checkpoints.save_best(state, sim.store, progress)
 
             # The log comes before the checkpoint: a resumed run drops the rows that no checkpoint covers.
@@ -112,13 +114,13 @@ def start_or_resume(
     return state, progress
 
 
-def note_evaluation(config: Config, progress: Progress, record: RoundRecord) -> bool:
-    """Update ``progress`` with the round's validation and say whether it is the best so far.
+def note_evaluation(best_by: str, progress: Progress, record: RoundRecord) -> bool:
+    """Update ``progress`` with the round's validation and say whether it is the best so far, by the metric ``best_by``.
 
     A metric that is not a number is never better; of equal ones the earlier round stays the best.
     """
-    value: float = record.row["val"][config.evaluate.best_by]
-    if config.evaluate.best_by == "loss":
+    value: float = record.row["val"][best_by]
+    if best_by == "loss":
         value = -value
     is_best = not math.isnan(value) and (progress.best_value is None or value > progress.best_value)
     if is_best:
@@ -147,6 +149,8 @@ def finish(sim: Simulation, state: ServerState, progress: Progress, log: RunLog)
     }
     if sim.group.is_server and sim.model.lora_layers:
         export_peft(log.folder / "adapter", state.params, sim.model)
+    if sim.group.is_server and sim.dataset.masks is not None:
+        draw_predictions(sim, sim.algorithm.evaluate_model(state), log.folder / "predictions.png")
     log.finish(results)
     return results
 

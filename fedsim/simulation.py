@@ -17,6 +17,7 @@ from fedsim.blocks import choose_block_size
 from fedsim.client import BlockTrainer
 from fedsim.cohort import Cohort, num_local_steps
 from fedsim.config import Config, StoreConfig
+from fedsim.config_words import PIXEL_MODELS
 from fedsim.data import Dataset, load_dataset, partition_clients
 from fedsim.errors import UserError
 from fedsim.evaluate import evaluation_rows
@@ -25,6 +26,7 @@ from fedsim.memory import keep_freed_memory
 from fedsim.models.stacked import StackedModel, build_model
 from fedsim.store import GIB, Budget, ClientStore
 from fedsim.tasks import Task, task_of
+from fedsim.texts import input_source
 
 
 @dataclass
@@ -93,6 +95,14 @@ class Simulation:
         return metrics
 
 
+def check_outputs(config: Config, model: StackedModel, dataset: Dataset) -> None:
+    """UserError where the network scores images and the data set has masks, or the other way round."""
+    if model.encoder.per_pixel != (dataset.masks is not None):
+        found = f"{config.model.name} with {dataset.name}, which has {'no ' if dataset.masks is None else ''}masks"
+        expected = ", ".join(PIXEL_MODELS) if dataset.masks is not None else "a network that scores images"
+        raise UserError("model.name", found, expected)
+
+
 def check_batches(config: Config, model: StackedModel, parts: Sequence[np.ndarray]) -> None:
     """UserError where a client would train on a batch of one image and the network's BatchNorm cannot."""
     size = config.train.batch_size
@@ -117,13 +127,14 @@ def build_simulation(
     set_arithmetic(config.model.precision, config.deterministic, group.device)
     keep_freed_memory()
     dataset = load_dataset(config.data)
-    task_of(dataset).require_metric(config.evaluate.best_by)
+    task_of(dataset, config).decisive(config.evaluate.best_by)
     parts = partition_clients(dataset, config.clients, config.seed)
     model = build_model(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
+    check_outputs(config, model, dataset)
     check_batches(config, model, parts)
     method = resolve(config.algorithm.name)
     algorithm = method(method.Config(**config.algorithm.settings), model.specs, config.rounds)
-    images = ImageSource(dataset, model, config.data.augment)
+    images = input_source(config, dataset, model)
     if per_block is None:
         num_models = max(phase.models for phase in algorithm.phases(1))
         per_block = choose_block_size(config, images.num_elements * num_models, model.num_layers, group.device)
@@ -131,6 +142,10 @@ def build_simulation(
     config = config.model_copy(update={"clients": clients})
     trainer = BlockTrainer(config, model, algorithm, images, dataset, parts)
     for phase in algorithm.phases(1):
+        if phase.assess_on is not None and (dataset.masks is not None or dataset.targets is not None):
+            found = f"{config.algorithm.name}, which compares class scores, with {dataset.name}"
+            asked = "masks" if dataset.masks is not None else "numbers"
+            raise UserError("algorithm.name", found, f"a method without them: the set asks for {asked}")
         if phase.assess_on is not None and (config.train.epochs or 1) > 1:
             trainer.own.require(phase.assess_on)
     create = algorithm.init_client if keeps_states(config, algorithm) else None

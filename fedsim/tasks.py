@@ -8,7 +8,7 @@ Shapes: K clients, B images per client and step, N images, C classes, S numbers 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,16 +18,25 @@ from torch import Tensor
 from fedsim.errors import UserError
 
 if TYPE_CHECKING:
+    from fedsim.config import Config
     from fedsim.data import Dataset
+
+
+CLASSIFICATION_METRICS = ("accuracy", "balanced_accuracy", "recall", "precision", "f1", "auroc", "loss")
 
 
 class Task(ABC):
     """What a data set's images are for."""
 
-    #: The names that ``measure`` returns.
-    metrics: ClassVar[tuple[str, ...]]
-    #: Those followed for every client on its own images; the drop of the first is the retrogress.
-    client_metrics: ClassVar[tuple[str, ...]]
+    @property
+    @abstractmethod
+    def metrics(self) -> tuple[str, ...]:
+        """The names that ``measure`` returns; the first decides on the best round if nothing else is asked for."""
+
+    @property
+    @abstractmethod
+    def client_metrics(self) -> tuple[str, ...]:
+        """Those followed for every client on its own images; the drop of the first is the retrogress."""
 
     @property
     @abstractmethod
@@ -49,10 +58,14 @@ class Task(ABC):
     def measure(self, rows: Tensor, labels: Tensor) -> dict[str, float]:
         """Return the metrics of a set of images from their rows (N, S) and labels (N,), both on the CPU."""
 
-    def require_metric(self, name: str) -> None:
-        """UserError where the task has no metric of that name."""
-        if name not in self.metrics:
+    def decisive(self, name: str | None) -> str:
+        """Return the metric that decides on the best round: ``evaluate.best_by``, null being the task's first.
+
+        UserError where the task has no metric of that name.
+        """
+        if name is not None and name not in self.metrics:
             raise UserError("evaluate.best_by", name, ", ".join(self.metrics))
+        return name or self.metrics[0]
 
 
 @dataclass(frozen=True)
@@ -61,8 +74,13 @@ class Classification(Task):
 
     num_classes: int
 
-    metrics = ("accuracy", "balanced_accuracy", "recall", "precision", "f1", "auroc", "loss")
-    client_metrics = ("f1", "auroc", "balanced_accuracy")
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return CLASSIFICATION_METRICS
+
+    @property
+    def client_metrics(self) -> tuple[str, ...]:
+        return ("f1", "auroc", "balanced_accuracy")
 
     @property
     def row_size(self) -> int:
@@ -79,8 +97,19 @@ class Classification(Task):
         return classification_metrics(rows, labels)
 
 
-def task_of(dataset: "Dataset") -> Task:
-    """Return the task that a data set poses."""
+def task_of(dataset: "Dataset", config: "Config") -> Task:
+    """Return the task that a data set poses; UserError for a loss that it does not have."""
+    from fedsim.segmentation import Segmentation  # late: these build on this file
+    from fedsim.text_task import Regression, TextClassification
+
+    if dataset.masks is not None:
+        return Segmentation(dataset.class_names, config.train.loss or "dice_ce", config.evaluate.absent_class)
+    if config.train.loss not in (None, "cross_entropy"):
+        raise UserError("train.loss", f"{config.train.loss} with {dataset.name}, which has no masks", "cross_entropy")
+    if dataset.targets is not None:
+        return Regression()
+    if dataset.texts is not None:
+        return TextClassification(len(dataset.class_names))
     return Classification(len(dataset.class_names))
 
 
@@ -100,7 +129,7 @@ def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
     from sklearn.metrics import precision_recall_fscore_support, roc_auc_score  # late: takes a second to import
 
     if not torch.isfinite(scores).all():
-        return dict.fromkeys(Classification.metrics, float("nan"))
+        return dict.fromkeys(CLASSIFICATION_METRICS, float("nan"))
     truth = labels.cpu().numpy()
     predicted = scores.argmax(1).numpy()
     probabilities = scores.double().softmax(1).numpy()
@@ -117,4 +146,4 @@ def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
         float(np.mean(areas)) if areas else float("nan"),
         float(F.cross_entropy(scores.double(), labels.cpu())),
     )
-    return dict(zip(Classification.metrics, values, strict=True))
+    return dict(zip(CLASSIFICATION_METRICS, values, strict=True))

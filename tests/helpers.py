@@ -17,12 +17,12 @@ from comm import open_group
 from fedsim.client import BlockTrainer
 from fedsim.config import Config, DataConfig, ModelConfig
 from fedsim.data import Dataset, load_dataset
-from fedsim.images import ImageSource
 from fedsim.models.stacked import StackedModel, build_model
 from fedsim.records import RoundRecord
 from fedsim.server import run_round
 from fedsim.simulation import Simulation, keeps_states
 from fedsim.store import ClientStore
+from fedsim.texts import input_source
 
 IMAGE_SIZE = 14
 LORA = {"r": 2, "lora_alpha": 4, "target": ["q", "k", "v"]}
@@ -66,6 +66,26 @@ def make_dataset(sizes: Sequence[int], num_classes: int = 3, seed: int = 0) -> t
     return dataset, np.split(stream.permutation(train), np.cumsum(sizes)[:-1])
 
 
+def make_masked_dataset(sizes: Sequence[int], side: int, seed: int = 0) -> tuple[Dataset, list[np.ndarray]]:
+    """Noise with a bright rectangle in each image, which is the mask's class 1 or 2, and a client for each size.
+
+    The last image of each split is background alone.
+    """
+    plain, parts = make_dataset(sizes, seed=seed)
+    stream = np.random.default_rng(seed)
+    pixels = stream.integers(0, 120, size=(len(plain.labels), 3, side, side))
+    masks = np.zeros((len(plain.labels), side, side), np.uint8)
+    empty = {split[-1] for split in (plain.train, plain.val, plain.test)}
+    for mask, image in [pair for place, pair in enumerate(zip(masks, pixels, strict=True)) if place not in empty]:
+        top, left = stream.integers(side // 2, size=2)
+        label = stream.integers(1, 3)
+        box = np.s_[top : top + side // 2, left : left + side // 3]
+        mask[box], image[:, *box] = label, 120 + 50 * label
+    images = torch.from_numpy(pixels.astype(np.uint8))
+    names = ("background", "grey", "white")
+    return replace(plain, images=images, class_names=names, masks=torch.from_numpy(masks)), parts
+
+
 @cache
 def shared_model(config_json: str, image_size: int, num_classes: int) -> StackedModel:
     """A model keeps nothing of a run, so simulations may share it."""
@@ -83,7 +103,7 @@ def make_simulation(
         model = shared_model(config.model.model_dump_json(), config.data.image_size, len(dataset.class_names))
     method = resolve(config.algorithm.name)
     algorithm = method(method.Config(**config.algorithm.settings), model.specs, config.rounds)
-    images = ImageSource(dataset, model, config.data.augment)
+    images = input_source(config, dataset, model)
     trainer = BlockTrainer(config, model, algorithm, images, dataset, parts)
     per_block = config.clients.per_block
     assert per_block != "auto"

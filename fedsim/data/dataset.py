@@ -1,6 +1,6 @@
-"""A labelled set of images, ready for training, and the same before it is split.
+"""A labelled set of images or texts, ready for training, and the same before it is split.
 
-Shapes: N images, C channels, H and W pixels (H = W = ``data.image_size``).
+Shapes: N images or texts, C channels, H and W pixels (H = W = ``data.image_size``).
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,13 @@ from torch import Tensor
 
 Indices = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
+#: One string for each row, or two where a row is a pair of sentences.
+Texts = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with labels, their split, and what is known about where they come from.
+    """Images or texts with labels, their split, and what is known about where they come from.
 
     ``images`` (N, 3, H, W) uint8; ``labels`` (N,) int64, indices into ``class_names``. ``train``, ``val`` and
     ``test`` are sorted, disjoint indices into ``images``; with ``data.max_train`` some images are in none.
@@ -25,6 +27,9 @@ class Dataset:
 
     A segmentation set has ``masks`` (N, H, W) uint8, the class of every pixel as an index into ``class_names``, of
     which 0 is the background; a label is then the foreground class with most pixels, or 0 where there is none.
+
+    A set of ``texts`` (N) has ``images`` (N, 0). With ``targets`` (N,) float32 the task is to tell those numbers;
+    ``labels`` are then all 0, for the one quantity that ``class_names`` holds.
     """
 
     name: str
@@ -38,6 +43,8 @@ class Dataset:
     sites: Indices | None
     site_names: tuple[str, ...]
     masks: Tensor | None = None
+    texts: Texts | None = None
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class Source:
 
     ``fixed`` (N,) holds ``splits.TRAIN``, ``VAL`` or ``TEST``; a split that does not occur is drawn from
     TRAIN. ``strata`` (N,), small whole numbers, say what a drawn split and ``data.max_train`` keep in proportion
-    where it is not the labels. ``masks`` (N, H, W) as in ``Dataset``, at the size of ``images``.
+    where it is not the labels. ``masks`` (N, H, W) as in ``Dataset``, at the size of ``images``; ``texts`` and
+    ``targets`` (N,) as there.
     """
 
     images: Pixels
@@ -58,3 +66,5 @@ class Source:
     fixed: Indices | None = None
     strata: Indices | None = None
     masks: Pixels | None = None
+    texts: Texts | None = None
+    targets: npt.NDArray[np.float32] | None = None

@@ -1,4 +1,4 @@
-"""The one self-attention of fedsim, put in place of timm's and of torch's nn.MultiheadAttention.
+"""The one self-attention of fedsim, put in place of timm's, Hugging Face's and torch's nn.MultiheadAttention.
 
 Whatever a library calls its projections, here they are the nn.Linear modules ``qkv`` (rows: all of q, then k,
 then v) and ``proj``, so that LoRA and a faster kernel have a single place to act on.
@@ -21,13 +21,14 @@ class Attention(nn.Module):
     """Multi-head self-attention over (N, T, D) tokens; called as timm's blocks call theirs.
 
     ``q_norm`` and ``k_norm`` act per head (qk norm), ``norm`` acts before ``proj`` (scale norm); Identity
-    where unused. ``attn_drop`` is a probability, effective in training mode only.
+    where unused. ``attn_drop`` is a probability, effective in training mode only. An ``attn_mask`` bool (N, 1, 1, T)
+    is true for the tokens that may be attended to; other forms are those of torch's scaled_dot_product_attention.
     """
 
     def __init__(
         self,
         qkv: nn.Linear,
-        proj: nn.Linear,
+        proj: nn.Module,
         num_heads: int,
         *,
         q_norm: nn.Module | None = None,
@@ -48,21 +49,23 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         projected = self.qkv(x)
-        if projected.requires_grad and attn_mask is None and not is_causal and self._suits_cpu_attention(projected):
-            heads: Tensor = CpuAttention.apply(projected.unflatten(2, (3, self.num_heads, -1)))
+        if projected.requires_grad and not is_causal and self._suits_cpu_attention(projected, attn_mask):
+            heads: Tensor = CpuAttention.apply(projected.unflatten(2, (3, self.num_heads, -1)), attn_mask)
             return self._finish(heads)
         q, k, v = self._heads(projected, 3)
         return self._attend(q, k, v, attn_mask, is_causal)
 
-    def first_token(self, x: Tensor) -> Tensor:
-        """The output of the first token alone, (N, 1, D), which attends to all tokens."""
+    def first_token(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """The output of the first token alone, (N, 1, D), which attends to all tokens that the mask leaves."""
         (q,) = self._heads(slices_of(self.qkv, x[:, :1], 0, 1), 1)
         k, v = self._heads(slices_of(self.qkv, x, 1, 3), 2)
-        return self._attend(q, k, v)
+        return self._attend(q, k, v, attn_mask)
 
-    def _suits_cpu_attention(self, projected: Tensor) -> bool:
+    def _suits_cpu_attention(self, projected: Tensor, attn_mask: Tensor | None) -> bool:
         plain = isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity)
-        return projected.device.type == "cpu" and plain and not (self.training and self.attn_drop)
+        over_tokens = (len(projected), 1, 1, projected.shape[1])
+        masked = attn_mask is None or (attn_mask.dtype == torch.bool and attn_mask.shape == over_tokens)
+        return projected.device.type == "cpu" and plain and masked and not (self.training and self.attn_drop)
 
     def _heads(self, projected: Tensor, num_slices: int) -> tuple[Tensor, ...]:
         """(N, T, slices * D) to that many (N, H, T, D / H)."""
@@ -107,6 +110,23 @@ class ClipAttention(Attention):
         assert value is query, "an image tower attends to itself"
         assert not need_weights, "attention weights are never formed"
         return super().forward(query, attn_mask), None
+
+
+class HuggingAttention(Attention):
+    """The same, called as Hugging Face's layers call theirs: a pair comes back.
+
+    ``names``: what the library calls its projections, which it keeps apart, in the order q, k, v and, where it is
+    inside the attention, ``proj``.
+    """
+
+    def __init__(self, qkv: nn.Linear, proj: nn.Module, num_heads: int, names: tuple[str, ...]) -> None:
+        super().__init__(qkv, proj, num_heads)
+        self.names = names
+
+    def forward(  # type: ignore[override]  # the caller, the library's layer, sets the signature
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> tuple[Tensor, None]:
+        return super().forward(hidden_states, attention_mask), None
 
 
 def from_timm(source: Any) -> Attention:

@@ -25,7 +25,7 @@ from fedsim.errors import UserError
 from fedsim.models.attention import Attention
 from fedsim.models.hub import hub_access, user_errors
 from fedsim.models.timm_vit import TimmTower, check_divides, feature_width, is_sliceable
-from fedsim.models.tower import Encoder, VisionTower
+from fedsim.models.tower import Encoder, Tower
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 HUB, FOLDER = "hf-hub:", "local-dir:"
@@ -34,7 +34,7 @@ CONTENT = f"a folder with the model's {CONFIG_FILE}, weights, and a BERT's confi
 ROUTES = f"a reachable model hub or its local cache; else open_clip:local-dir:PATH, {CONTENT}"
 
 
-class ClipTower(VisionTower):
+class ClipTower(Tower):
     """open_clip's own image transformer, with its projection."""
 
     rest: Any

@@ -18,10 +18,13 @@ GROUP_ELEMENTS = 2**18
 
 
 class CpuAttention(torch.autograd.Function):
-    """softmax(q k' / sqrt(C)) v for projections (N, T, 3, H, C), q before k before v; returns (N, T, H, C)."""
+    """softmax(q k' / sqrt(C)) v for projections (N, T, 3, H, C), q before k before v; returns (N, T, H, C).
+
+    ``mask`` bool (N, 1, 1, T) or None: tokens where it is false are attended to by none.
+    """
 
     @staticmethod
-    def forward(ctx: Any, projected: Tensor) -> Tensor:
+    def forward(ctx: Any, projected: Tensor, mask: Tensor | None) -> Tensor:
         """Keep the probabilities (N H, T, T); the layouts of q, k and v are cheaper to make again than to keep."""
         num_images, num_tokens, _, num_heads, width = projected.shape
         out = projected.new_empty(num_images, num_tokens, num_heads, width)
@@ -29,6 +32,8 @@ class CpuAttention(torch.autograd.Function):
         for images in groups(num_images, num_heads * num_tokens**2):
             q, k, v = projected[images].unbind(2)
             scores = torch.bmm(by_head(q) * width**-0.5, by_head_transposed(k))
+            if mask is not None:
+                scores.unflatten(0, (-1, num_heads)).masked_fill_(~mask[images], -torch.inf)
             probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(
                 projected.dtype
             )
@@ -39,8 +44,8 @@ class CpuAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """Return the gradient with respect to the projections."""
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient with respect to the projections; where the mask is false the probabilities are zero."""
         projected, *kept = ctx.saved_tensors
         num_images, num_tokens, _, num_heads, width = projected.shape
         result = torch.empty_like(projected)
@@ -53,7 +58,7 @@ class CpuAttention(torch.autograd.Function):
             grad_scores = softmax_backward(grad_probabilities, probabilities).mul_(width**-0.5)
             by_token(torch.bmm(grad_scores, by_head(k)), grad_q)
             by_token(torch.bmm(grad_scores.mT, by_head(q)), grad_k)
-        return result
+        return result, None
 
 
 def softmax_backward(grad: Tensor, probabilities: Tensor) -> Tensor:

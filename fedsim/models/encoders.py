@@ -1,39 +1,50 @@
 """From the ``model`` section of a config to an Encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import nn
 
 from fedsim.config import ModelConfig
+from fedsim.config_words import FRESH_MODELS, HUGGING
 from fedsim.errors import UserError
 from fedsim.models.attention import ClipAttention
+from fedsim.models.fresh import fresh_encoder
 from fedsim.models.packaged import ARCHITECTURE, PATCH_SIZE, build_packaged
 from fedsim.models.timm_vit import build_timm, check_divides, encoder_of_timm
-from fedsim.models.tower import Encoder, VisionTower
-from fedsim.models.vgg import SlimVGG16, build_vgg, encoder_of_vgg
+from fedsim.models.tower import Encoder, Tower
 
-__all__ = ["Encoder", "VisionTower", "library_model", "load_encoder"]
+__all__ = ["Encoder", "Tower", "library_model", "load_encoder"]
+
+
+@contextmanager
+def _random_from(seed: int) -> Iterator[None]:
+    """Let torch's global stream begin at ``seed``, and leave it as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def library_model(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
     """Build the model that ``config.name`` and ``config.weights`` ask for, just as its library makes it.
 
-    A timm model without classifier (also for ``packaged:``), a whole open_clip model with its text tower, or
-    the slim VGG16, on the CPU. ``seed`` decides what is random: all weights with ``weights: random``, nothing
-    otherwise.
+    A timm model without classifier (also for ``packaged:vit_small_dino``), a whole open_clip model with its text
+    tower, or a BERT, RoBERTa or ViT of transformers without classifier, on the CPU. ``seed`` decides what is random:
+    all weights with ``weights: random``, nothing otherwise.
     torch's global random stream is left as it was. UserError for unknown names, unreachable or unfitting
     weights, image sizes that are no multiple of the patch size.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with _random_from(seed):
         if config.name.startswith("open_clip:"):
             from fedsim.models.clip import build_clip  # late: open_clip takes seconds to import
 
             return build_clip(config, image_size)
-        if config.name.startswith("fedsim:"):
-            return build_vgg(image_size)
+        if config.name.startswith(HUGGING):
+            from fedsim.models.hugging import build_hugging  # late: transformers takes seconds to import
+
+            return build_hugging(config, image_size)
         if config.name.startswith("timm:"):
             return build_timm(config, config.name.removeprefix("timm:"), image_size)
         if config.weights is not None:
@@ -43,33 +54,37 @@ def library_model(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
 
 
 def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str], seed: int) -> Encoder:
-    """Build the encoder of ``library_model(config, image_size, seed)``, in eval mode.
+    """Build the encoder of ``library_model(config, image_size, seed)`` or a fresh network, in eval mode.
 
-    ``class_names`` fill the prompts of a text classifier. Parameters require gradients with ``train: all``
-    only. UserError as there, and for LoRA on nets that are not vision transformers, or where it could not be
-    exported.
+    ``class_names`` fill the prompts of a text classifier and count the scores of a pixel. Parameters require
+    gradients with ``train: all`` only. UserError as there, and for LoRA on nets that are no plain transformers, or
+    where it could not be exported.
     """
-    model = library_model(config, image_size, seed)
-    if config.name.startswith("open_clip:"):
+    if config.name in FRESH_MODELS:
+        with _random_from(seed):
+            encoder = fresh_encoder(config, image_size, len(class_names))
+    elif config.name.startswith("open_clip:"):
         from fedsim.models.clip import encoder_of_clip
 
-        encoder = encoder_of_clip(model, config, image_size, class_names)
-    elif isinstance(model, SlimVGG16):
-        encoder = encoder_of_vgg(model, image_size, head_bias=config.name.endswith("_biased"))
+        encoder = encoder_of_clip(library_model(config, image_size, seed), config, image_size, class_names)
+    elif config.name.startswith(HUGGING):
+        from fedsim.models.hugging import encoder_of_hugging
+
+        encoder = encoder_of_hugging(library_model(config, image_size, seed), config, image_size)
     else:
-        encoder = encoder_of_timm(model, image_size, config.name)
+        encoder = encoder_of_timm(library_model(config, image_size, seed), image_size, config.name)
     if config.lora is not None:
         _check_lora(config, encoder.tower)
     encoder.net.requires_grad_(config.train == "all")
     return replace(encoder, seed=seed)
 
 
-def _check_lora(config: ModelConfig, tower: VisionTower | None) -> None:
+def _check_lora(config: ModelConfig, tower: Tower | None) -> None:
     if tower is None:
         raise UserError(
             "model.name",
-            f"{config.name}, which is no plain vision transformer, with train: lora",
-            "packaged:vit_small_dino, a timm VisionTransformer, or an open_clip ViT; else train: head or all",
+            f"{config.name}, which is no plain transformer, with train: lora",
+            "packaged:, a timm VisionTransformer, open_clip ViT, hf: BERT, RoBERTa or ViT; else train: head or all",
         )
     assert config.lora is not None
     if "proj" in config.lora.target and any(type(part) is ClipAttention for part in tower.modules()):

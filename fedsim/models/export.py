@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fedsim.config import LoraConfig, ModelConfig
 from fedsim.files import write_atomic, write_json
-from fedsim.models.attention import ClipAttention
-from fedsim.models.tower import Encoder, VisionTower
+from fedsim.models.attention import ClipAttention, HuggingAttention
+from fedsim.models.tower import Encoder, Tower
 
 QKV = ("q", "k", "v")
 OWN, OUT_PROJ = (
@@ -43,12 +43,13 @@ config = ModelConfig(name={name!r}, weights={weights!r}, options={options!r})
 base = library_model(config, image_size={size}, seed={seed}).eval()
 model = peft.PeftModel.from_pretrained(base, FOLDER).eval()
 head = safetensors.torch.load_file(FOLDER + "/head.safetensors")
-logits = {logits}
+{tokens}logits = {logits}
 ```
 
-FOLDER is the folder of this file. `images` are floats (N, 3, {size}, {size}): values in 0..1, minus the mean
-{mean}, divided by {std}. The classes have the order of the data set's class names.
+FOLDER is the folder of this file. {inputs} The outputs have the order of the data set's class names.
 {amplitude}"""
+IMAGES = """`images` are floats (N, 3, {size}, {size}): values in 0..1, minus the mean
+{mean}, divided by {std}."""
 AMPLITUDE_NORM = """
 Before the mean is subtracted, the images take on the amplitudes that the clients agreed on:
 
@@ -60,6 +61,14 @@ norm = AmplitudeNorm(AmplitudeNormConfig({words}), 3, {size}, {size}).eval()
 norm.load_state_dict(safetensors.torch.load_file(FOLDER + "/amplitude_norm.safetensors"))
 images = norm(images)
 ```
+"""
+TEXTS = """`texts` is a list of strings, or of pairs of them."""
+TOKENS = """import transformers
+from fedsim.models.hugging import source_of
+tokenizer = transformers.AutoTokenizer.from_pretrained(source_of(config))
+options = dict(padding=True, truncation=True, return_token_type_ids=True, return_tensors="pt")
+tokens = tokenizer(texts, max_length={max_length}, **options)
+states = model(**tokens)
 """
 LINEAR_LOGITS = 'F.linear({features}, head["weight"], head["bias"])'
 TEXT_LOGITS = 'head["logit_scale"].exp() * F.normalize({features}, dim=-1) @ head["text_features"].T'
@@ -103,16 +112,26 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained) -> N
     write_atomic(folder / "README.md", _readme(model.config, model.encoder).encode())
 
 
-def _adapters(tower: VisionTower, params: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, dict[str, Pair]]:
+def _adapters(tower: Tower, params: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, dict[str, Pair]]:
     """For every module that peft replaces, by its path in the library's model, the pairs (A, B) it holds."""
     adapters: dict[str, dict[str, Pair]] = {}
     for path in (name.removesuffix(".lora_a") for name in params if name.endswith(".lora_a")):
-        a, b = _one_pair(path, params[f"{path}.lora_a"].cpu(), params[f"{path}.lora_b"].cpu(), lora)
         parent, _, word = path.rpartition(".")
-        if isinstance(tower.get_submodule(parent), ClipAttention):
+        a_GRD, b_GOR = (params[f"{path}.lora_{letter}"].cpu() for letter in "ab")
+        attention = tower.get_submodule(parent)
+        if word == "qkv" and isinstance(attention, HuggingAttention):
+            # The library keeps q, k and v apart, so every targeted one gets a pair of its own.
+            names = [name for name, part in zip(attention.names, QKV, strict=False) if part in lora.target]
+            for name, a, b in zip(names, a_GRD, b_GOR, strict=True):
+                adapters[f"{tower.source_path(parent)}.{name}"] = {OWN: (a, b)}
+            continue
+        a, b = _one_pair(path, a_GRD, b_GOR, lora)
+        if isinstance(attention, ClipAttention):
             assert word == "qkv", "load_encoder refuses proj here"
             unused = torch.zeros_like(a), torch.zeros(a.shape[1], len(a))
             adapters[tower.source_path(parent)] = {OWN: (a, b), OUT_PROJ: unused}
+        elif word == "proj" and isinstance(attention, HuggingAttention):
+            adapters[f"{tower.source_path(parent)}.{attention.names[3]}"] = {OWN: (a, b)}
         else:
             adapters[tower.source_path(path)] = {OWN: (a, b)}
     return adapters
@@ -155,23 +174,23 @@ def _head(params: Mapping[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
 
 
 def _readme(config: ModelConfig, encoder: Encoder) -> str:
+    assert encoder.tower is not None, "load_encoder refuses LoRA without a tower"
     whole_clip = config.name.startswith("open_clip:")
     size, norm = encoder.image_size, config.amplitude_norm
     words = "" if norm is None else ", ".join(f"{name}={value!r}" for name, value in norm.model_dump().items())
-    features = "model.encode_image(images, normalize=False)" if whole_clip else "model(images)"
+    features = "model.encode_image(images, normalize=False)" if whole_clip else encoder.tower.library_features
+    tokens, inputs = "", IMAGES.format(size=size, mean=encoder.mean, std=encoder.std)
+    if encoder.tokenizer is not None:
+        tokens, inputs = TOKENS.format(max_length=encoder.tokenizer.model_max_length), TEXTS
+    logits = LINEAR_LOGITS if encoder.text_features is None else TEXT_LOGITS
     return README.format(
         name=config.name,
         weights=config.weights,
         options=config.options,
         size=size,
         seed=encoder.seed,
-        logits=(LINEAR_LOGITS if encoder.text_features is None else TEXT_LOGITS).format(features=features),
-        mean=encoder.mean,
-        std=encoder.std,
+        logits=logits.format(features=features),
+        tokens=tokens,
+        inputs=inputs,
         amplitude="" if norm is None else AMPLITUDE_NORM.format(words=words, size=size),
     )
-
-
-def _serialised(tensors: Mapping[str, Tensor]) -> bytes:
-    content: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    return content

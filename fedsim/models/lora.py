@@ -156,7 +156,7 @@ class LoraLayer:
 def add_lora(root: nn.Module, prefix: str, config: LoraConfig) -> list[LoraLayer]:
     """Replace the targeted linear layers below ``root`` (whose own path is ``prefix``) and return them in order.
 
-    q, k and v name slices of fused ``qkv`` layers; any other word the layers whose last name it is.
+    q, k and v name slices of fused ``qkv`` layers; any other word the layers whose last name, or names, it is.
     Raises UserError for a target that no layer matches.
     """
     linears = {path: module for path, module in root.named_modules() if isinstance(module, nn.Linear)}
@@ -167,9 +167,9 @@ def add_lora(root: nn.Module, prefix: str, config: LoraConfig) -> list[LoraLayer
         if word == "qkv" and slices_wanted:
             module = LoRALinear(linear, 3, sorted(slices_wanted), config.lora_alpha / config.r)
             matched.update(set(config.target) & set(QKV))
-        elif word in config.target:
+        elif words := [suffix for suffix in config.target if f".{path}".endswith(f".{suffix}")]:
             module = LoRALinear(linear, 1, [0], config.lora_alpha / config.r)
-            matched.add(word)
+            matched.update(words)
         else:
             continue
         parent, _, name = path.rpartition(".")

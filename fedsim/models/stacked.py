@@ -26,7 +26,7 @@ from fedsim.seeding import torch_stream
 
 
 class StackedModel:
-    """Images to class scores for one client or a block of clients; see the module's text for the shapes."""
+    """Images or texts to class scores for one client or a block of clients; see the module's text for the shapes."""
 
     def __init__(self, config: ModelConfig, encoder: Encoder, num_classes: int, device: torch.device) -> None:
         self.config = config
@@ -63,8 +63,22 @@ class StackedModel:
         """Transformer blocks, or the parts of a network that has none."""
         return len(self._tower.blocks) if self.lora_layers else len(list(self.net.children()))
 
+    def mixes_images(self, *, training: bool) -> bool:
+        """Whether what the network makes of an image depends on the others of its batch.
+
+        BatchNorm and amplitude normalisation do so in training; in evaluation only the BatchNorm of HarmoFL's
+        networks as released does, for want of running statistics.
+        """
+        norms = [part for part in self.net.modules() if isinstance(part, _BatchNorm)]
+        if not training:
+            norms = [part for part in norms if type(part) is nn.BatchNorm2d and not part.track_running_stats]
+        amplitudes = training and self._amplitude_norm is not None
+        return amplitudes or (self.config.train == "all" and bool(norms))
+
     def normalises_over_batch(self, image_size: int) -> bool:
         """Whether some BatchNorm layer meets one value per channel and image, so that it cannot train on one image."""
+        if self.encoder.tokenizer is not None:
+            return False
         state = {name: value.clone() for name, value in self.net.state_dict().items()}
         image = torch.zeros(1, 3, image_size, image_size, device=self.device)
         self.net.train()
@@ -87,11 +101,16 @@ class StackedModel:
             for name, parameter in self.net.named_parameters():
                 kind: Kind = "norm" if name.rpartition(".")[0] in norms else "body"
                 specs[f"net.{name}"] = ParamSpec(tuple(parameter.shape), kind)
+            # Buffers that a checkpoint of the net would not hold are constants.
             for name, buffer in self.net.named_buffers():
+                if name not in self.net.state_dict():
+                    continue
                 specs[f"net.{name}"] = ParamSpec(tuple(buffer.shape), "buffer")
         for layer in self.lora_layers:
             for name, shape in layer.shapes.items():
                 specs[name] = ParamSpec(shape, "lora_a" if name.endswith("a") else "lora_b")
+        if self.encoder.per_pixel:
+            return specs
         if self._text is None:
             specs["head.weight"] = ParamSpec((self.num_classes, self.width), "head")
             if self.encoder.head_bias:
@@ -122,23 +141,24 @@ class StackedModel:
             return torch.zeros(*shape)
         return 0.02 * torch.randn(*shape, generator=torch_stream(seed, f"init/{name}"))
 
-    def prefix(self, images: Tensor) -> Tensor:
-        """Apply what comes before all that trains to images (N, 3, H, W), floats in 0..1.
+    def prefix(self, inputs: Tensor) -> Tensor:
+        """Apply what comes before all that trains to the inputs.
 
-        Returns tokens, features or normalised pixels; the images themselves where their amplitudes are normalised
-        first, since that follows the images that a client sees.
+        Images (N, 3, H, W), floats in 0..1, become tokens, features or normalised pixels; they stay as they are where
+        their amplitudes are normalised first, since that follows the images that a client sees. Texts (N, 2, T) become
+        features or stay.
         """
-        return images if self._amplitude_norm is not None else self._frozen(images)
+        return inputs if self._amplitude_norm is not None else self._frozen(inputs)
 
-    def _frozen(self, images: Tensor) -> Tensor:
-        pixels = (images - self._mean) / self._std
+    def _frozen(self, inputs: Tensor) -> Tensor:
+        fixed = inputs if self.encoder.tokenizer is not None else (inputs - self._mean) / self._std
         with torch.no_grad():
             if self.config.train == "lora":
-                pixels = self._tower.stem(pixels)
+                fixed = self._tower.stem(fixed)
             elif self.config.train == "head":
                 with self._precision():
-                    pixels = self.net(pixels).to(pixels.dtype)
-        return pixels
+                    fixed = self.net(fixed).to(float_type(fixed))
+        return fixed
 
     def forward(self, params: Mapping[str, Tensor], fixed: Tensor, *, training: bool) -> Tensor:
         """Return class scores (K, B, C) for prefixes (K, B, ...); see ``features``."""
@@ -146,6 +166,8 @@ class StackedModel:
 
     def features(self, params: Mapping[str, Tensor], fixed: Tensor, *, training: bool) -> Tensor:
         """Return what the classifier sees, (K, B, W), for prefixes (K, B, ...).
+
+        A network that scores pixels has no classifier: (K, B, C, H, W) are then its scores.
 
         ``training`` lets running statistics follow the batch (they are updated in place in ``params``).
         """
@@ -163,7 +185,7 @@ class StackedModel:
         else:
             with self._precision():
                 features = self._whole_net(params, fixed, training)
-        return features.to(fixed.dtype)
+        return features.to(float_type(fixed))
 
     def _harmonised(self, norm: AmplitudeNorm, params: Mapping[str, Tensor], images: Tensor, training: bool) -> Tensor:
         own = {name.rpartition(".")[2]: params[name] for name in params if name.startswith("amplitude_norm.")}
@@ -191,7 +213,7 @@ class StackedModel:
             # The readable reference: one client, the plain network.
             single = {name: value[0] if stacked[name] else value for name, value in own.items()}
             # With channels last convolutions are faster (slim VGG16, one CPU thread: 20 %, without gradients 40 %).
-            images = pixels[0].contiguous(memory_format=torch.channels_last)
+            images = pixels[0].contiguous(memory_format=torch.channels_last) if pixels.dim() == 5 else pixels[0]
             alone: Tensor = functional_call(self.net, single, (images,))
             return alone[None]
 
@@ -204,6 +226,8 @@ class StackedModel:
 
     def classify(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """Return class scores (K, B, C) of features (K, B, W)."""
+        if self.encoder.per_pixel:
+            return features
         if self._text is None:
             scores = torch.matmul(features, params["head.weight"].transpose(-1, -2))
             if not self.encoder.head_bias:
@@ -213,6 +237,11 @@ class StackedModel:
         scale = params["logit_scale"] if self.config.train_logit_scale else torch.tensor(self._logit_scale)
         scale = scale.to(features.device).exp().reshape(-1, 1, 1)
         return scale * F.normalize(features, dim=-1) @ self._text.T
+
+
+def float_type(inputs: Tensor) -> torch.dtype:
+    """Return the type of features: that of the inputs, float32 for token ids."""
+    return inputs.dtype if inputs.is_floating_point() else torch.float32
 
 
 def cast_products(blocks: nn.Module) -> None:

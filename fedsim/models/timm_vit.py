@@ -14,10 +14,10 @@ from fedsim.config import ModelConfig
 from fedsim.errors import UserError
 from fedsim.models.attention import Attention
 from fedsim.models.hub import hub_access, user_errors
-from fedsim.models.tower import Encoder, VisionTower
+from fedsim.models.tower import Encoder, Tower
 
 
-class TimmTower(VisionTower):
+class TimmTower(Tower):
     """A timm VisionTransformer, or one of its subclasses that keeps its ``forward_features``.
 
     ``prefix`` is where the model sits in the library's whole model ("" when it is the whole); ``head``, if

@@ -1,6 +1,6 @@
-"""What every image encoder is to the rest of fedsim.
+"""What every encoder of images or texts is to the rest of fedsim.
 
-Shapes: N images, T tokens, D width of the tokens, W width of the features, C classes.
+Shapes: N images or texts, T tokens, D width of the tokens, W width of the features, C classes.
 """
 
 from collections.abc import Iterable
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fedsim.models.attention import replace_attention
 
 
-class VisionTower(nn.Module):
-    """A vision transformer cut in three: ``forward(x) = finish(blocks(stem(x)))``.
+class Tower(nn.Module):
+    """A transformer cut in three: ``forward(x) = finish(blocks(stem(x)))``.
 
     Where ``finish`` reads the class token alone, the last block computes nothing else after its attention.
 
@@ -22,6 +22,9 @@ class VisionTower(nn.Module):
     so every variant of position, class token, register and pooling remains the library's.
     """
 
+    #: How ``encode``'s features come out of the library's own ``model``, in Python. An open_clip tower is a part.
+    library_features = "model(images)"
+
     def __init__(self, rest: nn.Module, blocks: Iterable[nn.Module], source_path: dict[str, str]) -> None:
         super().__init__()
         self.rest = rest
@@ -29,8 +32,12 @@ class VisionTower(nn.Module):
         replace_attention(self.blocks)
         self._source_path = source_path
 
-    def stem(self, images: Tensor) -> Tensor:
-        """All that precedes the first block: (N, 3, height, width) normalised images to (N, T, D) tokens."""
+    def stem(self, inputs: Tensor) -> Tensor:
+        """All that precedes the first block: (N, 3, height, width) normalised images to (N, T, D) tokens.
+
+        A tower for texts leaves its inputs (N, 2, T) as they are and looks the tokens up in ``encode``: where a text
+        ends must be known in every block.
+        """
         raise NotImplementedError
 
     def finish(self, tokens: Tensor) -> Tensor:
@@ -49,8 +56,16 @@ class VisionTower(nn.Module):
             tokens = block(tokens)
         return self.finish(self.last_block(last, tokens))
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.encode(self.stem(images))
+    def states(self, tokens: Tensor) -> list[Tensor]:
+        """Every block's output, (N, T, D) each, from the stem's."""
+        found = []
+        for block in self.blocks:
+            tokens = block(tokens)
+            found.append(tokens)
+        return found
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.encode(self.stem(inputs))
 
     def source_path(self, path: str) -> str:
         """The dotted path that the library's own model gives to our module ``path``."""
@@ -60,13 +75,17 @@ class VisionTower(nn.Module):
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen or trainable image encoder with what its inputs and its classifier need.
+    """A frozen or trainable encoder with what its inputs and its classifier need.
 
     ``net`` maps (N, 3, image_size, image_size) float images, normalised by ``mean`` and ``std`` (of values in
     0..1), to (N, width) features. It is in eval mode; its parameters require gradients only with ``train:
     all``. ``text_features`` (C, width), rows of norm one, and ``logit_scale``, the natural logarithm of the
     factor before the cosine, belong to the text classifier and are None without it. ``seed`` is what random
-    weights were drawn from. ``head_bias``: whether the linear classifier has a bias.
+    weights were drawn from. ``head_bias``: whether the linear classifier has a bias. ``per_pixel``: ``net`` gives
+    the scores of every pixel itself, (N, width, image_size, image_size), and no classifier follows.
+
+    For texts ``tokenizer``, a fast tokenizer of Hugging Face's, tells what the numbers (N, 2, T) mean that ``net``
+    takes: token ids, -1 after a text's end, and segments; ``mean``, ``std`` and ``image_size`` are then idle.
     """
 
     net: nn.Module
@@ -78,10 +97,12 @@ class Encoder:
     logit_scale: float | None = None
     seed: int = 0
     head_bias: bool = True
+    per_pixel: bool = False
+    tokenizer: Any | None = None
 
     @property
-    def tower(self) -> VisionTower | None:
+    def tower(self) -> Tower | None:
         """``net`` with its stem, blocks and finish; None for a net that has none, which trains whole or head
         only.
         """
-        return self.net if isinstance(self.net, VisionTower) else None
+        return self.net if isinstance(self.net, Tower) else None

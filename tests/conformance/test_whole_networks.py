@@ -8,11 +8,13 @@ import torch
 from algorithms.base import Phase
 from fedsim.models.stacked import StackedModel, build_model
 from tests.helpers import (
+    IMAGE_SIZE,
     TINY_VIT,
     everything,
     furthest,
     make_config,
     make_dataset,
+    make_masked_dataset,
     make_simulation,
     play,
     same_bits,
@@ -26,6 +28,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "head": {**TINY_VIT, "train": "head"},
     "whole transformer": {**TINY_VIT, "train": "all"},
     WITH_NORMS: CNN,
+}
+UNETS: dict[str, dict[str, Any]] = {
+    "MONAI's": {"name": "monai:unet", "options": {"channels": [4, 8], "strides": [2], "norm": "batch"}},
+    "HarmoFL's": {"name": "fedsim:harmofl_unet", "options": {"num_features": 2}},
+    "HarmoFL's as released": {"name": "fedsim:harmofl_unet", "options": {"num_features": 2, "form": "released"}},
 }
 PERSONAL = {
     "fedbn": {"name": "fedbn"},
@@ -47,10 +54,10 @@ SIZES = [40, 6, 0, 2, 16]
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
 
-def double_model(words: dict[str, Any]) -> StackedModel:
+def double_model(words: dict[str, Any], image_size: int = IMAGE_SIZE) -> StackedModel:
     """The model in float64: BatchNorm over a handful of values makes much of float32's rounding."""
     config = make_config(model=words)
-    model = build_model(config.model, config.data.image_size, ("a", "b", "c"), 0, torch.device("cpu"))
+    model = build_model(config.model, image_size, ("a", "b", "c"), 0, torch.device("cpu"))
     start = model.initial(0)
     model.net.double()
     model._mean = model._mean.double()
@@ -75,6 +82,29 @@ def test_stacked_is_sequential(model: str, method: str) -> None:
         sim = make_simulation(config, dataset, parts, net)
         ends.append(everything(sim, play(sim, 3)[0]))
     assert furthest(ends[1], ends[0]) < (1e-5, "")
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedbn"])
+@pytest.mark.parametrize("unet", UNETS)
+def test_stacked_is_sequential_with_masks(unet: str, method: str) -> None:
+    """Scores of every pixel, the Dice loss over a client's own batch, and the clients' own figures."""
+    words = {**UNETS[unet], "weights": "random"}
+    dataset, parts = make_masked_dataset(SIZES, side=32)
+    ends, figures = [], []
+    for per_block in (1, len(SIZES)):
+        config = make_config(
+            model=words,
+            algorithm={"name": method},
+            clients={"count": len(SIZES), "per_block": per_block},
+            data={"image_size": 32},
+            evaluate={"clients": True, "batch_size": 3},
+        )
+        sim = make_simulation(config, dataset, parts, double_model(words, 32))
+        state, records = play(sim, 2)
+        ends.append(everything(sim, state))
+        figures.append(records[-1].row["diagnostics"]["clients"]["test"]["dice_all"]["after"]["deciles"])
+    assert furthest(ends[1], ends[0]) < (1e-5, "")
+    assert figures[1] == pytest.approx(figures[0])
 
 
 def test_batch_counters_and_statistics() -> None:

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 ROOT = Path(__file__).resolve().parents[2]
 
 TINY = """
@@ -24,11 +27,43 @@ clients: {count: 7, per_block: 2, partition: {name: dirichlet, alpha: 0.5}}
 train: {lr: 0.05, momentum: 0.9, batch_size: 8}
 """
 
+MASKED = """
+name: masked
+seed: 3
+rounds: 2
+algorithm: {name: harmofl}
+model:
+  name: monai:unet
+  weights: random
+  options: {channels: [4, 8], strides: [2], norm: batch}
+  amplitude_norm: {}
+data: {name: nuclei, root: %s, image_size: 16, augment: [flip, rotate90]}
+clients: {count: 3, per_block: 2, partition: {name: sites}}
+train: {lr: 0.05, momentum: 0.9, batch_size: 4}
+evaluate: {clients: true, batch_size: 5}
+"""
+
 
 def write_config(folder: Path, text: str = TINY) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(text)
     return path
+
+
+def write_masked_config(folder: Path) -> Path:
+    """A U-Net on three sites of a dozen squares each, written beside the config."""
+    stream = np.random.default_rng(0)
+    for site in "abc":
+        for kind in ("images", "masks"):
+            (folder / "nuclei" / site / kind).mkdir(parents=True)
+        for number in range(12):
+            pixels = stream.integers(100, size=(16, 16), dtype=np.uint8)
+            mask = np.zeros_like(pixels)
+            top, left = stream.integers(10, size=2)
+            mask[top : top + 6, left : left + 6] = 1
+            Image.fromarray(pixels + 120 * mask).save(folder / "nuclei" / site / "images" / f"{number}.png")
+            Image.fromarray(mask).save(folder / "nuclei" / site / "masks" / f"{number}.png")
+    return write_config(folder, MASKED % (folder / "nuclei"))
 
 
 def command(num_ranks: int, *arguments: object) -> list[str]:

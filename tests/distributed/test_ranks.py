@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.distributed.runs import launch, results, same_log, write_config
+from tests.distributed.runs import launch, results, same_log, write_config, write_masked_config
 
 CASES = {
     "deer": [],
@@ -60,12 +60,22 @@ CASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_any_number_of_ranks_gives_the_same_bits(case, tmp_path):
-    config = write_config(tmp_path)
     counts = (0, 1, 2, 3) if case in ("deer", "prrfl", "harmofl") else (0, 3)
+    compare(write_config(tmp_path), CASES[case], counts, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["harmofl", "fedbn"])
+def test_masks_on_any_number_of_ranks(method, tmp_path):
+    compare(write_masked_config(tmp_path), [f"algorithm.name={method}"], (1, 2, 3), tmp_path)
+
+
+def compare(config, options, counts, folder):
+    """Run two rounds on each number of ranks."""
     for ranks in counts:
-        done = launch(ranks, "run", config, "rounds=2", *CASES[case], "--out", tmp_path / str(ranks))
+        done = launch(ranks, "run", config, "rounds=2", *options, "--out", folder / str(ranks))
         assert done.returncode == 0, done.stderr
-    alone, *others = (tmp_path / str(ranks) for ranks in counts)
+    alone, *others = (folder / str(ranks) for ranks in counts)
     for other in others:
         assert results(other)["state_sha256"] == results(alone)["state_sha256"]
         assert same_log(other, alone)

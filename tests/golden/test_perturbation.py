@@ -60,8 +60,8 @@ def test_steps(case: str) -> None:
     sim.algorithm = sim.trainer.algorithm = method
     order = torch.from_numpy(parts[0])
     pixels = torch.zeros(len(dataset.images), 6).index_copy(0, order, GOLDEN["X"])
-    vars(sim.images)["_floats"] = lambda places: pixels[places].view(-1, 3, 1, 2)
-    sim.images.labels = sim.images.labels.index_copy(0, order, GOLDEN["y"])
+    vars(sim.images)["_inputs"] = lambda places: pixels[places].view(-1, 3, 1, 2)
+    sim.images.targets = sim.images.targets.index_copy(0, order, GOLDEN["y"])
 
     state = sim.initial_state()
     state.params.update({ours: GOLDEN[f"init/{theirs}"] for theirs, ours in NAMES.items()})

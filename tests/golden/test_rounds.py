@@ -27,7 +27,7 @@ METHODS = {"LoRA": "fedavg", "FFA-LoRA": "ffa_lora", "DEeR": "deer"}
 class FloatImages(ImageSource):
     """The golden images are floats, not pixels of 0 to 255."""
 
-    def _floats(self, places: Tensor) -> Tensor:
+    def _inputs(self, places: Tensor) -> Tensor:
         return self.images[places]
 
 

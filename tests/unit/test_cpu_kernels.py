@@ -17,25 +17,31 @@ def draw(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=STREAM, dtype=torch.float64, requires_grad=True)
 
 
-def plain_attention(projected: Tensor) -> Tensor:
+def plain_attention(projected: Tensor, mask: Tensor | None = None) -> Tensor:
     q, k, v = projected.permute(2, 0, 3, 1, 4)
     scores = q @ k.mT / projected.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
     return (scores.softmax(-1) @ v).transpose(1, 2)
 
 
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 1, 1, 0, 0]]).bool()[:, None, None]
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["all tokens", "texts of different lengths"])
 @pytest.mark.parametrize("group_elements", [1, 2 * 2 * 5**2, 2**18], ids=["an image", "two images", "all"])
-def test_attention_and_its_gradient(group_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_and_its_gradient(group_elements: int, mask: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_attention, "GROUP_ELEMENTS", group_elements)
     projected, grad = draw(3, 5, 3, 2, 4), draw(3, 5, 2, 4).detach()
-    torch.testing.assert_close(CpuAttention.apply(projected), plain_attention(projected))
-    (own,) = torch.autograd.grad(CpuAttention.apply(projected), projected, grad)
-    (expected,) = torch.autograd.grad(plain_attention(projected), projected, grad)
+    torch.testing.assert_close(CpuAttention.apply(projected, mask), plain_attention(projected, mask))
+    (own,) = torch.autograd.grad(CpuAttention.apply(projected, mask), projected, grad)
+    (expected,) = torch.autograd.grad(plain_attention(projected, mask), projected, grad)
     torch.testing.assert_close(own, expected)
 
 
 def test_attention_in_bf16_stays_near_fp32() -> None:
     projected = draw(3, 5, 3, 2, 4).detach().bfloat16().requires_grad_()
-    out = CpuAttention.apply(projected)
+    out = CpuAttention.apply(projected, None)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), plain_attention(projected.float()), rtol=0.02, atol=0.02)
 

@@ -123,7 +123,7 @@ def test_residual_net_trains_whole_but_refuses_lora(tmp_path: Path) -> None:
     write_clip(tmp_path, {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8})
     whole = ModelConfig(name=f"open_clip:local-dir:{tmp_path}", train="all")
     assert load_encoder(whole, 32, CLASSES, seed=0).tower is None
-    with pytest.raises(UserError, match="no plain vision transformer"):
+    with pytest.raises(UserError, match="no plain transformer"):
         load_encoder(config_of(tmp_path), 32, CLASSES, seed=0)
 
 

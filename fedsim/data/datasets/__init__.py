@@ -1,4 +1,4 @@
-"""The image sets by name."""
+"""The sets by name."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,6 +16,8 @@ from fedsim.data.datasets.med import medmnist_set
 from fedsim.data.datasets.nuclei import nuclei
 from fedsim.data.datasets.packaged import brain_mri, dermoscopy_pairs, digits
 from fedsim.data.datasets.prostate import prostate
+from fedsim.data.datasets.sentences import rated_sentences, sentence_ratings
+from fedsim.data.datasets.text_files import glue, text_files
 from fedsim.data.splits import split
 from fedsim.errors import UserError
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from fedsim.config import DataConfig
 
 PACKAGED = {"brain_mri": brain_mri, "cells": cells, "dermoscopy_pairs": dermoscopy_pairs, "digits": digits}
-
+PACKAGED_TEXTS = {"rated_sentences": rated_sentences, "sentence_ratings": sentence_ratings}
 IN_FOLDERS: dict[str, Callable[[str, int], Source]] = {
     "camelyon17": camelyon17,
     "dermoscopic_clients": dermoscopic_clients,
@@ -42,9 +44,10 @@ def load_dataset(config: "DataConfig") -> Dataset:
     """
     source = _read(config)
     train, val, test = split(source, config)
+    images = torch.from_numpy(source.images)
     return Dataset(
         name=config.name,
-        images=torch.from_numpy(source.images).expand(-1, 3, -1, -1),
+        images=images.expand(-1, 3, -1, -1) if source.texts is None else images,
         labels=torch.from_numpy(source.labels),
         class_names=source.class_names,
         train=train,
@@ -54,6 +57,8 @@ def load_dataset(config: "DataConfig") -> Dataset:
         sites=source.sites,
         site_names=source.site_names,
         masks=None if source.masks is None else torch.from_numpy(source.masks),
+        texts=source.texts,
+        targets=None if source.targets is None else torch.from_numpy(source.targets),
     )
 
 
@@ -61,6 +66,14 @@ def _read(config: "DataConfig") -> Source:
     prefix, _, flag = config.name.partition(":")
     if config.name in PACKAGED:
         return PACKAGED[config.name](config.image_size)
+    if config.name in PACKAGED_TEXTS:
+        return PACKAGED_TEXTS[config.name]()
+    if config.name == "text_files":
+        assert config.root is not None, "DataConfig asks for the folder"
+        assert config.columns is not None, "and for the columns"
+        return text_files(config.root, config.columns)
+    if prefix == "glue":
+        return glue(flag, config.root)
     if config.name in IN_FOLDERS:
         assert config.root is not None, "DataConfig asks for the folder"
         return IN_FOLDERS[config.name](config.root, config.image_size)

@@ -1,0 +1,86 @@
+"""The rated sentences of Hutto and Gilbert (VADER, ICWSM 2014): four kinds of text, each sentence rated by people.
+
+Tables of the archive: an id, the mean of some twenty ratings from -4 (negative) to 4 (positive), the sentence.
+"""
+
+import tarfile
+
+import numpy as np
+
+from fedsim.data.assets import fetch
+from fedsim.data.dataset import Indices, Source
+
+TABLES = {  # site -> the archive's table
+    "tweets": "tweets",
+    "movie reviews": "movieReviewSnippets",
+    "editorials": "nytEditorialSnippets",
+    "product reviews": "amazonReviewSnippets",
+}
+ARCHIVE = "hutto_ICWSM_2014"
+CLEAR_RATING = 0.5
+
+
+def rated_sentences() -> Source:
+    """The sentences whose mean rating is at least 0.5 or at most -0.5: negative or positive.
+
+    Sites are the four kinds of text. Groups are the sentences of one editorial or product review, and those that read
+    the same.
+    """
+    texts, ratings, groups, sites = _read()
+    clear = np.abs(ratings) >= CLEAR_RATING
+    return Source(
+        images=np.empty((clear.sum(), 0), np.uint8),
+        labels=(ratings[clear] > 0).astype(np.int64),
+        class_names=("negative", "positive"),
+        groups=groups[clear],
+        sites=sites[clear],
+        site_names=tuple(TABLES),
+        texts=tuple((text,) for text, is_clear in zip(texts, clear, strict=True) if is_clear),
+    )
+
+
+def sentence_ratings() -> Source:
+    """All sentences, with their mean rating as the number to be told; sites and groups as in ``rated_sentences``."""
+    texts, ratings, groups, sites = _read()
+    return Source(
+        images=np.empty((len(texts), 0), np.uint8),
+        labels=np.zeros(len(texts), np.int64),
+        class_names=("rating",),
+        groups=groups,
+        sites=sites,
+        site_names=tuple(TABLES),
+        texts=tuple((text,) for text in texts),
+        targets=ratings.astype(np.float32),
+    )
+
+
+def _read() -> tuple[list[str], np.ndarray, Indices, Indices]:
+    """Return sentences, ratings, groups and sites, table after table."""
+    texts, ratings, sites, documents = [], [], [], []
+    with tarfile.open(fetch("rated_sentences") / f"{ARCHIVE}.tar.gz") as archive:
+        for site, table in enumerate(TABLES.values()):
+            file = archive.extractfile(f"{ARCHIVE}/{table}_GroundTruth.txt")
+            assert file is not None, "the archive is the pinned one"
+            for line in file.read().decode("utf-8", "replace").splitlines():
+                identifier, rating, text = line.split("\t", 2)
+                texts.append(text.strip())
+                ratings.append(float(rating))
+                sites.append(site)
+                documents.append(f"{table} {identifier.partition('_')[0]}")
+    return texts, np.array(ratings), _groups(documents, texts), np.array(sites, np.int64)
+
+
+def _groups(documents: list[str], texts: list[str]) -> Indices:
+    """Number the documents so that two that share a text, but for capitals, have one number."""
+    leader = {document: document for document in documents}
+
+    def root(document: str) -> str:
+        while leader[document] != document:
+            document = leader[document]
+        return document
+
+    first: dict[str, str] = {}
+    for document, text in zip(documents, texts, strict=True):
+        leader[root(document)] = root(first.setdefault(text.lower(), document))
+    number = {name: place for place, name in enumerate(sorted({root(document) for document in documents}))}
+    return np.array([number[root(document)] for document in documents], np.int64)

@@ -1,0 +1,217 @@
+"""Encoders from Hugging Face transformers: BERT and RoBERTa for texts, ViT for images.
+
+Shapes: N texts or images, T tokens, D width.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, BertModel, RobertaModel, ViTModel
+from transformers.utils import logging
+
+from fedsim.config import ModelConfig
+from fedsim.data.assets import fetch
+from fedsim.errors import UserError
+from fedsim.models.attention import HuggingAttention
+from fedsim.models.hub import hub_access, user_errors
+from fedsim.models.timm_vit import check_divides
+from fedsim.models.tower import Encoder, Tower
+
+# A progress bar, and a report whose missing tensors are looked at below.
+logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the library has no types here
+logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+MINILM = "packaged:minilm"
+# The library's names of the projections, q, k and v in the order of our fused one.
+BERT_NAMES = ("query", "key", "value")
+VIT_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj")
+FEATURES = {
+    "pooler": "states.pooler_output",
+    "first": "states.last_hidden_state[:, 0]",
+    "mean": "(states.last_hidden_state * tokens.attention_mask[..., None]).sum(1) / tokens.attention_mask.sum(1, True)",
+}
+HALF = (0.5, 0.5, 0.5)  # what the library's image processors take where the folder names nothing else
+
+
+class TextTower(Tower):
+    """A BertModel or RobertaModel. ``pooling``: pooler (BERT's, of the first token), first or mean (of all tokens)."""
+
+    rest: Any
+
+    def __init__(self, model: Any, pooling: str) -> None:
+        blocks = list(model.encoder.layer)
+        model.encoder.layer = nn.ModuleList()
+        for block in blocks:
+            own = block.attention.self
+            block.attention.self = _fused(own, BERT_NAMES, nn.Identity(), own.num_attention_heads)
+        super().__init__(model, blocks, {"rest": "", "blocks": "encoder.layer"})
+        self.pooling = pooling
+        self.library_features = FEATURES[pooling]
+
+    def stem(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+    def embed(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens (N, T, D), and the mask (N, 1, 1, T) that is false after a text's end."""
+        ids, segments = inputs.long().unbind(1)
+        ids = ids.masked_fill(ids < 0, self.rest.config.pad_token_id)
+        tokens: Tensor = self.rest.embeddings(input_ids=ids, token_type_ids=segments)
+        return tokens, (inputs[:, 0] >= 0)[:, None, None]
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        tokens, mask = self.embed(tokens)
+        *body, last = self.blocks
+        for block in body:
+            tokens = block(tokens, mask)
+        if self.pooling == "mean":
+            return mean_of_tokens(last(tokens, mask), mask)
+        first = self.first_of_last(last, tokens, mask)
+        out: Tensor = self.rest.pooler(first) if self.pooling == "pooler" else first[:, 0]
+        return out
+
+    def states(self, tokens: Tensor) -> list[Tensor]:
+        tokens, mask = self.embed(tokens)
+        found = []
+        for block in self.blocks:
+            tokens = block(tokens, mask)
+            found.append(tokens)
+        return found
+
+    def first_of_last(self, block: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The last block, for the first token alone: (N, T, D) to (N, 1, D)."""
+        attended = block.attention.self.first_token(tokens, mask)
+        out: Tensor = block.feed_forward_chunk(block.attention.output(attended, tokens[:, :1]))
+        return out
+
+
+class HuggingVit(Tower):
+    """A ViTModel, whose normalised class token are the features, as its classifier has it."""
+
+    rest: Any
+    library_features = "model(images).last_hidden_state[:, 0]"
+
+    def __init__(self, model: Any) -> None:
+        blocks = list(model.layers)
+        model.layers = nn.ModuleList()
+        for block in blocks:
+            own = block.attention
+            block.attention = _fused(own, VIT_NAMES, own.o_proj, own.num_attention_heads)
+        super().__init__(model, blocks, {"rest": "", "blocks": "layers"})
+
+    def stem(self, inputs: Tensor) -> Tensor:
+        out: Tensor = self.rest.embeddings(inputs)
+        return out
+
+    def last_block(self, block: Any, tokens: Tensor) -> Tensor:
+        first = tokens[:, :1] + block.attention.first_token(block.layernorm_before(tokens))
+        out: Tensor = first + block.mlp(block.layernorm_after(first))
+        return out
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.rest.layernorm(tokens[:, 0])
+        return out
+
+
+def mean_of_tokens(tokens: Tensor, mask: Tensor) -> Tensor:
+    """The mean (N, D) of each text's own tokens (N, T, D); ``mask`` (N, 1, 1, T)."""
+    weights = mask[:, 0, 0, :, None].to(tokens.dtype)
+    return (tokens * weights).sum(1) / weights.sum(1)
+
+
+def _fused(source: Any, names: tuple[str, ...], proj: nn.Module, num_heads: int) -> HuggingAttention:
+    """Take over the weights of three projections as the rows of one."""
+    parts = [getattr(source, name) for name in names[:3]]
+    qkv = nn.Linear(parts[0].in_features, 3 * parts[0].out_features, bias=parts[0].bias is not None, device="meta")
+    qkv.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]))
+    if parts[0].bias is not None:
+        qkv.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]))
+    return HuggingAttention(qkv, proj, num_heads, names)
+
+
+def source_of(config: ModelConfig) -> str:
+    """The folder or hub name behind a model name."""
+    return str(fetch("minilm")) if config.name == MINILM else config.name.removeprefix("hf:")
+
+
+def build_hugging(config: ModelConfig, image_size: int) -> nn.Module:
+    """The library's BertModel, RobertaModel or ViTModel, without classifier and without dropout.
+
+    ``config.name`` is packaged:minilm, or hf: and a local folder or a name on the hub. Weights are read from
+    safetensors files alone; every tensor must be there. With ``weights: random`` they come from torch's global stream.
+    UserError for other architectures, missing files and tensors, and images of a size that the model does not take.
+    """
+    source, where = source_of(config), f"model.name {config.name}"
+    access = user_errors if Path(source).is_dir() else hub_access
+    with access(where, "a folder or hub name with config.json and model.safetensors"):
+        settings = AutoConfig.from_pretrained(source)
+        classes = {"bert": BertModel, "roberta": RobertaModel, "vit": ViTModel}
+        if settings.model_type not in classes:
+            raise UserError(where, f"a model of type {settings.model_type}", f"one of {', '.join(classes)}")
+        if settings.model_type == "vit" and image_size != settings.image_size:
+            check_divides(image_size, settings.patch_size, config.name)
+            raise UserError("data.image_size", f"{image_size} with {config.name}", str(settings.image_size))
+        settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = 0.0
+        pooled = settings.model_type == "bert" and not averages_tokens(source)
+        library: Any = classes[settings.model_type]
+        if config.weights == "random":
+            fresh: nn.Module = library(settings, add_pooling_layer=pooled)
+            return fresh
+        model, report = library.from_pretrained(
+            source, config=settings, add_pooling_layer=pooled, use_safetensors=True, output_loading_info=True
+        )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(where, f"no tensor {missing[0]}", f"weights of a whole {library.__name__}")
+    built: nn.Module = model.eval()
+    return built
+
+
+def file_of(source: str, name: str) -> Path | None:
+    """A file of a local folder, or of the hub's copy or its local cache; None where it is not there."""
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(source, name))
+    except EntryNotFoundError:
+        return None
+
+
+def averages_tokens(source: str) -> bool:
+    """Whether this is a sentence transformer that takes the mean over the tokens."""
+    pooling = file_of(source, "1_Pooling/config.json")
+    return pooling is not None and bool(json.loads(pooling.read_text()).get("pooling_mode_mean_tokens"))
+
+
+def encoder_of_hugging(model: Any, config: ModelConfig, image_size: int) -> Encoder:
+    """Wrap the library's model as a tower, with what its inputs need: normalisation, or the tokenizer."""
+    source, width, where = source_of(config), int(model.config.hidden_size), f"model.name {config.name}"
+    access = user_errors if Path(source).is_dir() else hub_access
+    if isinstance(model, ViTModel):
+        with access(where, "a folder or hub name with preprocessor_config.json"):
+            mean, std = _normalisation(file_of(source, "preprocessor_config.json"))
+        return Encoder(HuggingVit(model).eval(), width, mean, std, image_size)
+    with access(where, "a folder or hub name with tokenizer.json"):
+        pooling = "pooler" if model.pooler is not None else "mean" if averages_tokens(source) else "first"
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+    positions = model.config.max_position_embeddings
+    # RoBERTa numbers its positions from the one after the padding's.
+    room = positions - model.config.pad_token_id - 1 if isinstance(model, RobertaModel) else positions
+    tokenizer.model_max_length = min(tokenizer.model_max_length, room)
+    zero, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return Encoder(TextTower(model, pooling).eval(), width, zero, one, image_size, tokenizer=tokenizer)
+
+
+def _normalisation(path: Path | None) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    if path is None:
+        return HALF, HALF
+    content = json.loads(path.read_text())
+    mean, std = (tuple(float(v) for v in content.get(key, HALF)) for key in ("image_mean", "image_std"))
+    if len(mean) != 3 or len(std) != 3:
+        raise UserError(str(path), f"{len(mean)} and {len(std)} channels", "3 and 3")
+    return mean, std

@@ -1,0 +1,80 @@
+"""Texts as token ids on the device, padded to the longest of a batch.
+
+A text's outputs do not depend on the padding, but for rounding: every attention leaves it out. Batches follow from the
+config alone, so their widths, and with them all bits, are the same on any number of ranks.
+
+Shapes: N texts of the data set, T tokens of the longest, K clients, B texts per client and step.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsim.config import Config
+from fedsim.data import Dataset
+from fedsim.data.dataset import Texts
+from fedsim.errors import UserError
+from fedsim.images import ImageSource
+from fedsim.models.stacked import StackedModel
+
+PADDING = -1
+
+
+class TextSource(ImageSource):
+    """Gives the model's inputs (2, T) for texts named by their index: token ids and segments.
+
+    The ids after a text's end are ``PADDING``. The segment of a pair's second text is 1 where the tokenizer tells the
+    two apart.
+    """
+
+    def __init__(self, dataset: Dataset, model: StackedModel, max_tokens: int | None) -> None:
+        tokenizer = model.encoder.tokenizer
+        assert dataset.texts is not None, "input_source looks at that"
+        assert tokenizer is not None, "and at that"
+        tokens = tokenise(dataset.texts, tokenizer, max_tokens)
+        if max_tokens is not None:
+            # The export's README cuts texts where the run did.
+            tokenizer.model_max_length = max_tokens
+        lengths = (tokens[:, 0] != PADDING).sum(1)
+        self._lengths = lengths.to(model.device)
+        super().__init__(replace(dataset, images=tokens), model, ())
+        if dataset.targets is not None:
+            self.targets = dataset.targets.to(model.device)
+        self.num_elements = round(lengths.float().mean().item()) * model.width
+
+    def _inputs(self, places: Tensor) -> Tensor:
+        """Return texts (N, 2, T), T the length of the longest of these."""
+        return self.images[places][:, :, : int(self._lengths[places].max())]
+
+
+def tokenise(texts: Texts, tokenizer: Any, max_tokens: int | None) -> Tensor:
+    """Return ids and segments (N, 2, T) int32; UserError where the model has fewer positions than ``max_tokens``."""
+    room = tokenizer.model_max_length
+    if max_tokens is not None and max_tokens > room:
+        raise UserError("data.max_tokens", str(max_tokens), f"at most the model's {room}")
+    first, *second = ([text[part] for text in texts] for part in range(len(texts[0])))
+    found = tokenizer(
+        first, *second, truncation=True, max_length=max_tokens or room, return_token_type_ids=True, verbose=False
+    )
+    tokens = torch.zeros(len(texts), 2, max(map(len, found["input_ids"])), dtype=torch.int32)
+    tokens[:, 0] = PADDING
+    for row, (ids, segments) in enumerate(zip(found["input_ids"], found["token_type_ids"], strict=True)):
+        tokens[row, :, : len(ids)] = torch.tensor([ids, segments])
+    return tokens
+
+
+def input_source(config: Config, dataset: Dataset, model: StackedModel) -> ImageSource:
+    """Return what gives the model its inputs; UserError for an encoder of the other kind."""
+    takes_texts = model.encoder.tokenizer is not None
+    if takes_texts != (dataset.texts is not None):
+        own, other = ("texts", "images") if takes_texts else ("images", "texts")
+        raise UserError(
+            "model.name", f"{config.model.name}, which takes {own}, with {dataset.name}", f"one for {other}"
+        )
+    if takes_texts and config.model.amplitude_norm is not None:
+        raise UserError("model.amplitude_norm", f"given with {config.model.name}", "null: only images have amplitudes")
+    if takes_texts:
+        return TextSource(dataset, model, config.data.max_tokens)
+    return ImageSource(dataset, model, config.data.augment)
