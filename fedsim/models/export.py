@@ -194,3 +194,8 @@ def _readme(config: ModelConfig, encoder: Encoder) -> str:
         inputs=inputs,
         amplitude="" if norm is None else AMPLITUDE_NORM.format(words=words, size=size),
     )
+
+
+def _serialised(tensors: Mapping[str, Tensor]) -> bytes:
+    content: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    return content
