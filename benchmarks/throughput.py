@@ -212,6 +212,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="small regime, fp32, 2 rounds, 1 pass")
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--settings", nargs="+", default=["1x1", "1x2", "2x1"], help="PROCESSESxTHREADS to try")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each pass")
     parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--peers-python", default=".venv-bench/bin/python", help="of requirements-bench.txt")
@@ -240,6 +241,7 @@ def main() -> int:
             Run(contender, regime, precision, *setting)
             for precision, contender in itertools.product(arguments.precisions, CONTENDERS)
             for setting in contender.settings
+            if f"{setting[0]}x{setting[1]}" in arguments.settings
         ]
         measured = measure(runs, arguments.peers_python, arguments.rounds, arguments.passes, console)
         for report in measured:
