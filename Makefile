@@ -12,7 +12,7 @@ demo: $(VENV)/.demo
 	OMP_NUM_THREADS=1 $(VENV)/bin/torchrun --nproc-per-node 2 launch.py run configs/quickstart.yaml --resume
 
 test: $(VENV)/.dev $(VENV)/.assets
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check
