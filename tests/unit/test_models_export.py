@@ -67,7 +67,9 @@ def exported(folder: Path, config: ModelConfig, size: int) -> tuple[Encoder, dic
     assert config.lora is not None
     params = random_factors(encoder.tower, config.lora)
     if config.classifier == "linear":
-        params |= {"head.weight": torch.randn(2, encoder.width), "head.bias": torch.randn(2)}
+        stream = torch.Generator().manual_seed(3)
+        drawn = torch.randn(2, encoder.width + 1, generator=stream)
+        params |= {"head.weight": drawn[:, 1:].clone(), "head.bias": drawn[:, 0].clone()}
     export_peft(folder, params, SimpleNamespace(config=config, encoder=encoder))
     add_to_outputs(encoder.tower, config.lora, params)
     return encoder, params
