@@ -15,8 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-PACKED_TYPES = (torch.float32, torch.bfloat16)
-
 
 class FrozenProduct:
     """x W' + bias, and its way back, for a frozen weight (O, D) and bias (O,)."""
@@ -24,8 +22,7 @@ class FrozenProduct:
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = weight.detach()
         self.bias = None if bias is None else bias.detach()
-        on_cpu = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        self._packs = on_cpu and weight.dtype in PACKED_TYPES
+        self._packs = weight.device.type == "cpu" and can_pack(weight.dtype)
 
     def forward(self, x_MD: Tensor) -> Tensor:
         """Return (M, O); ``x_MD`` in the type of the weight."""
@@ -46,6 +43,13 @@ class FrozenProduct:
     @cached_property
     def _back(self) -> Tensor:
         return pack(self.weight.T.contiguous())
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there and multiplies numbers of this type on this processor; bf16 wants AVX-512 or the like."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def pack(weight: Tensor) -> Tensor:

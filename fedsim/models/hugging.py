@@ -24,7 +24,7 @@ from fedsim.models.tower import Encoder, Tower
 
 # A progress bar, and a report whose missing tensors are looked at below.
 logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the library has no types here
-logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as above
 
 MINILM = "packaged:minilm"
 # The library's names of the projections, q, k and v in the order of our fused one.

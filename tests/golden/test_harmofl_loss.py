@@ -12,7 +12,7 @@ TOLERANCE = 1e-6
 
 
 def task(num_classes: int, **words: str) -> Segmentation:
-    return Segmentation(tuple(str(label) for label in range(num_classes)), **words)  # type: ignore[arg-type]
+    return Segmentation(tuple(str(label) for label in range(num_classes)), **words)  # type: ignore[arg-type]  # literals
 
 
 @pytest.mark.parametrize("loss", ["dice", "joint"])

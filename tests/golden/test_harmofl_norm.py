@@ -14,7 +14,7 @@ TOLERANCE = 1e-6
 @pytest.mark.parametrize("form", ["paper", "released"])
 def test_normalisation_over_the_batch(form: str) -> None:
     images = GOLDEN["harmofl_bn/in"]
-    net = without_statistics(nn.Sequential(nn.BatchNorm2d(images.shape[1])), form)  # type: ignore[arg-type]
+    net = without_statistics(nn.Sequential(nn.BatchNorm2d(images.shape[1])), form)  # type: ignore[arg-type]  # a literal
     assert not net.state_dict()
     torch.testing.assert_close(net.train()(images), GOLDEN["harmofl_bn/out_train"], rtol=TOLERANCE, atol=TOLERANCE)
     # Only the released one looks at the batch in evaluation; the other takes each image as a batch of its own.

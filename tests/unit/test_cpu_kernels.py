@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.models import cpu_attention
+from fedsim.models import cpu_attention, frozen
 from fedsim.models.cpu_attention import CpuAttention
 from fedsim.models.frozen import FrozenLinear, FrozenProduct
 from fedsim.models.lora import LowRankLinear
@@ -113,3 +113,14 @@ def test_softmax_backward_of_short_rows_in_bf16() -> None:
     expected = p * (g - (p * g).sum(-1, keepdim=True))
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=1e-4)
+
+
+def test_without_support_for_a_type_the_plain_products_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    linear = torch.nn.Linear(24, 40).requires_grad_(False).bfloat16()
+    monkeypatch.setattr(frozen, "pack", lambda _: pytest.fail("packed all the same"))
+    x = draw(5, 24).detach().bfloat16().requires_grad_()
+    out = FrozenLinear(linear)(x)
+    torch.testing.assert_close(out, linear(x))
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones(5, 40, dtype=torch.bfloat16) @ linear.weight)

@@ -48,7 +48,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def load(root: Path, image_size: int = 30, **changes: Any) -> Dataset:
-    return load_set("prostate", root=str(root), image_size=image_size, **changes)  # type: ignore[no-any-return]
+    return load_set("prostate", root=str(root), image_size=image_size, **changes)  # type: ignore[no-any-return]  # helpers say Any
 
 
 def test_an_image_is_a_slice_with_its_neighbours(root: Path) -> None:
