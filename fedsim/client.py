@@ -250,7 +250,7 @@ class BlockTrainer:
         fixed = inputs.fixed.repeat_interleave(num_models, 0) if num_models > 1 else inputs.fixed
         buffers = [name for name, spec in self.model.specs.items() if spec.kind == "buffer"]
         training = "buffer" in block.phase.kinds
-        if not self.model.mixes_images(training=training) or len(set(counts)) == 1:
+        if len(set(counts)) == 1 or not self.model.mixes_images(training=training):
             return self.model.features(params, fixed, training=training)
         stacked = {*block.layout.shapes, *block.buffers, *block.held}
         groups = []

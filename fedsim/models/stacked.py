@@ -69,11 +69,11 @@ class StackedModel:
         BatchNorm and amplitude normalisation do so in training; in evaluation only the BatchNorm of HarmoFL's
         networks as released does, for want of running statistics.
         """
-        norms = [part for part in self.net.modules() if isinstance(part, _BatchNorm)]
-        if not training:
-            norms = [part for part in norms if type(part) is nn.BatchNorm2d and not part.track_running_stats]
         amplitudes = training and self._amplitude_norm is not None
-        return amplitudes or (self.config.train == "all" and bool(norms))
+        if amplitudes or self.config.train != "all":
+            return amplitudes
+        norms = [part for part in self.net.modules() if isinstance(part, _BatchNorm)]
+        return any(training or (type(part) is nn.BatchNorm2d and not part.track_running_stats) for part in norms)
 
     def normalises_over_batch(self, image_size: int) -> bool:
         """Whether some BatchNorm layer meets one value per channel and image, so that it cannot train on one image."""
