@@ -25,7 +25,7 @@ from fedsim.images import ImageSource
 from fedsim.memory import keep_freed_memory
 from fedsim.models.stacked import StackedModel, build_model
 from fedsim.store import GIB, Budget, ClientStore
-from fedsim.tasks import Task, task_of
+from fedsim.tasks import Classification, Task, task_of
 from fedsim.texts import input_source
 
 
@@ -142,10 +142,9 @@ def build_simulation(
     config = config.model_copy(update={"clients": clients})
     trainer = BlockTrainer(config, model, algorithm, images, dataset, parts)
     for phase in algorithm.phases(1):
-        if phase.assess_on is not None and (dataset.masks is not None or dataset.targets is not None):
+        if phase.assess_on is not None and not isinstance(trainer.task, Classification):
             found = f"{config.algorithm.name}, which compares class scores, with {dataset.name}"
-            asked = "masks" if dataset.masks is not None else "numbers"
-            raise UserError("algorithm.name", found, f"a method without them: the set asks for {asked}")
+            raise UserError("algorithm.name", found, "a set of classes, or another method")
         if phase.assess_on is not None and (config.train.epochs or 1) > 1:
             trainer.own.require(phase.assess_on)
     create = algorithm.init_client if keeps_states(config, algorithm) else None

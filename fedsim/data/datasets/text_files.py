@@ -18,6 +18,7 @@ from fedsim.data.splits import TEST, TRAIN, VAL
 from fedsim.errors import UserError
 
 Rows = list[dict[str, Any]]
+Row = tuple[str, dict[str, Any]]  # where it stands, for messages, and its cells
 
 SUFFIXES = (".tsv", ".jsonl", ".parquet", ".arrow")
 SPLIT_WORDS = {"train": TRAIN, "validation": VAL, "val": VAL, "dev": VAL, "test": TEST}
@@ -45,11 +46,7 @@ def text_files(root: str, columns: ColumnsConfig) -> Source:
     files = _tables(folder)
     if not files:
         raise UserError(f"data.root {folder}", "no table", LAYOUT)
-    rows, fixed = [], []
-    for file in files:
-        found = read_table(file)
-        rows += [(f"{file} row {number}", row) for number, row in enumerate(found, start=1)]
-        fixed += [_split_of_name(file)] * len(found)
+    rows, fixed = _read(files)
     if columns.split is not None:
         fixed = [_code(where, row, columns.split) for where, row in rows]
     return _source(rows, fixed, columns)
@@ -69,11 +66,8 @@ def glue(task: str, root: str | None) -> Source:
     files = [file for file in files if not {"test", "mismatched"} & _words(file)]
     if {_split_of_name(file) for file in files} != {TRAIN, VAL}:
         raise UserError(f"data.root {base}", f"no train and validation tables of glue:{task}", LAYOUT)
-    rows, fixed = [], []
-    for file in files:
-        found = read_table(file)
-        rows += [(f"{file} row {number}", row) for number, row in enumerate(found, start=1)]
-        fixed += [TEST if _split_of_name(file) == VAL else TRAIN] * len(found)
+    rows, fixed = _read(files)
+    fixed = [TEST if code == VAL else TRAIN for code in fixed]
     text, second = GLUE_TEXTS[task]
     kind = "score" if task == "stsb" else "label"
     return _source(rows, fixed, ColumnsConfig.model_validate({"text": text, "second": second, kind: "label"}))
@@ -95,6 +89,17 @@ def read_table(path: Path) -> Rows:
         return streamed
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
         raise UserError(str(path), str(error), f"a {path.suffix} table") from error
+
+
+def _read(files: list[Path]) -> tuple[list[Row], list[int]]:
+    """Return the rows of all tables and the split that each table's name puts its rows in."""
+    rows: list[Row] = []
+    fixed: list[int] = []
+    for file in files:
+        found = read_table(file)
+        rows += [(f"{file} row {number}", row) for number, row in enumerate(found, start=1)]
+        fixed += [_split_of_name(file)] * len(found)
+    return rows, fixed
 
 
 def _tables(folder: Path) -> list[Path]:
@@ -149,7 +154,7 @@ def in_order(names: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _source(rows: list[tuple[str, dict[str, Any]]], fixed: list[int], columns: ColumnsConfig) -> Source:
+def _source(rows: list[Row], fixed: list[int], columns: ColumnsConfig) -> Source:
     wanted = [columns.text] if columns.second is None else [columns.text, columns.second]
     texts = tuple(tuple(_cell(where, row, column) for column in wanted) for where, row in rows)
     labels, targets = np.zeros(len(rows), np.int64), None
