@@ -281,8 +281,8 @@ class Algorithm:
         return {}
 
     def sent(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Leave out what clients keep to themselves."""
-        return {name: value for name, value in tensors.items() if self.specs[name].kind != "local"}
+        """Leave out what has no mean: what clients keep to themselves, are given but do not train, or count."""
+        return {n: v for n, v in tensors.items() if self.specs[n].kind not in ("local", "proxy", "count")}
 
 
 def recall(states: Sequence[Mapping[str, Tensor]], prefix: str, fallback: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -117,6 +117,8 @@ class Source:
             require_file(Path(str(model.weights)), self.where("model.weights"))
         if data.root is not None:
             require_file(Path(data.root), self.where("data.root"), folder=True)
+        if model.submodel is not None and model.submodel.folder is not None:
+            require_file(Path(model.submodel.folder), self.where("model.submodel.folder"), folder=True)
 
 
 def _with_method_defaults(algorithm: AlgorithmConfig, source: Source) -> AlgorithmConfig:

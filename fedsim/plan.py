@@ -43,7 +43,7 @@ def describe(config: Config) -> list[tuple[str, str]]:
 
 def count_numbers(sim: Simulation, phase: Phase) -> tuple[int, int]:
     """Return how many numbers one client trains in a phase of the first round, and how many bytes it sends."""
-    trained = sum(math.prod(spec.shape) for spec in sim.model.specs.values() if spec.kind in phase.kinds)
+    trained = sum(math.prod(spec.shape) for spec in sim.held.specs.values() if spec.kind in phase.kinds)
     # A block without clients has the shapes of any other.
     update, _ = sim.trainer.train((), torch.zeros(0, dtype=torch.float64), sim.initial_state(), phase, [])
     return trained * phase.models, num_bytes(sim.algorithm.pre_aggregate(update))

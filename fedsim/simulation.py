@@ -23,7 +23,8 @@ from fedsim.errors import UserError
 from fedsim.evaluate import evaluation_rows
 from fedsim.images import ImageSource
 from fedsim.memory import keep_freed_memory
-from fedsim.models.stacked import StackedModel, build_model
+from fedsim.models.held import build_models
+from fedsim.models.stacked import StackedModel
 from fedsim.store import GIB, Budget, ClientStore
 from fedsim.tasks import Classification, Task, task_of
 from fedsim.texts import input_source
@@ -31,7 +32,10 @@ from fedsim.texts import input_source
 
 @dataclass
 class Simulation:
-    """The parts of a run. ``parts``: each client's training images, as indices into the data set."""
+    """The parts of a run. ``parts``: each client's training images, as indices into the data set.
+
+    ``model`` is the server's, which is measured and exported; clients hold ``held``.
+    """
 
     config: Config
     group: Group
@@ -45,6 +49,11 @@ class Simulation:
     per_block: int
     # Measured seconds per local step of each client, 1 before its first measurement; steers the schedule only.
     step_seconds: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def held(self) -> StackedModel:
+        """What clients train: a sub-model, which shares all but what is cut with ``model``; without one, ``model``."""
+        return self.trainer.model
 
     @property
     def task(self) -> Task:
@@ -82,7 +91,7 @@ class Simulation:
 
     def initial_state(self) -> ServerState:
         """Return the server's state before the first round."""
-        params = self.model.initial(self.config.seed)
+        params = self.held.initial(self.config.seed)
         return ServerState(0, params, self.algorithm.init_server(params))
 
     def evaluate(self, params: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
@@ -129,18 +138,18 @@ def build_simulation(
     dataset = load_dataset(config.data)
     task_of(dataset, config).decisive(config.evaluate.best_by)
     parts = partition_clients(dataset, config.clients, config.seed)
-    model = build_model(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
+    model, held = build_models(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
     check_outputs(config, model, dataset)
     check_batches(config, model, parts)
     method = resolve(config.algorithm.name)
-    algorithm = method(method.Config(**config.algorithm.settings), model.specs, config.rounds)
+    algorithm = method(method.Config(**config.algorithm.settings), held.specs, config.rounds)
     images = input_source(config, dataset, model)
     if per_block is None:
         num_models = max(phase.models for phase in algorithm.phases(1))
-        per_block = choose_block_size(config, images.num_elements * num_models, model.num_layers, group.device)
+        per_block = choose_block_size(config, images.num_elements * num_models, held.num_layers, group.device)
     clients = config.clients.model_copy(update={"per_block": per_block})
     config = config.model_copy(update={"clients": clients})
-    trainer = BlockTrainer(config, model, algorithm, images, dataset, parts)
+    trainer = BlockTrainer(config, held, algorithm, images, dataset, parts)
     for phase in algorithm.phases(1):
         if phase.assess_on is not None and not isinstance(trainer.task, Classification):
             found = f"{config.algorithm.name}, which compares class scores, with {dataset.name}"

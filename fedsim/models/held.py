@@ -9,17 +9,21 @@ feed-forward.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsim.config import ModelConfig
 from fedsim.errors import UserError
+from fedsim.models.encoders import load_encoder
 from fedsim.models.frozen import FrozenProduct, frozen_linear
 from fedsim.models.specs import NUM_TOKENS, PROXIES, ZEROS, ParamSpec
 from fedsim.models.stacked import Counting, StackedModel
 from fedsim.models.tower import shallow_copy
 from fedsim.submodel import find_feed_forward
+from fedsim.submodel_folder import load_submodel
 
 BLOCKS = "blocks."
 
@@ -138,11 +142,11 @@ class HeldModel(StackedModel):
         specs = {}
         for cut in self.cut_layers:
             whole = find_feed_forward(self._full.blocks[cut.number], f"layer {cut.number} of the model")
-            axes = {f"{whole.inner_path}.weight": 0, f"{whole.inner_path}.bias": 0, f"{whole.outer_path}.weight": 1}
+            axes = whole.neuron_axes()
             for path in whole.trained():
                 shape = tuple(self._tensors[f"{BLOCKS}{cut.number}.{path}"].shape)
                 specs[f"{PROXIES}{cut.number}.{path}"] = ParamSpec(shape, "proxy", axes.get(path))
-            rank = specs[f"{PROXIES}{cut.number}.{whole.inner_path}.weight"].shape[0]
+            rank = len(self._tensors[f"{BLOCKS}{cut.number}.{whole.inner_path}.weight"])
             specs[f"{ZEROS}{cut.number}"] = ParamSpec((rank,), "count")
         return specs | ({NUM_TOKENS: ParamSpec((), "count")} if self.cut_layers else {})
 
@@ -164,6 +168,30 @@ class HeldModel(StackedModel):
             params[NUM_TOKENS].add_(mask.view(len(counting.places), -1).sum(1))
         for cut in self.cut_layers:
             cut.bind(params, mask)
+
+
+def build_models(
+    config: ModelConfig, image_size: int, class_names: Sequence[str], seed: int, device: torch.device
+) -> tuple[StackedModel, StackedModel]:
+    """Build the server's full model and the one that clients hold, the same object where there is no sub-model.
+
+    UserError for ``submodel.layers`` that the model has not, and for a folder that is no sub-model of this model.
+    """
+    encoder = load_encoder(config, image_size, class_names, seed)
+    if config.submodel is None:
+        full = StackedModel(config, encoder, len(class_names), device)
+        return full, full
+    assert encoder.tower is not None, "load_encoder refuses LoRA without a tower"
+    last, tensors = len(encoder.tower.blocks) - 1, {}
+    layers = config.submodel.layers or range(last + 1)
+    if max(layers) > last:
+        raise UserError("model.submodel.layers", str(max(layers)), f"layers from 0 to {last}")
+    if config.submodel.folder is not None:
+        # Before LoRA, bf16 and layouts for speed change what the folder is compared with.
+        folder = Path(config.submodel.folder)
+        tensors = dict(load_submodel(folder, encoder.tower.blocks, "model.submodel.folder").tensors)
+    full = StackedModel(config, encoder, len(class_names), device)
+    return full, HeldModel(full, layers, tensors)
 
 
 def check_adapters(full: StackedModel, tensors: Mapping[str, Tensor]) -> None:

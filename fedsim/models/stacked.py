@@ -59,7 +59,7 @@ class StackedModel:
         if config.lora is not None:
             assert encoder.tower is not None, "load_encoder refuses LoRA without blocks"
             self._tower = encoder.tower
-            self.lora_layers = add_lora(self.blocks, "blocks", config.lora)
+            self.lora_layers = add_lora(self.blocks, "blocks", config.lora, config.adapted_layers)
             if config.precision == "bf16":
                 cast_products(self.blocks)
             freeze_linears(self.blocks)
@@ -231,7 +231,8 @@ class StackedModel:
         own = {name.rpartition(".")[2]: params[name] for name in params if name.startswith("amplitude_norm.")}
         norm.train(training)
         images: Tensor = functional_call(norm, own, (fixed,))
-        return self._frozen(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        inside = self._frozen(images.flatten(0, 1))
+        return inside.reshape(*images.shape[:2], *inside.shape[1:])
 
     def with_fixed_amplitude(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         """Let the targets of the amplitudes stay in the next forward pass, so that it sees the last one's images."""
