@@ -68,7 +68,7 @@ class FedPFT(Algorithm):
         if not counts or self.config.form == "paper":
             return Payload(mean=mean, total=counts)
         last = max(update.cohort, default=None)
-        is_last = torch.tensor([client == last for client in update.clients])
+        is_last = torch.tensor([client == last for client in update.clients], dtype=torch.bool)
         adapter = {
             LAST + name: torch.where(is_last.to(value.device).view(-1, *[1] * (value.dim() - 1)), value, 0)
             for name, value in update.after.items()

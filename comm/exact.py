@@ -64,9 +64,7 @@ class ExactSum:
             bits, range_bits = (0, WHOLE_BITS) if is_whole else (GRID_BITS, SUM_BITS - GRID_BITS)
             self._add(name, values, ones, 2.0**range_bits / self.num_terms, clients, bits)
 
-    def _add(
-        self, name: str, values: Tensor, weights: Tensor, limit: float, clients: Sequence[int], bits: int
-    ) -> None:
+    def _add(self, name: str, values: Tensor, weights: Tensor, limit: float, clients: Sequence[int], bits: int) -> None:
         reals = torch.view_as_real(values) if values.is_complex() else values
         total = quantise(reals, weights, limit, name, clients, bits).sum(0)
         if name in self._sums:
