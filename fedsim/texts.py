@@ -34,9 +34,6 @@ class TextSource(ImageSource):
         assert dataset.texts is not None, "input_source looks at that"
         assert tokenizer is not None, "and at that"
         tokens = tokenise(dataset.texts, tokenizer, max_tokens)
-        if max_tokens is not None:
-            # The export's README cuts texts where the run did.
-            tokenizer.model_max_length = max_tokens
         lengths = (tokens[:, 0] != PADDING).sum(1)
         self._lengths = lengths.to(model.device)
         super().__init__(replace(dataset, images=tokens), model, ())
