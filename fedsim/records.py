@@ -1,6 +1,7 @@
 """What a round leaves in the log. Everything but the timing is a function of the config alone."""
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from algorithms.base import TRAINED_KINDS, Phase, ServerState
@@ -78,6 +79,12 @@ class RoundRecord:
         for row, own in zip(self.client_rows[-len(rows) :], rows, strict=True):
             row |= own
         self.row["diagnostics"] |= figures.diagnostics()
+
+    def add_alignment(self, steps: Sequence[Mapping[str, Any]], seconds: float) -> None:
+        """Take in an alignment of the sub-model, its steps' rows."""
+        first, last = steps[0]["loss"], steps[-1]["loss"]
+        self.row["diagnostics"]["alignment"] = {"steps": len(steps), "first_loss": first, "last_loss": last}
+        self.timing["alignment_seconds"] = seconds
 
     def measure(self, metrics: dict[str, dict[str, float]]) -> None:
         """Take in the round's evaluation."""
