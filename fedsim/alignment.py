@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import replace
-from typing import Any
 
 from algorithms.base import Aggregate, ServerState
 from fedsim.distill import Distiller, Pair
@@ -33,9 +32,9 @@ def align(sim: Simulation, state: ServerState, aggregate: Aggregate, record: Rou
         purpose="align",
         round=round,
     )
-    rows: list[dict[str, Any]] = []
-    for row in distiller.steps():
-        rows.append(row)
-        log.progress(f"alignment: step {row['step']} of {distiller.num_steps}")
-    record.add_alignment(rows, time.perf_counter() - started)
+    steps = []
+    for step in distiller.steps():
+        steps.append(step)
+        log.progress(f"alignment: step {step.step} of {distiller.num_steps}")
+    record.add_alignment(steps, time.perf_counter() - started)
     return replace(state, params=state.params | distiller.tensors)
