@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config import Config
+from fedsim.config_distill import DistillConfig
 from fedsim.data import Dataset
 from fedsim.data.dataset import Texts
 from fedsim.errors import UserError
@@ -62,7 +63,7 @@ def tokenise(texts: Texts, tokenizer: Any, max_tokens: int | None) -> Tensor:
     return tokens
 
 
-def input_source(config: Config, dataset: Dataset, model: StackedModel) -> ImageSource:
+def input_source(config: Config | DistillConfig, dataset: Dataset, model: StackedModel) -> ImageSource:
     """Return what gives the model its inputs; UserError for an encoder of the other kind."""
     takes_texts = model.encoder.tokenizer is not None
     if takes_texts != (dataset.texts is not None):
