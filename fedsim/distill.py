@@ -226,13 +226,14 @@ class Distiller:
 
 
 def learning_rate(settings: DistillSettings, number: int, num_steps: int) -> float:
-    """Return the learning rate of a step, counted from 1: up from zero, then down to zero, each in a straight line.
+    """Return the learning rate of a step, counted from 1: up, then down to zero after the last, in straight lines.
 
-    As the schedule of Hugging Face's Trainer, which FedPFT's code uses: zero in the first step where there is warm-up.
+    As Hugging Face's Trainer, which FedPFT's code uses, but a step further up: there the first step's rate is zero, so
+    that a distillation of one step would do nothing.
     """
     done, rising = number - 1, math.ceil(num_steps * settings.warmup)
     if done < rising:
-        return settings.lr * done / rising
+        return settings.lr * number / (rising + 1)
     return settings.lr * (num_steps - done) / (num_steps - rising)
 
 
