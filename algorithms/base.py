@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from fedsim.config_distill import DistillSettings
 from fedsim.models.specs import Kind, ParamSpec
 from fedsim.tasks import cross_entropy
 
@@ -143,12 +144,11 @@ class Alignment:
 
     ``trained``: proxy parameters by name, each with a bool tensor of its shape, true where an element trains; all else
     stays. ``student``: parameters that the sub-model has meanwhile in place of the server's, which the full model has.
-    ``alpha``: weight of the error of the matrices' product; None: that of the distillation which made the sub-model.
     """
 
     trained: Mapping[str, Tensor]
     student: Mapping[str, Tensor]
-    alpha: float | None
+    settings: DistillSettings
 
 
 class Algorithm:

@@ -12,11 +12,18 @@ from pydantic import Field
 from torch import Tensor
 
 from algorithms.base import TRAINED_KINDS, Aggregate, Algorithm, Alignment, Payload, Phase, ServerState, Update
+from fedsim.config_distill import DistillSettings, DistillSteps
 from fedsim.errors import UserError
 from fedsim.models.specs import NUM_TOKENS, PROXIES, ZEROS, ParamSpec
 
 LAST = "last/"
 Form = Literal["paper", "released"]
+
+
+class AlignmentSteps(DistillSteps):
+    """The steps of one alignment."""
+
+    epochs: float = Field(0.02, gt=0, le=1e6, description="Passes over the inputs; 0.02 is one step out of fifty.")
 
 
 class FedPFT(Algorithm):
@@ -31,7 +38,7 @@ class FedPFT(Algorithm):
     equal counts are ordered by the neuron's number; there is no alignment after the last round, which nobody would use.
     ``released``, as in the published code: the adapter of the client with the highest number of the round (it travels
     a second time, and is counted in bytes_up), equal counts in random order, no weight on the error of the
-    matrices' product, alignment after the last round too, and zeros of padding tokens counted.
+    matrices' product, alignment after the last round too, and the padding of texts counts like tokens.
     """
 
     summary = "LoRA on a compressed sub-model, aligned with the full model by distillation (Peng et al., 2024)"
@@ -44,6 +51,11 @@ class FedPFT(Algorithm):
         retained_ratio: float = Field(
             0.5, ge=0, lt=1, description="Share of a layer's neurons, those least often zero, that alignment leaves."
         )
+        alpha: Annotated[float, Field(ge=0, le=1e6)] = Field(
+            default_factory=lambda seen: 0.0 if seen.get("form") == "released" else 0.01,
+            description="Weight of the error of the feed-forward's product of matrices. Default: 0.01; released: 0.",
+        )
+        distill: AlignmentSteps = Field(AlignmentSteps(), description="The steps of one alignment.")
 
     def __init__(self, config: Any, specs: Mapping[str, ParamSpec], num_rounds: int = 1) -> None:
         super().__init__(config, specs, num_rounds)
@@ -68,7 +80,7 @@ class FedPFT(Algorithm):
         if not counts or self.config.form == "paper":
             return Payload(mean=mean, total=counts)
         last = max(update.cohort, default=None)
-        is_last = torch.tensor([client == last for client in update.clients])
+        is_last = torch.tensor([client == last for client in update.clients], dtype=torch.bool)
         adapter = {
             LAST + name: torch.where(is_last.to(value.device).view(-1, *[1] * (value.dim() - 1)), value, 0)
             for name, value in update.after.items()
@@ -93,7 +105,8 @@ class FedPFT(Algorithm):
             for name, value in aggregate.total.items()
             if name.startswith(LAST)
         }
-        return Alignment(trained, student, 0.0 if self.config.form == "released" else None)
+        steps = self.config.distill.model_dump()
+        return Alignment(trained, student, DistillSettings(alpha=self.config.alpha, form=self.config.form, **steps))
 
     def diagnostics(self, state: ServerState, aggregate: Aggregate) -> dict[str, float]:
         """The mean APoZ over all neurons, and how many were never zero: among them their number decides."""

@@ -19,12 +19,18 @@ WHOLE_BITS = 53
 
 
 def quantise(
-    values_K: Tensor, weights_K: Tensor, limit: float, name: str, clients: Sequence[int], bits: int = GRID_BITS
+    values_K: Tensor,
+    weights_K: Tensor,
+    limit: float,
+    name: str,
+    clients: Sequence[int],
+    bits: int = GRID_BITS,
+    who: str = "client",
 ) -> Tensor:
     """Return round(weight * value * 2^bits) as int64, shape of ``values_K`` (K, ...).
 
-    ``weights_K`` is float64 (K,). Raises UserError naming client and tensor where a value is not finite or its
-    absolute value exceeds ``limit``.
+    ``weights_K`` is float64 (K,). Raises UserError naming client (or ``who`` else) and tensor where a value is not
+    finite or its absolute value exceeds ``limit``.
     """
     weights = weights_K.to(values_K.device).reshape(-1, *[1] * (values_K.dim() - 1))
     bad = ~((values_K >= -limit) & (values_K <= limit))
@@ -32,7 +38,7 @@ def quantise(
         row = int(bad.nonzero()[0, 0])
         worst = values_K[row][bad[row]][0].item()
         raise UserError(
-            f"client {clients[row]}, tensor {name}",
+            f"{who} {clients[row]}, tensor {name}",
             f"an element {worst:g}",
             f"finite values of at most {limit:g}, the range of the exact sum (did the training diverge?)",
         )
@@ -43,10 +49,12 @@ class ExactSum:
     """Running sums of named tensors over clients, held as int64; ``flat`` is what the ranks add up.
 
     ``num_terms`` bounds the number of clients that all ranks together will add. Complex numbers travel as pairs.
+    ``who``: what the terms belong to, if not to clients, for messages.
     """
 
-    def __init__(self, num_terms: int) -> None:
+    def __init__(self, num_terms: int, who: str = "client") -> None:
         self.num_terms = num_terms
+        self._who = who
         self._sums: dict[str, Tensor] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._bits: dict[str, int] = {}
@@ -64,11 +72,9 @@ class ExactSum:
             bits, range_bits = (0, WHOLE_BITS) if is_whole else (GRID_BITS, SUM_BITS - GRID_BITS)
             self._add(name, values, ones, 2.0**range_bits / self.num_terms, clients, bits)
 
-    def _add(
-        self, name: str, values: Tensor, weights: Tensor, limit: float, clients: Sequence[int], bits: int
-    ) -> None:
+    def _add(self, name: str, values: Tensor, weights: Tensor, limit: float, clients: Sequence[int], bits: int) -> None:
         reals = torch.view_as_real(values) if values.is_complex() else values
-        total = quantise(reals, weights, limit, name, clients, bits).sum(0)
+        total = quantise(reals, weights, limit, name, clients, bits, self._who).sum(0)
         if name in self._sums:
             self._sums[name] += total
         else:

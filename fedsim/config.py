@@ -140,7 +140,7 @@ def _with_method_defaults(algorithm: AlgorithmConfig, source: Source) -> Algorit
     return AlgorithmConfig(name=algorithm.name, **settings.model_dump(mode="json"))
 
 
-def dump_config(config: Config) -> str:
+def dump_config(config: Words) -> str:
     """The fully resolved config as YAML; ``load_config`` reads it back to an equal ``Config``."""
     return to_yaml(config.model_dump(mode="json"))
 

@@ -30,16 +30,9 @@ class CutConfig(Words):
         return self
 
 
-class DistillSettings(Words):
-    """Distillation of a sub-model, before the rounds or between them."""
+class DistillSteps(Words):
+    """The steps of a distillation, before the rounds or between them."""
 
-    alpha: Annotated[float, Field(ge=0, le=1e6)] = Field(
-        default=0.01, description="Weight of the error of the feed-forward's product of matrices."
-    )
-    form: Literal["paper", "released"] = Field(
-        default="paper",
-        description="released: as the published code, the product's error has no gradient, and padding counts.",
-    )
     epochs: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=5.0, description="Passes over the inputs; 0.02 is one step out of fifty, 0 trains nothing."
     )
@@ -67,6 +60,18 @@ class DistillSettings(Words):
         if self.optimizer == "sgd" and self.betas != ADAM_BETAS:
             raise KeyedError("betas", f"{list(self.betas)} with optimizer: sgd", "no betas: sgd has none")
         return self
+
+
+class DistillSettings(DistillSteps):
+    """Distillation of a sub-model."""
+
+    alpha: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        default=0.01, description="Weight of the error of the feed-forward's product of matrices."
+    )
+    form: Literal["paper", "released"] = Field(
+        default="paper",
+        description="released: as the published code, the product's error has no gradient, and padding counts.",
+    )
 
 
 class DistillConfig(Words):

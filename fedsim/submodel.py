@@ -131,7 +131,7 @@ def state_error(
 ) -> Tensor:
     """Return the mean over layers of the relative error of their outputs, a scalar.
 
-    ``found`` and ``expected``: every block's output (..., T, D). ``own`` (..., T), bool: the tokens that count; None: all.
+    ``found`` and ``expected``: every block's output (N, T, D). ``own`` (N, T), bool: the tokens that count; None: all.
     """
     pairs = [(found[layer].float(), expected[layer].float()) for layer in layers]
     if own is not None:

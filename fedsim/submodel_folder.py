@@ -45,7 +45,7 @@ def fingerprint(blocks: nn.ModuleList) -> str:
 
 
 def make_submodel(config: DistillConfig, blocks: nn.ModuleList) -> Submodel:
-    """Cut copies of the feed-forwards of ``blocks`` to their most salient neurons; see ``choose_neurons`` for errors."""
+    """Cut copies of these feed-forwards to the most salient neurons; errors as ``choose_neurons`` has them."""
     cut = config.submodel
     chosen = choose_neurons(blocks, cut.layers_retained, cut.intermediate_rank)
     tensors = {

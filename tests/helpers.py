@@ -1,9 +1,11 @@
 """Small simulations on made-up images, through the same parts that ``launch.py run`` uses."""
 
 import copy
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,13 +17,16 @@ from algorithms import resolve
 from algorithms.base import Payload, Phase, ServerState, Update
 from comm import open_group
 from fedsim.client import BlockTrainer
-from fedsim.config import Config, DataConfig, ModelConfig
+from fedsim.config import Config, DataConfig, ModelConfig, dump_config
+from fedsim.config_distill import DistillConfig
 from fedsim.data import Dataset, load_dataset
+from fedsim.models.encoders import load_encoder
 from fedsim.models.stacked import StackedModel, build_model
 from fedsim.records import RoundRecord
 from fedsim.server import run_round
 from fedsim.simulation import Simulation, keeps_states
 from fedsim.store import ClientStore
+from fedsim.submodel_folder import CONFIG_FILE, fingerprint, make_submodel, save_submodel
 from fedsim.texts import input_source
 
 IMAGE_SIZE = 14
@@ -41,6 +46,8 @@ BASE: dict[str, Any] = {
     "clients": {"count": 1, "partition": {"name": "iid"}},
     "train": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "batch_size": 16},
 }
+
+SCRATCH = tempfile.TemporaryDirectory(prefix="fedsim-")
 
 
 def make_config(**sections: Any) -> Config:
@@ -84,6 +91,20 @@ def make_masked_dataset(sizes: Sequence[int], side: int, seed: int = 0) -> tuple
     images = torch.from_numpy(pixels.astype(np.uint8))
     names = ("background", "grey", "white")
     return replace(plain, images=images, class_names=names, masks=torch.from_numpy(masks)), parts
+
+
+@cache
+def tiny_submodel() -> str:
+    """A folder with a sub-model of ``TINY_VIT``, cut and not distilled; made once and gone with the process."""
+    model = {**TINY_VIT, "lora": LORA}
+    words = {"name": "half", "model": model, "data": BASE["data"], "submodel": {"intermediate_rank": 48}}
+    config = DistillConfig.model_validate(words)
+    tower = load_encoder(config.model, IMAGE_SIZE, ["x"], 0).tower
+    assert tower is not None
+    folder = Path(SCRATCH.name)
+    (folder / CONFIG_FILE).write_text(dump_config(config))
+    save_submodel(folder, make_submodel(config, tower.blocks), fingerprint(tower.blocks), {})
+    return str(folder)
 
 
 @cache

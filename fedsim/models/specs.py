@@ -6,8 +6,7 @@ from typing import Literal
 # What a parameter is to a method. "norm": scale and shift of a BatchNorm layer; "buffer": running statistics,
 # averaged but never differentiated.
 # "local": trained by a client from the server's value and never sent. "proxy": of a sub-model's cut feed-forward,
-# given to clients, which neither train nor send it. "count": how often something happened in a client's training,
-# int64.
+# given to clients, which neither train nor send it. "count": how often something happened in a training, int64.
 Kind = Literal["lora_a", "lora_b", "head", "body", "norm", "buffer", "local", "proxy", "count"]
 
 # The buffers of model.amplitude_norm: the clients' target, and whether it is shared and stays.

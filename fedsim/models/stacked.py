@@ -217,6 +217,11 @@ class StackedModel:
             found: list[Tensor] = self._tower.states(tokens)
         return found
 
+    def own_tokens(self, fixed: Tensor) -> Tensor | None:
+        """Return which of ``states``'s tokens are an input's own, bool (N, T), for prefixes (N, ...); None: all."""
+        own: Tensor | None = None if self.encoder.tokenizer is None else self._tower.own_tokens(fixed)
+        return own
+
     def _bind(self, params: Mapping[str, Tensor], tokens: Tensor, counting: Counting | None) -> None:
         """Let the next forward pass, over ``tokens`` (N, T, ...), use these parameters."""
         del tokens, counting

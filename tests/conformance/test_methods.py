@@ -21,6 +21,7 @@ from tests.helpers import (
     record_phases,
     same_bits,
     simulate,
+    tiny_submodel,
     train_alone,
 )
 
@@ -41,9 +42,13 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "fedadam": {},
     "fedyogi": {},
     "moon": {"mu": 5.0},
+    "fedpft": {"distill": {"epochs": 2.0, "batch_size": 8, "micro_batch": 3}},
 }
 # The model where it is not the tests' own, LoRA on a small transformer.
-MODEL: dict[str, dict[str, Any]] = {"harmofl": {**TINY_VIT, "lora": LORA, "amplitude_norm": {}}}
+MODEL: dict[str, dict[str, Any]] = {
+    "harmofl": {**TINY_VIT, "lora": LORA, "amplitude_norm": {}},
+    "fedpft": {**TINY_VIT, "lora": LORA, "submodel": {"folder": tiny_submodel()}},
+}
 # Methods that at no setting of ours do anything on the LoRA model, and a model on which they do.
 OWN_MODEL: dict[str, dict[str, Any]] = {"fedbn": {"name": "timm:test_resnet", "weights": "random", "train": "all"}}
 # Settings, and the model, with which a method is FedAvg.
@@ -58,6 +63,8 @@ NEUTRAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # Where all take a single step nothing is left to normalise.
     "fednova": ({}, {**TINY_VIT, "lora": LORA}),
     "moon": ({"mu": 0.0}, {**TINY_VIT, "lora": LORA}),
+    # Without alignment FedPFT is FedAvg on the sub-model.
+    "fedpft": ({"align_interval": None}, MODEL["fedpft"]),
 }
 SINGLE_STEP = {"fednova": {"steps": 1, "epochs": None}}
 
