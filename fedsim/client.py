@@ -246,8 +246,7 @@ class BlockTrainer:
         """Return what the classifier sees, (R, B, ...).
 
         What normalises over the batch must not see the places that a smaller batch leaves empty, so clients with
-        equal batch sizes go together. Running statistics that the phase freezes are used, not changed; counts grow
-        where the phase has them.
+        equal batch sizes go together. Running statistics that the phase freezes are used, not changed; its counts grow.
         """
         num_models, counts = block.phase.models, inputs.counts
         fixed = inputs.fixed.repeat_interleave(num_models, 0) if num_models > 1 else inputs.fixed

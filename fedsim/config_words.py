@@ -215,8 +215,8 @@ class ModelConfig(Words):
     @property
     def adapted_layers(self) -> tuple[int, ...] | None:
         """The layers that get LoRA; None for all."""
-        held = self.submodel and self.submodel.layers
-        return (self.lora and self.lora.layers) or held
+        held = None if self.submodel is None else self.submodel.layers
+        return held if self.lora is None else self.lora.layers or held
 
     def _check_submodel(self) -> None:
         if self.submodel is None:

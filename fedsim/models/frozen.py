@@ -109,3 +109,10 @@ def freeze_linears(root: nn.Module) -> None:
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
                 setattr(parent, name, FrozenLinear(child))
+
+
+def cast_products(root: nn.Module) -> None:
+    """Cast the frozen weights of all linear layers to bf16 once, instead of at every step."""
+    for module in root.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)

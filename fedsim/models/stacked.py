@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedsim.config import ModelConfig
 from fedsim.models.amplitude import AmplitudeNorm
 from fedsim.models.encoders import Encoder, load_encoder
-from fedsim.models.frozen import freeze_linears
+from fedsim.models.frozen import cast_products, freeze_linears
 from fedsim.models.lora import LoraLayer, add_lora, initial_factor
 from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED, Kind, ParamSpec
 from fedsim.seeding import torch_stream
@@ -288,13 +288,6 @@ class StackedModel:
 def float_type(inputs: Tensor) -> torch.dtype:
     """Return the type of features: that of the inputs, float32 for token ids."""
     return inputs.dtype if inputs.is_floating_point() else torch.float32
-
-
-def cast_products(blocks: nn.Module) -> None:
-    """Cast the frozen weights of all linear layers to bf16 once, instead of at every step."""
-    for module in blocks.modules():
-        if isinstance(module, nn.Linear):
-            module.to(torch.bfloat16)
 
 
 def build_model(
