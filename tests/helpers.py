@@ -21,7 +21,8 @@ from fedsim.config import Config, DataConfig, ModelConfig, dump_config
 from fedsim.config_distill import DistillConfig
 from fedsim.data import Dataset, load_dataset
 from fedsim.models.encoders import load_encoder
-from fedsim.models.stacked import StackedModel, build_model
+from fedsim.models.held import build_models
+from fedsim.models.stacked import StackedModel
 from fedsim.records import RoundRecord
 from fedsim.server import run_round
 from fedsim.simulation import Simulation, keeps_states
@@ -108,24 +109,30 @@ def tiny_submodel() -> str:
 
 
 @cache
-def shared_model(config_json: str, image_size: int, num_classes: int) -> StackedModel:
-    """A model keeps nothing of a run, so simulations may share it."""
+def shared_models(config_json: str, image_size: int, num_classes: int) -> tuple[StackedModel, StackedModel]:
+    """A full model, and what clients hold of it; they keep nothing of a run, so simulations may share them."""
     config = ModelConfig.model_validate_json(config_json)
     names = [f"class {number}" for number in range(num_classes)]
-    return build_model(config, image_size, names, 0, torch.device("cpu"))
+    return build_models(config, image_size, names, 0, torch.device("cpu"))
 
 
 def make_simulation(
-    config: Config, dataset: Dataset, parts: list[np.ndarray], model: StackedModel | None = None
+    config: Config,
+    dataset: Dataset,
+    parts: list[np.ndarray],
+    model: StackedModel | None = None,
+    held: StackedModel | None = None,
 ) -> Simulation:
-    """What ``build_simulation`` does, with images, partition and perhaps model from the caller."""
+    """What ``build_simulation`` does, with images, partition and perhaps models from the caller."""
     group = open_group()
     if model is None:
-        model = shared_model(config.model.model_dump_json(), config.data.image_size, len(dataset.class_names))
+        words = config.model.model_dump_json()
+        model, held = shared_models(words, config.data.image_size, len(dataset.class_names))
+    held = held or model
     method = resolve(config.algorithm.name)
-    algorithm = method(method.Config(**config.algorithm.settings), model.specs, config.rounds)
+    algorithm = method(method.Config(**config.algorithm.settings), held.specs, config.rounds)
     images = input_source(config, dataset, model)
-    trainer = BlockTrainer(config, model, algorithm, images, dataset, parts)
+    trainer = BlockTrainer(config, held, algorithm, images, dataset, parts)
     per_block = config.clients.per_block
     assert per_block != "auto"
     store = ClientStore(group, algorithm.init_client if keeps_states(config, algorithm) else None)
