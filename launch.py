@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from fedsim.config import Config, load_config
+from fedsim.config_distill import load_distill_config
 from fedsim.errors import UserError
 from fedsim.listing import LISTINGS
 
@@ -53,15 +54,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as rounds=1 train.lr=1e-3."),
 ]
+Out = Annotated[Path | None, typer.Option(help="Folder of what is made; runs/<name> if not given.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if any.")]
 
 
 @app.command()
-def run(
-    config: ConfigPath,
-    overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name> if not given.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if any.")] = False,
-) -> None:
+def run(config: ConfigPath, overrides: Overrides = None, out: Out = None, resume: Resume = False) -> None:
     """Run an experiment."""
     settings = load(config, overrides)
     from fedsim import server
@@ -78,6 +76,15 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     rows = plan.describe(settings)
     if IS_FIRST_RANK:
         show_rows(rows)
+
+
+@app.command()
+def distill(config: ConfigPath, overrides: Overrides = None, out: Out = None, resume: Resume = False) -> None:
+    """Make the sub-model that a run names in model.submodel, and distil it."""
+    settings = load_distill_config(config, overrides or [])
+    from fedsim import distill_run
+
+    distill_run.run(settings, out or Path("runs") / settings.name, resume)
 
 
 @app.command("list")

@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from fedsim.config_distill import DistillSettings
 from fedsim.models.specs import Kind, ParamSpec
 from fedsim.tasks import cross_entropy
 
@@ -25,13 +26,15 @@ class Phase:
 
     ``models``: M models that a client trains side by side on the same batches; what has a client axis then has an
     axis of models behind it, (K, M, ...). ``assess_on``: the client's own images on which its models are scored
-    before each of several local passes, see ``Algorithm.assess``.
+    before each of several local passes, see ``Algorithm.assess``. ``counts_padding``: whether what is counted per
+    token is so at the padding of texts, too.
     """
 
     name: str = "train"
     kinds: frozenset[Kind] = TRAINED_KINDS
     models: int = 1
     assess_on: Literal["train", "val"] | None = None
+    counts_padding: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Update:
     ``after``: their trained parameters, (K, ...) or (K, M, ...); ``before``: the server's. ``weights``: float64
     (K,), summing to one over all clients of the round. ``states``: one mapping per client, which outlives the
     round and may be changed in place. ``round`` counts from 1. ``num_steps``: the steps that each client took, int64
-    (K,), with this ``momentum``, zero for optimisers that have none.
+    (K,), with this ``momentum``, zero for optimisers that have none. ``cohort``: all clients of the round.
     """
 
     round: int
@@ -105,6 +108,7 @@ class Update:
     states: list[dict[str, Tensor]]
     num_steps: Tensor
     momentum: float
+    cohort: tuple[int, ...] = ()
 
     @cached_property
     def delta(self) -> dict[str, Tensor]:
@@ -132,6 +136,19 @@ class Aggregate:
     clients: tuple[int, ...]
     mean: Mapping[str, Tensor]
     total: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What of the clients' sub-model the server distils anew after a round, towards the full model.
+
+    ``trained``: proxy parameters by name, each with a bool tensor of its shape, true where an element trains; all else
+    stays. ``student``: parameters that the sub-model has meanwhile in place of the server's, which the full model has.
+    """
+
+    trained: Mapping[str, Tensor]
+    student: Mapping[str, Tensor]
+    settings: DistillSettings
 
 
 class Algorithm:
@@ -209,6 +226,18 @@ class Algorithm:
         for name, change in aggregate.mean.items():
             params[name] = add_exact(params[name], change)
         return replace(state, params=params)
+
+    def aligns_after(self, round: int) -> bool:
+        """Whether the server distils the clients' sub-model anew after a round (counted from 1)."""
+        del round
+        return False
+
+    def align(self, state: ServerState, aggregate: Aggregate, seed: int) -> Alignment:
+        """Return what is distilled after a round that ``aligns_after`` names; the same on every rank.
+
+        ``state`` and ``aggregate``: after the round's last phase. ``seed``: the round's own, for what is drawn.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.align, since its aligns_after says so")
 
     def receive(self, state: ServerState, states: Sequence[dict[str, Tensor]], aggregate: Aggregate) -> None:
         """Let a block's clients take something from the aggregate into their own states, in place.

@@ -33,6 +33,8 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
+# Also a folder's, which neither "." nor ".." can be.
+Name = Annotated[str, Field(pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)]
 Scalar = bool | int | float | str
 
 

@@ -58,7 +58,7 @@ def train_phase(
         weights = cohort.weights[block.start : block.stop]
         with sim.store.open(clients) as states:
             update, block_losses = sim.trainer.train(clients, weights, state, phase, states)
-            payload = sim.algorithm.pre_aggregate(update)
+            payload = sim.algorithm.pre_aggregate(replace(update, cohort=cohort.clients))
             if figures is not None:
                 figures.measure_before(block, update, states, state.params)
         squared_norms = sum_of_squares(of_parameters(sim, payload.mean), len(clients))

@@ -1,11 +1,13 @@
 """What a round leaves in the log. Everything but the timing is a function of the config alone."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from algorithms.base import TRAINED_KINDS, Phase, ServerState
 from fedsim.cohort import Cohort
 from fedsim.diagnostics import client_drift, lora_diagnostics
+from fedsim.distill import Step
 from fedsim.figures import ClientFigures
 from fedsim.phase import Outcome, of_parameters
 from fedsim.simulation import Simulation
@@ -78,6 +80,12 @@ class RoundRecord:
         for row, own in zip(self.client_rows[-len(rows) :], rows, strict=True):
             row |= own
         self.row["diagnostics"] |= figures.diagnostics()
+
+    def add_alignment(self, steps: Sequence[Step], seconds: float) -> None:
+        """Take in an alignment of the sub-model."""
+        first, last = steps[0].loss, steps[-1].loss
+        self.row["diagnostics"]["alignment"] = {"steps": len(steps), "first_loss": first, "last_loss": last}
+        self.timing["alignment_seconds"] = seconds
 
     def measure(self, metrics: dict[str, dict[str, float]]) -> None:
         """Take in the round's evaluation."""
