@@ -202,6 +202,7 @@ def test_the_words_of_the_config_are_the_partitions() -> None:
     needed: dict[str, dict[str, Any]] = {
         "dirichlet": {"alpha": 0.5},
         "shards": {"per_client": 1},
+        "diversity": {"share": 0.5},
         "file": {"path": "p.json"},
     }
     for name in PARTITIONS:

@@ -38,7 +38,7 @@ def cifar10(tmp_path: Path) -> Path:
 def cifar100(tmp_path: Path) -> Path:
     folder = tmp_path / "cifar-100-binary"
     folder.mkdir()
-    records(300, 100, 0, coarse=True).tofile(folder / "train.bin")
+    records(500, 100, 0, coarse=True).tofile(folder / "train.bin")
     records(100, 100, 1, coarse=True).tofile(folder / "test.bin")
     (folder / "fine_label_names.txt").write_text("\n".join(f"thing_{n}" for n in range(100)) + "\n")
     return folder
@@ -77,10 +77,11 @@ def test_cifar10_has_its_test_and_a_validation_out_of_training(cifar10: Path) ->
 
 def test_cifar100_takes_the_fine_classes(cifar100: Path) -> None:
     data = load_set("torchvision:cifar100", root=str(cifar100.parent), image_size=24)
-    assert data.images.shape == (400, 3, 24, 24)
+    assert data.images.shape == (600, 3, 24, 24)
     assert data.class_names[:2] == ("thing_0", "thing_1")
-    assert data.labels.tolist() == list(range(100)) * 4
-    first = records(300, 100, 0, coarse=True)[0, 2:].reshape(3, 32, 32)
+    assert (len(data.train), len(data.val), len(data.test)) == (400, 100, 100)
+    assert data.labels.tolist() == list(range(100)) * 6
+    first = records(500, 100, 0, coarse=True)[0, 2:].reshape(3, 32, 32)
     want = resized(Image.fromarray(first.transpose(1, 2, 0)), 24, 24)
     np.testing.assert_array_equal(data.images[0].numpy(), want)
 
