@@ -23,7 +23,9 @@ Form = Literal["paper", "released"]
 class AlignmentSteps(DistillSteps):
     """The steps of one alignment."""
 
-    epochs: float = Field(0.02, gt=0, le=1e6, description="Passes over the inputs; 0.02 is one step out of fifty.")
+    epochs: float = Field(
+        default=0.02, gt=0, le=1e6, description="Passes over the inputs; 0.02 is one step out of fifty."
+    )
 
 
 class FedPFT(Algorithm):
@@ -76,7 +78,7 @@ class FedPFT(Algorithm):
 
     def pre_aggregate(self, update: Update) -> Payload:
         counts = {name: value for name, value in update.after.items() if self.specs[name].kind == "count"}
-        mean = {name: value for name, value in self.sent(update.delta).items() if name not in counts}
+        mean = self.sent(update.delta)
         if not counts or self.config.form == "paper":
             return Payload(mean=mean, total=counts)
         last = max(update.cohort, default=None)

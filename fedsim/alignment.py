@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from algorithms.base import Aggregate, ServerState
 from fedsim.distill import Distiller, Pair
+from fedsim.models.held import HeldModel
 from fedsim.records import RoundRecord
 from fedsim.runlog import RunLog
 from fedsim.seeding import derive
@@ -17,6 +18,7 @@ def align(sim: Simulation, state: ServerState, aggregate: Aggregate, record: Rou
     ``state`` and ``aggregate``: after the round's last phase.
     """
     assert sim.public is not None, "build_simulation loads it where a round aligns"
+    assert isinstance(sim.held, HeldModel), "and the folder of a sub-model with it"
     started = time.perf_counter()
     round, seed = state.round + 1, sim.config.seed
     wanted = sim.algorithm.align(state, aggregate, derive(seed, "align", round=round))

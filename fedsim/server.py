@@ -15,6 +15,7 @@ from fedsim.alignment import align
 from fedsim.checkpoint import Checkpoints, Progress, server_tensors
 from fedsim.cohort import draw_cohort
 from fedsim.config import Config, load_config
+from fedsim.costs import costs
 from fedsim.data import draw_partition, partition_table
 from fedsim.errors import UserError
 from fedsim.figures import ClientFigures
@@ -150,6 +151,7 @@ def finish(sim: Simulation, state: ServerState, progress: Progress, log: RunLog)
         "best_round": progress.best_round,
         **progress.best_metrics,
         "state_sha256": sim.store.digest(digest),
+        "costs": costs(sim),
     }
     if sim.group.is_server and sim.model.lora_layers:
         export_peft(log.folder / "adapter", state.params, sim.model, sim.config.data.max_tokens)

@@ -25,6 +25,7 @@ from fedsim.images import ImageSource
 from fedsim.memory import keep_freed_memory
 from fedsim.models.held import build_models
 from fedsim.models.stacked import StackedModel
+from fedsim.public import PublicInputs, load_public
 from fedsim.store import GIB, Budget, ClientStore
 from fedsim.tasks import Classification, Task, task_of
 from fedsim.texts import input_source
@@ -34,7 +35,8 @@ from fedsim.texts import input_source
 class Simulation:
     """The parts of a run. ``parts``: each client's training images, as indices into the data set.
 
-    ``model`` is the server's, which is measured and exported; clients hold ``held``.
+    ``model`` is the server's, which is measured and exported; clients hold ``held``. ``public``: what a sub-model is
+    aligned over, where the method does that.
     """
 
     config: Config
@@ -47,6 +49,7 @@ class Simulation:
     trainer: BlockTrainer
     store: ClientStore
     per_block: int
+    public: PublicInputs | None = None
     # Measured seconds per local step of each client, 1 before its first measurement; steers the schedule only.
     step_seconds: dict[int, float] = field(default_factory=dict)
 
@@ -158,7 +161,9 @@ def build_simulation(
             trainer.own.require(phase.assess_on)
     create = algorithm.init_client if keeps_states(config, algorithm) else None
     store = ClientStore(group, create, state_budget(config.store, group.device, scratch))
-    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, store, per_block)
+    aligns = any(algorithm.aligns_after(round) for round in range(1, config.rounds + 1))
+    public = load_public(config.model.submodel, model) if aligns else None
+    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, store, per_block, public)
 
 
 def state_budget(config: StoreConfig, device: torch.device, scratch: Path | None) -> Budget:

@@ -23,6 +23,7 @@ from fedsim.data import Dataset, load_dataset
 from fedsim.models.encoders import load_encoder
 from fedsim.models.held import build_models
 from fedsim.models.stacked import StackedModel
+from fedsim.public import PublicInputs
 from fedsim.records import RoundRecord
 from fedsim.server import run_round
 from fedsim.simulation import Simulation, keeps_states
@@ -123,7 +124,10 @@ def make_simulation(
     model: StackedModel | None = None,
     held: StackedModel | None = None,
 ) -> Simulation:
-    """What ``build_simulation`` does, with images, partition and perhaps models from the caller."""
+    """What ``build_simulation`` does, with images, partition and perhaps models from the caller.
+
+    A sub-model is aligned over the validation images.
+    """
     group = open_group()
     if model is None:
         words = config.model.model_dump_json()
@@ -136,7 +140,8 @@ def make_simulation(
     per_block = config.clients.per_block
     assert per_block != "auto"
     store = ClientStore(group, algorithm.init_client if keeps_states(config, algorithm) else None)
-    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, store, per_block)
+    public = PublicInputs(images, dataset.val)
+    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, store, per_block, public)
 
 
 def simulate(sizes: Sequence[int], per_block: int, **sections: Any) -> Simulation:

@@ -31,13 +31,13 @@ BLOCKS = "blocks."
 class ProxyLinear(nn.Module):
     """A linear layer bound to a weight (O, D) and a bias (O,), or None, before its forward pass.
 
-    Frozen ones are laid out for the processor once, as long as they stay the same; others get their gradient.
-    ``counter``: where to count what comes in.
+    Frozen ones are cast to ``dtype`` and laid out for the processor once, as long as they stay the same; others get
+    their gradient. ``counter``: where to count what comes in.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self._dtype = dtype
+        self.dtype = dtype
         self._tensors: tuple[Tensor, Tensor | None] | None = None
         self._version = -1
         self._product: FrozenProduct | None = None
@@ -59,12 +59,14 @@ class ProxyLinear(nn.Module):
         if weight.requires_grad:
             return F.linear(x, weight, bias)
         if self._product is None:
-            self._product = FrozenProduct(weight.to(self._dtype), None if bias is None else bias.to(self._dtype))
+            self._product = FrozenProduct(weight.to(self.dtype), None if bias is None else bias.to(self.dtype))
         return frozen_linear(x, self._product)
 
 
 class ProxyNorm(nn.Module):
     """A LayerNorm bound to scale and shift (D,) before its forward pass."""
+
+    dtype = torch.float32
 
     def __init__(self, source: nn.LayerNorm) -> None:
         super().__init__()
@@ -158,6 +160,16 @@ class HeldModel(StackedModel):
             if spec.kind == "count":
                 params[name] = torch.zeros(spec.shape, dtype=torch.int64, device=self.device)
         return params
+
+    def cut_tensors(self) -> list[Tensor]:
+        """Return the cut feed-forwards' tensors in the types in which clients keep them; no values."""
+        return [
+            torch.empty(self._tensors[name].shape, dtype=module.dtype, device="meta")
+            for cut in self.cut_layers
+            for path, module in cut.modules.items()
+            for name in (f"{BLOCKS}{cut.number}.{path}.weight", f"{BLOCKS}{cut.number}.{path}.bias")
+            if name in self._tensors
+        ]
 
     def _bind(self, params: Mapping[str, Tensor], tokens: Tensor, counting: Counting | None) -> None:
         super()._bind(params, tokens, counting)

@@ -191,7 +191,7 @@ def test_only_what_a_phase_trains_changes(method: str) -> None:
     play(sim, 1)
     assert len(phases) - 1 == len(sim.algorithm.phases(1))
     for phase, seen in zip(sim.algorithm.phases(1), phases, strict=False):
-        trained = {name for name, spec in sim.model.specs.items() if spec.kind in phase.kinds}
+        trained = {name for name, spec in sim.held.specs.items() if spec.kind in phase.kinds}
         assert all(set(after) == trained for after in seen["after"].values())
         changed = {name for name, value in seen["server"].items() if not torch.equal(value, before[name])}
         assert changed <= trained & set(sim.algorithm.sent(before))
@@ -245,7 +245,7 @@ def test_an_idle_rank_knows_the_payload(method: str) -> None:
 @every_method
 def test_local_parameters_are_never_sent(method: str) -> None:
     sim = simulate(SIZES, 2, **active(method))
-    sim.algorithm.specs = {**sim.model.specs, "head.bias": ParamSpec((3,), "local")}
+    sim.algorithm.specs = {**sim.held.specs, "head.bias": ParamSpec((3,), "local")}
     state = sim.initial_state()
     for phase in sim.algorithm.phases(1):
         payload = sim.algorithm.pre_aggregate(train_alone(sim, 0, state, phase))

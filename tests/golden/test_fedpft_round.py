@@ -158,8 +158,8 @@ def test_alignment(played: Any) -> None:
             torch.testing.assert_close(state.params[name], after[name], **CLOSE)
         else:
             torch.testing.assert_close(state.params[name], before, rtol=0, atol=1e-6)
-    # The released sub-model scores with the last client's adapter and classifier: the stored ones, since RoBERTa's large
-    # weights make 1e-4 of a score out of our own last bits.
+    # The released sub-model scores with the last client's adapter and classifier: the stored ones, since RoBERTa's
+    # large weights make 1e-4 of a score out of our own last bits.
     (client,) = golden.arrays["align/student_adapter_is_that_of_client"].tolist()
     sub = state.params | golden.params(f"client{client}/adapter_out")
     torch.testing.assert_close(golden.logits(golden.held, sub), golden.get("align/logits_sub_after"), **CLOSE)
