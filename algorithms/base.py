@@ -171,8 +171,12 @@ class Algorithm:
         return {}
 
     def sent(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Leave out what has no mean: what clients keep to themselves, are given but do not train, or count."""
-        return {n: v for n, v in tensors.items() if self.specs[n].kind not in ("local", "proxy", "count")}
+        """Leave out what clients keep to themselves or do not train."""
+        return {name: value for name, value in self.trained(tensors).items() if self.specs[name].kind != "local"}
+
+    def trained(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Leave out what clients are given but never train, and what they count: such has one value for all."""
+        return {name: value for name, value in tensors.items() if self.specs[name].kind in TRAINED_KINDS}
 
 
 def recall(states: Sequence[Mapping[str, Tensor]], prefix: str, fallback: Mapping[str, Tensor]) -> dict[str, Tensor]:
