@@ -15,7 +15,7 @@ from fedsim.models.held import HeldModel, ProxyLinear, build_models
 from fedsim.models.specs import NUM_TOKENS, PROXIES, ZEROS
 from fedsim.models.stacked import Counting, StackedModel
 from fedsim.models.tower import Tower
-from fedsim.submodel import compress, find_feed_forward
+from fedsim.submodel import choose_neurons, find_feed_forward
 from tests.unit.models_clip_folders import write_clip
 from tests.unit.models_hugging_folders import write_hugging
 
@@ -41,16 +41,33 @@ def words_of(kind: str, folder: Path, **changes: Any) -> dict[str, Any]:
     return {**words, "lora": lora, **changes}
 
 
+def keep(block: nn.Module, neurons: Tensor) -> None:
+    """Put shorter linear layers, frozen like the old ones, in a block's place for its feed-forward."""
+    layer = find_feed_forward(block, "")
+    inner, outer = layer.inner, layer.outer
+    for path, weight, bias in (
+        (layer.inner_path, inner.weight[neurons], inner.bias[neurons]),
+        (layer.outer_path, outer.weight[:, neurons], outer.bias),
+    ):
+        new = nn.Linear(weight.shape[1], weight.shape[0])
+        new.weight, new.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(bias.detach().clone())
+        parent, _, name = path.rpartition(".")
+        setattr(block.get_submodule(parent), name, new.requires_grad_(False))
+
+
 def plainly_cut(
     config: ModelConfig, size: int, retained: tuple[int, ...], rank: int
 ) -> tuple[Tower, dict[int, Tensor], dict[str, Tensor]]:
     """A model without LoRA of its own, cut in place, the neurons it kept, and its cut feed-forwards' tensors."""
     tower = load_encoder(config, size, ["a", "b"], 0).tower
     assert tower is not None
-    kept = compress(tower.blocks, retained, rank)
-    tensors = {f"blocks.{n}.{path}": value for n, (layer, _) in kept.items() for path, value in layer.trained().items()}
-    neurons = {number: own for number, (_, own) in kept.items()}
-    return tower, neurons, {name: value.detach() for name, value in tensors.items()}
+    neurons = {number: own for number, (_, own) in choose_neurons(tower.blocks, retained, rank).items()}
+    tensors = {}
+    for number, own in neurons.items():
+        keep(tower.blocks[number], own)
+        trained = find_feed_forward(tower.blocks[number], "").trained()
+        tensors |= {f"blocks.{number}.{path}": value.detach() for path, value in trained.items()}
+    return tower, neurons, tensors
 
 
 def full_model(config: ModelConfig, size: int) -> StackedModel:
@@ -61,7 +78,7 @@ def cut_in_place(config: ModelConfig, size: int, neurons: Mapping[int, Tensor]) 
     """A whole StackedModel of which then these neurons alone are left."""
     model = full_model(config, size)
     for number, kept in neurons.items():
-        find_feed_forward(model.blocks[number], "").keep(kept)
+        keep(model.blocks[number], kept)
     return model
 
 
@@ -173,6 +190,12 @@ def test_what_is_bound_may_change() -> None:
     product = layer._product
     layer(x)
     assert layer._product is product, "what stays the same is laid out once"
+    for trained in (weight, bias):
+        layer.bind(weight, bias)
+        trained.requires_grad_()
+        (grad,) = torch.autograd.grad(layer(x).sum(), trained)
+        assert grad.abs().sum() > 0
+        trained.requires_grad_(False)
     layer.bind(weight, None)
     torch.testing.assert_close(layer(x), x @ weight.T)
 
