@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedsim.config import ModelConfig
 from fedsim.errors import UserError
 from fedsim.models.encoders import load_encoder
-from fedsim.models.held import HeldModel, ProxyLinear, build_models
+from fedsim.models.held import HeldModel, ProxyLinear, ZeroCounter, build_models
 from fedsim.models.specs import NUM_TOKENS, PROXIES, ZEROS
 from fedsim.models.stacked import Counting, StackedModel
 from fedsim.models.tower import Tower
@@ -252,6 +252,18 @@ def test_zeros_are_counted_per_client(kind: str, tmp_path: Path) -> None:
     held.features(params, fixed, training=True, counting=Counting(places, padding=True))
     tokens = fixed.shape[-1] if kind == "bert" else fixed.shape[2]
     assert torch.equal(params[NUM_TOKENS] - before, places.sum(1) * tokens)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_counts_are_exact_in_any_precision(dtype: torch.dtype) -> None:
+    """3001 tokens of one client, of which 2999 are its own: bf16 has no such numbers."""
+    counter = ZeroCounter(torch.zeros(1, 2, dtype=torch.int64), torch.arange(3001)[None] > 1)
+    activation = torch.zeros(1, 3001, 2, dtype=dtype)
+    activation[0, 5:7, 1] = 0.5
+    with torch.autocast("cpu", torch.bfloat16):
+        counter.add(activation)
+        counter.add(activation)
+    assert counter.zeros.tolist() == [[2 * 2999, 2 * 2997]]
 
 
 def test_dropped_layers(tmp_path: Path) -> None:
