@@ -42,7 +42,8 @@ class FeedForward:
 
         Beside weights and biases that is the LayerNorm after a BERT's feed-forward, which its ``output`` holds too.
         """
-        holders = {path.rpartition(".")[0] for path in (self.inner_path, self.outer_path)}
+        # A linear layer that lies in the block itself is its own holder.
+        holders = {path.rpartition(".")[0] or path for path in (self.inner_path, self.outer_path)}
         return {
             name: parameter
             for name, parameter in self.block.named_parameters()
@@ -60,13 +61,6 @@ class FeedForward:
         """Of what ``trained`` names the tensors with an entry for each neuron, and the axis that has it."""
         axes = {f"{self.inner_path}.weight": 0, f"{self.outer_path}.weight": 1}
         return axes if self.inner.bias is None else {**axes, f"{self.inner_path}.bias": 0}
-
-    def keep(self, neurons: Tensor) -> None:
-        """Leave these neurons (indices in rising order) alone, in place."""
-        inner, outer = self.inner, self.outer
-        bias = None if inner.bias is None else inner.bias[neurons]
-        _replace(self.block, self.inner_path, inner.weight[neurons], bias)
-        _replace(self.block, self.outer_path, outer.weight[:, neurons], outer.bias)
 
 
 def find_feed_forward(block: nn.Module, where: str) -> FeedForward:
@@ -115,17 +109,6 @@ def choose_neurons(
     return {n: (layer, orders[n][:intermediate_rank].sort().values) for n, layer in found.items()}
 
 
-def compress(
-    blocks: Sequence[nn.Module] | nn.ModuleList, layers_retained: Sequence[int], intermediate_rank: int
-) -> dict[int, tuple[FeedForward, Tensor]]:
-    """Cut every block's feed-forward to its most salient neurons, in place; see ``choose_neurons``."""
-    chosen = choose_neurons(blocks, layers_retained, intermediate_rank)
-    with torch.no_grad():
-        for layer, neurons in chosen.values():
-            layer.keep(neurons)
-    return chosen
-
-
 def state_error(
     layers: Iterable[int], found: Sequence[Tensor], expected: Sequence[Tensor], own: Tensor | None
 ) -> Tensor:
@@ -153,14 +136,3 @@ def _linear(block: nn.Module, path: str) -> nn.Linear:
     module = block.get_submodule(path)
     assert isinstance(module, nn.Linear), "find_feed_forward takes no others"
     return module
-
-
-def _replace(block: nn.Module, path: str, weight: Tensor, bias: Tensor | None) -> None:
-    """Put a linear layer of these values at ``path``, trained or frozen as the one before."""
-    old = _linear(block, path)
-    new = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    new.weight = nn.Parameter(weight.detach().clone(), requires_grad=old.weight.requires_grad)
-    if bias is not None:
-        new.bias = nn.Parameter(bias.detach().clone(), requires_grad=old.weight.requires_grad)
-    parent, _, name = path.rpartition(".")
-    setattr(block.get_submodule(parent), name, new)

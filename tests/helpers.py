@@ -96,14 +96,19 @@ def make_masked_dataset(sizes: Sequence[int], side: int, seed: int = 0) -> tuple
 
 
 @cache
-def tiny_submodel() -> str:
+def tiny_submodel(intermediate_rank: int) -> str:
     """A folder with a sub-model of ``TINY_VIT``, cut and not distilled; made once and gone with the process."""
-    model = {**TINY_VIT, "lora": LORA}
-    words = {"name": "half", "model": model, "data": BASE["data"], "submodel": {"intermediate_rank": 48}}
+    folder = Path(SCRATCH.name) / str(intermediate_rank)
+    return write_submodel(folder, {**TINY_VIT, "lora": LORA}, intermediate_rank=intermediate_rank)
+
+
+def write_submodel(folder: Path, model: Mapping[str, Any], image_size: int = IMAGE_SIZE, **cut: Any) -> str:
+    """Cut a model, the section of a config, as the words ``cut`` say, without distillation; return the new folder."""
+    words = {"name": "half", "model": model, "data": BASE["data"], "submodel": cut}
     config = DistillConfig.model_validate(words)
-    tower = load_encoder(config.model, IMAGE_SIZE, ["x"], 0).tower
+    tower = load_encoder(config.model, image_size, ["x"], 0).tower
     assert tower is not None
-    folder = Path(SCRATCH.name)
+    folder.mkdir()
     (folder / CONFIG_FILE).write_text(dump_config(config))
     save_submodel(folder, make_submodel(config, tower.blocks), fingerprint(tower.blocks), {})
     return str(folder)

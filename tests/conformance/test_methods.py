@@ -47,7 +47,7 @@ ACTIVE: dict[str, dict[str, Any]] = {
 # The model where it is not the tests' own, LoRA on a small transformer.
 MODEL: dict[str, dict[str, Any]] = {
     "harmofl": {**TINY_VIT, "lora": LORA, "amplitude_norm": {}},
-    "fedpft": {**TINY_VIT, "lora": LORA, "submodel": {"folder": tiny_submodel()}},
+    "fedpft": {**TINY_VIT, "lora": LORA, "submodel": {"folder": tiny_submodel(48)}},
 }
 # Methods that at no setting of ours do anything on the LoRA model, and a model on which they do.
 OWN_MODEL: dict[str, dict[str, Any]] = {"fedbn": {"name": "timm:test_resnet", "weights": "random", "train": "all"}}

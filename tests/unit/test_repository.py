@@ -83,8 +83,14 @@ def test_files_are_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=name_of)
-def test_example_configs_load_and_are_named_like_their_file(path: Path) -> None:
+def test_example_configs_load_and_are_named_like_their_file(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     load = load_distill_config if path.stem.startswith("submodel_") else load_config
+    if made := re.search(r"submodel: {folder: runs/(\w+)}", path.read_text()):
+        assert (path.parent / f"{made[1]}.yaml").is_file(), "the config that launch.py distill makes the folder with"
+        (tmp_path / "runs" / made[1]).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     assert load(path).name == path.stem
 
 
