@@ -31,7 +31,7 @@ def align(sim: Simulation, state: ServerState, aggregate: Aggregate, record: Rou
         wanted.settings,
         sim.group,
         seed=seed,
-        purpose="align",
+        purpose="alignment",
         round=round,
     )
     steps = []

@@ -88,7 +88,7 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
                 sim.algorithm.receive(state, states, outcome.aggregate)
         record.add_phase(phase, cohort, before, state, outcome)
     if sim.algorithm.aligns_after(round):
-        log.progress("alignment of the sub-model")
+        # The sub-model that clients are given next is brought closer to the full model again.
         state = align(sim, state, outcome.aggregate, record, log)
     if figures is not None:
         for block in plan[sim.group.rank]:
