@@ -148,8 +148,9 @@ def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
             values = [found["scores"][score] for found in runs]
             cells.append(f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else ""))
         costs = runs[0]["costs"]
-        cells += [f"{costs['parameters_held']:,}", f"{costs['bytes_held'] / 1e6:.1f}"]
-        cells += [f"{costs['bytes_sent'] / 1e3:.0f}", f"{mean(r['train_seconds_per_round'] for r in runs):.1f}"]
+        held = costs.get("submodel", costs["full_model"])
+        cells += [f"{held['parameters']:,}", f"{held['bytes'] / 1e6:.1f}"]
+        cells += [f"{held['bytes_sent'] / 1e3:.0f}", f"{mean(r['train_seconds_per_round'] for r in runs):.1f}"]
         cells.append(f"{mean(r['alignment_seconds_per_round'] for r in runs):.1f}")
         title = METHODS[name].title + ("" if len(runs) == len(SEEDS) else f" ({len(runs)} of {len(SEEDS)} seeds)")
         lines.append(f"| {title} | {' | '.join(cells)} |")

@@ -10,7 +10,8 @@ from fedsim.config_distill import load_distill_config
 
 
 def run_of(accuracy: float, training: float) -> dict[str, Any]:
-    costs = {"parameters_held": 14_000_000, "bytes_held": 56_000_000, "bytes_sent": 442_368}
+    held = {"parameters": 14_000_000, "bytes": 56_000_000, "bytes_sent": 442_368}
+    costs = {"full_model": {"parameters": 1, "bytes": 1, "bytes_sent": 1}, "submodel": held}
     scores = {"accuracy": accuracy, "tweets": accuracy / 2}
     return {"scores": scores, "costs": costs, "train_seconds_per_round": training, "alignment_seconds_per_round": 2.0}
 
