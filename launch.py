@@ -6,7 +6,6 @@ mistakes in a config answer at once.
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,13 +19,6 @@ from fedsim.listing import LISTINGS
 
 IS_FIRST_RANK = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 Listing = Literal["algorithms", "models", "data", "assets", "configs"]
-
-
-class Checkpoint(StrEnum):
-    """Which saved state to evaluate."""
-
-    BEST = "best"
-    LAST = "last"
 
 
 class Verbs(TyperGroup):
@@ -97,16 +89,16 @@ def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> Non
 @app.command()
 def evaluate(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")],
-    checkpoint: Annotated[Checkpoint, typer.Option(help="Which saved state.")] = Checkpoint.BEST,
+    checkpoint: Annotated[Literal["best", "last"], typer.Option(help="Which saved state.")] = "best",
 ) -> None:
     """Evaluate a run's saved model."""
     sys.path.append(str(Path.cwd()))
     from fedsim import server
     from fedsim.screen import make_console, metrics_table
 
-    metrics = server.evaluate_run(run_dir, checkpoint.value)
+    metrics = server.evaluate_run(run_dir, checkpoint)
     if IS_FIRST_RANK:
-        make_console().print(metrics_table(metrics, f"{run_dir}, {checkpoint.value} checkpoint"))
+        make_console().print(metrics_table(metrics, f"{run_dir}, {checkpoint} checkpoint"))
 
 
 def load(config: Path, overrides: list[str] | None) -> Config:

@@ -1,6 +1,7 @@
 """Typed configuration of a run: defaults < YAML < key=value on the command line; unknown keys are errors.
 
-``python -m fedsim.config`` rewrites configs/schema.json, from which editors complete and check.
+``python -m fedsim.config`` rewrites configs/schema.json, from which editors complete and check, and that of a
+distillation.
 """
 
 import copy
@@ -38,6 +39,7 @@ __all__ = [
     "load_config",
     "schema",
 ]
+SCHEMA_VERSION = "https://json-schema.org/draft/2020-12/schema"
 SCHEMA_FILE = Path(__file__).parent.parent / "configs" / "schema.json"
 
 
@@ -74,8 +76,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     Raises UserError with one line: file or "command line", key, what was found, what is allowed.
     """
     data = read_mapping(Path(path))
-    if "distill" in data:
-        raise UserError(str(path), "a distillation's config, with distill", "a run's; launch.py distill takes this one")
+    if "submodel" in data:
+        raise UserError(str(path), "a distillation's config, with submodel", "a run's; launch.py distill takes it")
     source = Source(str(path), apply_overrides(data, overrides))
     try:
         config = Config.model_validate(copy.deepcopy(data))
@@ -150,7 +152,7 @@ def schema() -> dict[str, Any]:
     import algorithms
 
     whole = Config.model_json_schema()
-    whole["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    whole["$schema"] = SCHEMA_VERSION
     section = whole["$defs"]["AlgorithmConfig"]
     del section["additionalProperties"]
     section["properties"]["name"]["anyOf"] = [{"enum": list(algorithms.METHODS)}, {"pattern": r"\."}]
@@ -168,4 +170,7 @@ def _method_rule(name: str, model: type[Any], whole: dict[str, Any]) -> dict[str
 
 
 if __name__ == "__main__":
+    from fedsim import config_distill
+
     write_json(SCHEMA_FILE, schema())
+    write_json(config_distill.SCHEMA_FILE, config_distill.schema())

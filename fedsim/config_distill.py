@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from fedsim.config import Source
+from fedsim.config import SCHEMA_VERSION, Source
 from fedsim.config_data import DataConfig
 from fedsim.config_errors import KeyedError, mistakes
 from fedsim.config_train import ADAM_BETAS, Beta
 from fedsim.config_words import Count, ModelConfig, Name, Positive, Seed, Whole, Words
 from fedsim.config_yaml import apply_overrides, read_mapping
 from fedsim.errors import UserError
+
+SCHEMA_FILE: Path = Path(__file__).parent.parent / "configs" / "schema_distill.json"
 
 
 class CutConfig(Words):
@@ -89,8 +91,10 @@ class DistillConfig(Words):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.model.train != "lora":
+        if self.model.lora is None:
             raise KeyedError("model.lora", "null", "a lora section, {} for its defaults: blocks that LoRA can adapt")
+        if self.model.submodel is not None:
+            raise KeyedError("model.submodel", "a sub-model", "null: this is what makes one")
         if self.data.augment:
             raise KeyedError("data.augment", f"{list(self.data.augment)}", "none: inputs are distilled as they are")
         return self
@@ -103,7 +107,7 @@ def load_distill_config(path: Path | str, overrides: Sequence[str] = (), *, chec
     """
     data = read_mapping(Path(path))
     if "rounds" in data:
-        raise UserError(str(path), "a run's config, with rounds", "a distillation's; launch.py run takes this one")
+        raise UserError(str(path), "a run's config, with rounds", "a distillation's; launch.py run takes it")
     source = Source(str(path), apply_overrides(data, overrides))
     try:
         config = DistillConfig.model_validate(data)
@@ -112,3 +116,8 @@ def load_distill_config(path: Path | str, overrides: Sequence[str] = (), *, chec
     if check_paths:
         source.check_paths(config.model, config.data)
     return config
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a distillation's config."""
+    return {**DistillConfig.model_json_schema(), "$schema": SCHEMA_VERSION}

@@ -71,7 +71,8 @@ def run(config: DistillConfig, out: Path, resume: bool) -> dict[str, Any]:
                     log.save(step, distiller.state())
 
             group.check_equal("the sub-model at the end", digest_tensors(distiller.state()))
-            errors = {"before": vars(before), "after": vars(distiller.measure(job.held_out))}
+            after = distiller.measure(job.held_out) if distiller.num_steps else before
+            errors = {"before": vars(before), "after": vars(after)}
             log.finish(job, {"steps": distiller.num_steps, "held_out": len(job.held_out), "error": errors})
         facts: dict[str, Any] = group.broadcast(log.facts())
         log.show(facts)

@@ -18,7 +18,7 @@ def fedpft(rounds: int = 3, **settings: Any) -> Simulation:
         2,
         rounds=rounds,
         algorithm={"name": "fedpft", "distill": STEPS, **settings},
-        model={**TINY_VIT, "lora": LORA, "submodel": {"folder": tiny_submodel()}},
+        model={**TINY_VIT, "lora": LORA, "submodel": {"folder": tiny_submodel(48)}},
     )
 
 

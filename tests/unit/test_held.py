@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from fedsim.config import ModelConfig
 from fedsim.errors import UserError
 from fedsim.models.encoders import load_encoder
-from fedsim.models.held import HeldModel, ProxyLinear, build_models
+from fedsim.models.held import HeldModel, ProxyLinear, ZeroCounter, build_models
 from fedsim.models.specs import NUM_TOKENS, PROXIES, ZEROS
 from fedsim.models.stacked import Counting, StackedModel
 from fedsim.models.tower import Tower
-from fedsim.submodel import compress, find_feed_forward
+from fedsim.submodel import choose_neurons, find_feed_forward
 from tests.unit.models_clip_folders import write_clip
 from tests.unit.models_hugging_folders import write_hugging
 
@@ -41,16 +41,33 @@ def words_of(kind: str, folder: Path, **changes: Any) -> dict[str, Any]:
     return {**words, "lora": lora, **changes}
 
 
+def keep(block: nn.Module, neurons: Tensor) -> None:
+    """Put shorter linear layers, frozen like the old ones, in a block's place for its feed-forward."""
+    layer = find_feed_forward(block, "")
+    inner, outer = layer.inner, layer.outer
+    for path, weight, bias in (
+        (layer.inner_path, inner.weight[neurons], inner.bias[neurons]),
+        (layer.outer_path, outer.weight[:, neurons], outer.bias),
+    ):
+        new = nn.Linear(weight.shape[1], weight.shape[0])
+        new.weight, new.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(bias.detach().clone())
+        parent, _, name = path.rpartition(".")
+        setattr(block.get_submodule(parent), name, new.requires_grad_(False))
+
+
 def plainly_cut(
     config: ModelConfig, size: int, retained: tuple[int, ...], rank: int
 ) -> tuple[Tower, dict[int, Tensor], dict[str, Tensor]]:
     """A model without LoRA of its own, cut in place, the neurons it kept, and its cut feed-forwards' tensors."""
     tower = load_encoder(config, size, ["a", "b"], 0).tower
     assert tower is not None
-    kept = compress(tower.blocks, retained, rank)
-    tensors = {f"blocks.{n}.{path}": value for n, (layer, _) in kept.items() for path, value in layer.trained().items()}
-    neurons = {number: own for number, (_, own) in kept.items()}
-    return tower, neurons, {name: value.detach() for name, value in tensors.items()}
+    neurons = {number: own for number, (_, own) in choose_neurons(tower.blocks, retained, rank).items()}
+    tensors = {}
+    for number, own in neurons.items():
+        keep(tower.blocks[number], own)
+        trained = find_feed_forward(tower.blocks[number], "").trained()
+        tensors |= {f"blocks.{number}.{path}": value.detach() for path, value in trained.items()}
+    return tower, neurons, tensors
 
 
 def full_model(config: ModelConfig, size: int) -> StackedModel:
@@ -61,7 +78,7 @@ def cut_in_place(config: ModelConfig, size: int, neurons: Mapping[int, Tensor]) 
     """A whole StackedModel of which then these neurons alone are left."""
     model = full_model(config, size)
     for number, kept in neurons.items():
-        find_feed_forward(model.blocks[number], "").keep(kept)
+        keep(model.blocks[number], kept)
     return model
 
 
@@ -173,6 +190,12 @@ def test_what_is_bound_may_change() -> None:
     product = layer._product
     layer(x)
     assert layer._product is product, "what stays the same is laid out once"
+    for trained in (weight, bias):
+        layer.bind(weight, bias)
+        trained.requires_grad_()
+        (grad,) = torch.autograd.grad(layer(x).sum(), trained)
+        assert grad.abs().sum() > 0
+        trained.requires_grad_(False)
     layer.bind(weight, None)
     torch.testing.assert_close(layer(x), x @ weight.T)
 
@@ -229,6 +252,18 @@ def test_zeros_are_counted_per_client(kind: str, tmp_path: Path) -> None:
     held.features(params, fixed, training=True, counting=Counting(places, padding=True))
     tokens = fixed.shape[-1] if kind == "bert" else fixed.shape[2]
     assert torch.equal(params[NUM_TOKENS] - before, places.sum(1) * tokens)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_counts_are_exact_in_any_precision(dtype: torch.dtype) -> None:
+    """3001 tokens of one client, of which 2999 are its own: bf16 has no such numbers."""
+    counter = ZeroCounter(torch.zeros(1, 2, dtype=torch.int64), torch.arange(3001)[None] > 1)
+    activation = torch.zeros(1, 3001, 2, dtype=dtype)
+    activation[0, 5:7, 1] = 0.5
+    with torch.autocast("cpu", torch.bfloat16):
+        counter.add(activation)
+        counter.add(activation)
+    assert counter.zeros.tolist() == [[2 * 2999, 2 * 2997]]
 
 
 def test_dropped_layers(tmp_path: Path) -> None:

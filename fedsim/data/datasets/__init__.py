@@ -51,6 +51,8 @@ def load_dataset(config: "DataConfig") -> Dataset:
     kept in the cache folder, where the pixels are mapped into memory that processes of one machine share.
     """
     source = _read(config)
+    if len(source.labels) == 0:
+        raise UserError(f"data {config.root or config.name}", "an empty set", "images or texts")
     train, val, test = split(source, config)
     images = torch.from_numpy(source.images)
     return Dataset(
