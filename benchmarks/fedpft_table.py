@@ -7,8 +7,9 @@
 
 Every run is launch.py with one rank of one thread and the configs named fedpetuning_*, fedpft_* and fedot_*, which have
 the same data, clients, rounds and steps. One sub-model, made first by ``launch.py distill``, serves all seeds. A run's
-best round by validation accuracy gives its figures, on the test texts or images. Seconds per round are those of the
-clients' training alone, one client's seconds after the other's. Writes benchmarks/results/fedpft.json.
+best round by validation accuracy gives its figures, on the test texts or images. Bytes are a client's in a round, means
+over the rounds; seconds are a round's: all clients' training, one after the other, and the server's alignment. Writes
+benchmarks/results/fedpft.json.
 
 ``--choose`` runs two other seeds with several learning rates and prints the best validation accuracy of each.
 """
@@ -102,22 +103,37 @@ def figures(task: Task, folder: Path) -> dict[str, Any]:
     kept = folder / "figures.json"
     if not kept.exists():
         results = json.loads((folder / "results.json").read_text())
-        timings = [json.loads(line) for line in (folder / "timings.jsonl").read_text().splitlines()]
+        rounds, timings = (read(folder / f"{table}.jsonl") for table in ("metrics", "timings"))
         config = load_config(folder / "config.yaml")
         by_site = accuracies(folder) if config.clients.partition.name == "sites" else {}
         scores = {metric: results["test"][metric] for metric in task.metrics} | by_site
         found = {"scores": scores, "val_accuracy": results["val"]["accuracy"], "best_round": results["best_round"]}
-        write_json(kept, found | {"costs": results["costs"], **seconds(timings)})
+        write_json(kept, found | {"costs": results["costs"], **means(rounds, timings)})
     found = json.loads(kept.read_text())
     assert isinstance(found, dict)
     return found
 
 
-def seconds(timings: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the seconds of a round's training and alignment, means over the rounds."""
-    training = [sum(sum(p["train_seconds_per_client"].values()) for p in row["phases"]) for row in timings]
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def means(rounds: Sequence[Mapping[str, Any]], timings: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return, of rows of metrics.jsonl and timings.jsonl, the means over the rounds.
+
+    Seconds that the clients' training takes, one after the other, seconds of the alignment, and the bytes that a client
+    receives.
+    """
+    clients = [
+        [seconds for p in row["phases"] for seconds in p["train_seconds_per_client"].values()] for row in timings
+    ]
+    received = [row["bytes_down"] / len(own) for row, own in zip(rounds, clients, strict=True)]
     alignment = [row.get("alignment_seconds", 0.0) for row in timings]
-    return {"train_seconds_per_round": mean(training), "alignment_seconds_per_round": mean(alignment)}
+    return {
+        "train_seconds_per_round": mean(map(sum, clients)),
+        "alignment_seconds_per_round": mean(alignment),
+        "bytes_received_per_round": mean(received),
+    }
 
 
 def accuracies(folder: Path) -> dict[str, float]:
@@ -139,8 +155,8 @@ def accuracies(folder: Path) -> dict[str, float]:
 def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """Return a table's lines; ``rows``: the figures of each seed by the method's name."""
     scores = list(next(iter(rows.values()))[0]["scores"])
-    columns = [*(score.replace("_", " ") for score in scores), "parameters held", "MB held", "kB sent per round"]
-    columns += ["training, s per round", "alignment, s per round"]
+    columns = [*(score.replace("_", " ") for score in scores), "parameters held", "MB held", "MB sent", "MB received"]
+    columns += ["training, s", "alignment, s"]
     lines = [f"| method | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 1)}"]
     for name, runs in rows.items():
         cells = []
@@ -150,8 +166,11 @@ def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
         costs = runs[0]["costs"]
         held = costs.get("submodel", costs["full_model"])
         cells += [f"{held['parameters']:,}", f"{held['bytes'] / 1e6:.1f}"]
-        cells += [f"{held['bytes_sent'] / 1e3:.0f}", f"{mean(r['train_seconds_per_round'] for r in runs):.1f}"]
-        cells.append(f"{mean(r['alignment_seconds_per_round'] for r in runs):.1f}")
+        cells.append(f"{held['bytes_sent'] / 1e6:.2f}")
+        cells.append(f"{mean(found['bytes_received_per_round'] for found in runs) / 1e6:.2f}")
+        cells += [
+            f"{mean(found[f'{part}_seconds_per_round'] for found in runs):.1f}" for part in ("train", "alignment")
+        ]
         title = METHODS[name].title + ("" if len(runs) == len(SEEDS) else f" ({len(runs)} of {len(SEEDS)} seeds)")
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return lines

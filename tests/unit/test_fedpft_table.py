@@ -1,32 +1,41 @@
 """The FedPFT table, from figures written by hand, and the choice of its runs."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.fedpft_table import METHODS, SEEDS, TASKS, chosen_cells, seconds, table
+from benchmarks.fedpft_table import METHODS, SEEDS, TASKS, chosen_cells, means, table
 from fedsim.config import load_config
 from fedsim.config_distill import load_distill_config
+
+ROOT = Path(__file__).parents[2]
 
 
 def run_of(accuracy: float, training: float) -> dict[str, Any]:
     held = {"parameters": 14_000_000, "bytes": 56_000_000, "bytes_sent": 442_368}
     costs = {"full_model": {"parameters": 1, "bytes": 1, "bytes_sent": 1}, "submodel": held}
     scores = {"accuracy": accuracy, "tweets": accuracy / 2}
-    return {"scores": scores, "costs": costs, "train_seconds_per_round": training, "alignment_seconds_per_round": 2.0}
+    own = {"train_seconds_per_round": training, "alignment_seconds_per_round": 2.0, "bytes_received_per_round": 5.5e6}
+    return {"scores": scores, "costs": costs, **own}
 
 
 def test_a_row_is_the_mean_over_seeds_with_its_deviation() -> None:
     lines = table({"fedpft": [run_of(value, 10 * value) for value in (0.8, 0.9, 1.0)], "fedot": [run_of(0.5, 1.0)]})
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[2].startswith("| FedPFT | 0.900 ± 0.100 | 0.450 ± 0.050 | 14,000,000 | 56.0 | 442 | 9.0 | 2.0 |")
+    assert lines[2].startswith(
+        "| FedPFT | 0.900 ± 0.100 | 0.450 ± 0.050 | 14,000,000 | 56.0 | 0.44 | 5.50 | 9.0 | 2.0 |"
+    )
     assert lines[3].startswith("| FedOT (1 of 3 seeds) | 0.500 | 0.250 |")
 
 
-def test_seconds_are_the_clients_own_and_the_alignments() -> None:
-    phases = [{"train_seconds_per_client": {"0": 1.0, "7": 2.0}}, {"train_seconds_per_client": {"3": 4.0}}]
-    rows = [{"phases": phases, "alignment_seconds": 3.0, "seconds": 99.0}, {"phases": phases[:1], "seconds": 99.0}]
-    assert seconds(rows) == {"train_seconds_per_round": 5.0, "alignment_seconds_per_round": 1.5}
+def test_a_rounds_means_are_the_clients_own_seconds_and_bytes() -> None:
+    phases = [{"train_seconds_per_client": {"0": 1.0, "7": 2.0}}]
+    timings = [{"phases": phases, "alignment_seconds": 3.0, "seconds": 99.0}, {"phases": phases, "seconds": 99.0}]
+    found = means([{"bytes_down": 10}, {"bytes_down": 30}], timings)
+    assert found["train_seconds_per_round"] == 3.0
+    assert found["alignment_seconds_per_round"] == 1.5
+    assert found["bytes_received_per_round"] == 10.0
 
 
 def test_cells_come_seed_by_seed_and_a_strange_one_is_refused() -> None:
@@ -38,15 +47,15 @@ def test_cells_come_seed_by_seed_and_a_strange_one_is_refused() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
-def test_the_configs_of_a_table_differ_in_the_method_alone(task: Any) -> None:
-    configs = {method.config: load_config(f"configs/{method.config}_{task.data}.yaml") for method in METHODS.values()}
+def test_the_configs_of_a_table_differ_in_the_method_alone(task: Any, tmp_path: Path) -> None:
+    whole, offsite = (load_config(ROOT / f"configs/{name}_{task.data}.yaml") for name in ("fedpetuning", "fedot"))
+    proxy = load_config(ROOT / f"configs/fedpft_{task.data}.yaml", [f"model.submodel.folder={tmp_path}"])
     plain = []
-    for config in configs.values():
+    for config in (whole, offsite, proxy):
         words = config.model_dump(mode="json", exclude={"name", "algorithm"})
         words["model"] |= {"submodel": None, "lora": words["model"]["lora"] | {"layers": None}}
         plain.append(words)
-    assert all(words == plain[0] for words in plain)
-    distillation = load_distill_config(f"configs/submodel_{task.model}.yaml")
-    assert distillation.model == configs["fedpetuning"].model
-    assert distillation.data.name != configs["fedpetuning"].data.name
-    assert configs["fedpft"].model.submodel.folder == f"runs/{distillation.name}"
+    assert plain[0] == plain[1] == plain[2]
+    distillation = load_distill_config(ROOT / f"configs/submodel_{task.model}.yaml")
+    assert distillation.model == whole.model
+    assert distillation.data.name != whole.data.name
