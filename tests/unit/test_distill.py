@@ -26,7 +26,7 @@ Models = tuple[Pair, ImageSource]
 
 def make_models(precision: str = "fp32") -> Models:
     """The tiny ViT and its sub-model, and images of which 24 are for training."""
-    words = {**TINY_VIT, "lora": LORA, "submodel": {"folder": tiny_submodel()}, "precision": precision}
+    words = {**TINY_VIT, "lora": LORA, "submodel": {"folder": tiny_submodel(48)}, "precision": precision}
     full, held = build_models(ModelConfig.model_validate(words), IMAGE_SIZE, ["x"], 0, torch.device("cpu"))
     assert isinstance(held, HeldModel)
     source = ImageSource(make_dataset([24])[0], full, ())

@@ -26,7 +26,7 @@ def blocks(seed: int = 0, **options: int) -> nn.ModuleList:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_submodel(), tmp_path / "half"))
+    return Path(shutil.copytree(tiny_submodel(48), tmp_path / "half"))
 
 
 def test_what_goes_in_comes_out(folder: Path) -> None:
