@@ -3,14 +3,16 @@
     .venv/bin/python -m benchmarks.fedpft_table                         # all that is not there yet, then the tables
     .venv/bin/python -m benchmarks.fedpft_table text vision/fedot/10    # these runs, then the tables
     .venv/bin/python -m benchmarks.fedpft_table --collect               # the tables of the runs that are there
+    .venv/bin/python -m benchmarks.fedpft_table --clock text            # their seconds, on a quiet machine
     .venv/bin/python -m benchmarks.fedpft_table --choose vision/fedpft  # its learning rates, by validation
 
 Every run is launch.py with one rank of one thread and the configs named fedpetuning_*, fedpft_* and fedot_*, which have
 the same data, clients, rounds and steps. One sub-model, made first by ``launch.py distill``, serves all seeds. A run's
 best round by validation accuracy gives its figures, on the test texts or images. Bytes are a client's in a round, means
-over the rounds; seconds are a round's: all clients' training, one after the other, and the server's alignment. Writes
-benchmarks/results/fedpft.json.
+over the rounds. Writes benchmarks/results/fedpft.json.
 
+``--clock`` runs two rounds of each method with few validation and test inputs. The table's seconds are theirs: all
+clients' training in a round, one after the other, and the server's alignment after it.
 ``--choose`` runs two other seeds with several learning rates and prints the best validation accuracy of each.
 """
 
@@ -36,6 +38,7 @@ from fedsim.files import write_json
 from fedsim.simulation import build_simulation
 
 SEEDS, CHOICE_SEEDS = (10, 11, 12), (1, 2)
+CLOCK = ("rounds=2", "data.fractions={val: 0.01, test: 0.01}")
 RATES = (0.001, 0.002, 0.004, 0.008)
 RESULTS = Path(__file__).parent / "results" / "fedpft.json"
 
@@ -86,16 +89,19 @@ def submodel(task: Task, changes: Sequence[str], parent: Path) -> Path:
     return folder
 
 
-def run(task_name: str, name: str, seed: int, parent: Path, *changes: str) -> Path:
-    """Train, or resume, one run and return its folder; nothing is done for a finished one."""
+def folder_of(parent: Path, task_name: str, name: str, last: str | int) -> Path:
+    """Return where a run is; ``last``: its seed, or what it is there for."""
+    return parent / f"{task_name}-{name}-{last}"
+
+
+def run(task_name: str, name: str, seed: int, folder: Path, *changes: str) -> None:
+    """Train, or resume, one run; nothing is done for a finished one."""
     task, method = TASKS[task_name], METHODS[name]
-    folder = parent / "-".join([task_name, name, str(seed), *changes])
     if not (folder / "results.json").exists():
         words = [f"configs/{method.config}_{task.data}.yaml", f"seed={seed}", *method.changes, *changes]
         if method.distillation is not None:
-            words.append(f"model.submodel.folder={submodel(task, method.distillation, parent)}")
+            words.append(f"model.submodel.folder={submodel(task, method.distillation, folder.parent)}")
         launch("run", *words, "--out", str(folder), "--resume")
-    return folder
 
 
 def figures(task: Task, folder: Path) -> dict[str, Any]:
@@ -103,12 +109,13 @@ def figures(task: Task, folder: Path) -> dict[str, Any]:
     kept = folder / "figures.json"
     if not kept.exists():
         results = json.loads((folder / "results.json").read_text())
-        rounds, timings = (read(folder / f"{table}.jsonl") for table in ("metrics", "timings"))
         config = load_config(folder / "config.yaml")
         by_site = accuracies(folder) if config.clients.partition.name == "sites" else {}
         scores = {metric: results["test"][metric] for metric in task.metrics} | by_site
         found = {"scores": scores, "val_accuracy": results["val"]["accuracy"], "best_round": results["best_round"]}
-        write_json(kept, found | {"costs": results["costs"], **means(rounds, timings)})
+        num_clients = mean(len(row["phases"][0]["train_seconds_per_client"]) for row in read(folder / "timings.jsonl"))
+        received = mean(row["bytes_down"] for row in read(folder / "metrics.jsonl")) / num_clients
+        write_json(kept, found | {"costs": results["costs"], "bytes_received": received})
     found = json.loads(kept.read_text())
     assert isinstance(found, dict)
     return found
@@ -118,22 +125,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def means(rounds: Sequence[Mapping[str, Any]], timings: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return, of rows of metrics.jsonl and timings.jsonl, the means over the rounds.
-
-    Seconds that the clients' training takes, one after the other, seconds of the alignment, and the bytes that a client
-    receives.
-    """
-    clients = [
-        [seconds for p in row["phases"] for seconds in p["train_seconds_per_client"].values()] for row in timings
-    ]
-    received = [row["bytes_down"] / len(own) for row, own in zip(rounds, clients, strict=True)]
-    alignment = [row.get("alignment_seconds", 0.0) for row in timings]
-    return {
-        "train_seconds_per_round": mean(map(sum, clients)),
-        "alignment_seconds_per_round": mean(alignment),
-        "bytes_received_per_round": mean(received),
-    }
+def seconds(timings: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return, of rows of timings.jsonl, the mean seconds of a round's training and of an alignment, if any."""
+    training = [sum(sum(phase["train_seconds_per_client"].values()) for phase in row["phases"]) for row in timings]
+    alignment = [row["alignment_seconds"] for row in timings if "alignment_seconds" in row]
+    return {"training": mean(training)} | ({"alignment": mean(alignment)} if alignment else {})
 
 
 def accuracies(folder: Path) -> dict[str, float]:
@@ -152,8 +148,8 @@ def accuracies(folder: Path) -> dict[str, float]:
     return {name: hits[sites == site].mean().item() for site, name in enumerate(sim.dataset.site_names)}
 
 
-def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Return a table's lines; ``rows``: the figures of each seed by the method's name."""
+def table(rows: Mapping[str, Sequence[Mapping[str, Any]]], clock: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return a table's lines; ``rows``: the figures of each seed by the method's name, ``clock``: its ``seconds``."""
     scores = list(next(iter(rows.values()))[0]["scores"])
     columns = [*(score.replace("_", " ") for score in scores), "parameters held", "MB held", "MB sent", "MB received"]
     columns += ["training, s", "alignment, s"]
@@ -165,12 +161,10 @@ def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
             cells.append(f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else ""))
         costs = runs[0]["costs"]
         held = costs.get("submodel", costs["full_model"])
-        cells += [f"{held['parameters']:,}", f"{held['bytes'] / 1e6:.1f}"]
-        cells.append(f"{held['bytes_sent'] / 1e6:.2f}")
-        cells.append(f"{mean(found['bytes_received_per_round'] for found in runs) / 1e6:.2f}")
-        cells += [
-            f"{mean(found[f'{part}_seconds_per_round'] for found in runs):.1f}" for part in ("train", "alignment")
-        ]
+        numbers = (held["bytes"], held["bytes_sent"], mean(found["bytes_received"] for found in runs))
+        cells += [f"{held['parameters']:,}", *(f"{number / 1e6:.3g}" for number in numbers)]
+        taken = clock.get(name, {})
+        cells += [f"{taken[part]:.1f}" if part in taken else "" for part in ("training", "alignment")]
         title = METHODS[name].title + ("" if len(runs) == len(SEEDS) else f" ({len(runs)} of {len(SEEDS)} seeds)")
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return lines
@@ -183,16 +177,21 @@ def collect(parent: Path) -> None:
     for task_name, task in TASKS.items():
         rows = {name: finished(parent, task_name, name, task) for name in METHODS}
         rows = {name: found for name, found in rows.items() if found}
+        folders = {name: folder_of(parent, task_name, name, "clock") for name in METHODS}
+        clock = {
+            name: seconds(read(f / "timings.jsonl")) for name, f in folders.items() if (f / "results.json").exists()
+        }
         if rows:
-            print(f"{task_name}:", *table({name: list(found.values()) for name, found in rows.items()}), "", sep="\n")
-            everything[task_name] = rows
+            runs = {name: list(found.values()) for name, found in rows.items()}
+            print(f"{task_name}:", *table(runs, clock), "", sep="\n")
+            everything[task_name] = {"runs": rows, "seconds": clock}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(everything, indent=1) + "\n")
 
 
 def finished(parent: Path, task_name: str, name: str, task: Task) -> dict[int, dict[str, Any]]:
     """Return the figures of a method's finished runs by seed."""
-    folders = {seed: parent / f"{task_name}-{name}-{seed}" for seed in SEEDS}
+    folders = {seed: folder_of(parent, task_name, name, seed) for seed in SEEDS}
     return {seed: figures(task, folder) for seed, folder in folders.items() if (folder / "results.json").exists()}
 
 
@@ -200,8 +199,10 @@ def choose(cells: Sequence[tuple[str, str, int]], parent: Path) -> None:
     """Print the best validation accuracy of each method and learning rate, one number for each seed."""
     for task_name, name in dict.fromkeys((task_name, name) for task_name, name, _ in cells):
         for rate in RATES:
-            folders = [run(task_name, name, seed, parent, f"train.lr={rate}") for seed in CHOICE_SEEDS]
-            found = [json.loads((folder / "results.json").read_text())["val"]["accuracy"] for folder in folders]
+            folders = {seed: folder_of(parent, task_name, name, f"{seed}-lr{rate:g}") for seed in CHOICE_SEEDS}
+            for seed, folder in folders.items():
+                run(task_name, name, seed, folder, f"train.lr={rate}")
+            found = [json.loads((f / "results.json").read_text())["val"]["accuracy"] for f in folders.values()]
             print(task_name, name, f"lr {rate:g}:", " and ".join(f"{value:.3f}" for value in found), flush=True)
 
 
@@ -219,6 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("cells", nargs="*", help="TASK[/METHOD[/SEED]]; all if none is given")
     parser.add_argument("--collect", action="store_true", help="run nothing")
+    parser.add_argument("--clock", action="store_true", help="take the time of these methods, of one seed each")
     parser.add_argument("--choose", action="store_true", help="compare learning rates by validation")
     parser.add_argument("--out", type=Path, default=Path("runs/fedpft_table"), help="folder of the runs")
     arguments = parser.parse_args()
@@ -227,7 +229,12 @@ def main() -> None:
         choose(cells, arguments.out)
         return
     for task_name, name, seed in [] if arguments.collect else cells:
-        figures(TASKS[task_name], run(task_name, name, seed, arguments.out))
+        if arguments.clock:
+            run(task_name, name, SEEDS[0], folder_of(arguments.out, task_name, name, "clock"), *CLOCK)
+        else:
+            folder = folder_of(arguments.out, task_name, name, seed)
+            run(task_name, name, seed, folder)
+            figures(TASKS[task_name], folder)
     collect(arguments.out)
 
 

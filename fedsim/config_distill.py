@@ -40,7 +40,9 @@ class DistillSteps(Words):
     )
     batch_size: Count = Field(default=256, description="Inputs per step.")
     micro_batch: Count = Field(
-        default=32, description="Inputs per forward pass, over which errors are relative; ranks share them out."
+        default_factory=lambda seen: min(32, seen.get("batch_size", 32)),
+        description="Inputs per forward pass, over which errors are relative; ranks share them out. Default: 32, or "
+        "batch_size where that is less.",
     )
     optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="Optimiser.")
     lr: Annotated[float, Field(gt=0, le=1000)] = Field(

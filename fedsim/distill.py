@@ -3,7 +3,7 @@
 A step's batch is cut into micro-batches that follow from the config alone; the ranks share them out, and their
 gradients are added up exactly, so no bit depends on the number of ranks.
 
-Shapes: N inputs, B inputs of a micro-batch, T tokens, D width, P chosen elements of all tensors together.
+Shapes: P chosen elements of all tensors together.
 Source: Peng et al., FedPFT, IJCAI 2024 (arXiv 2404.11536), layer-level and neuron-level distillation.
 """
 

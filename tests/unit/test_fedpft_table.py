@@ -5,37 +5,33 @@ from typing import Any
 
 import pytest
 
-from benchmarks.fedpft_table import METHODS, SEEDS, TASKS, chosen_cells, means, table
+from benchmarks.fedpft_table import METHODS, SEEDS, TASKS, chosen_cells, seconds, table
 from fedsim.config import load_config
 from fedsim.config_distill import load_distill_config
 
 ROOT = Path(__file__).parents[2]
 
 
-def run_of(accuracy: float, training: float) -> dict[str, Any]:
+def run_of(accuracy: float) -> dict[str, Any]:
     held = {"parameters": 14_000_000, "bytes": 56_000_000, "bytes_sent": 442_368}
     costs = {"full_model": {"parameters": 1, "bytes": 1, "bytes_sent": 1}, "submodel": held}
     scores = {"accuracy": accuracy, "tweets": accuracy / 2}
-    own = {"train_seconds_per_round": training, "alignment_seconds_per_round": 2.0, "bytes_received_per_round": 5.5e6}
-    return {"scores": scores, "costs": costs, **own}
+    return {"scores": scores, "costs": costs, "bytes_received": 5.5e6}
 
 
 def test_a_row_is_the_mean_over_seeds_with_its_deviation() -> None:
-    lines = table({"fedpft": [run_of(value, 10 * value) for value in (0.8, 0.9, 1.0)], "fedot": [run_of(0.5, 1.0)]})
+    rows = {"fedpft": [run_of(value) for value in (0.8, 0.9, 1.0)], "fedot": [run_of(0.5)]}
+    lines = table(rows, {"fedpft": {"training": 9.0, "alignment": 2.0}, "fedot": {"training": 8.0}})
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[2].startswith(
-        "| FedPFT | 0.900 ± 0.100 | 0.450 ± 0.050 | 14,000,000 | 56.0 | 0.44 | 5.50 | 9.0 | 2.0 |"
-    )
-    assert lines[3].startswith("| FedOT (1 of 3 seeds) | 0.500 | 0.250 |")
+    assert lines[2] == "| FedPFT | 0.900 ± 0.100 | 0.450 ± 0.050 | 14,000,000 | 56 | 0.442 | 5.5 | 9.0 | 2.0 |"
+    assert lines[3] == "| FedOT (1 of 3 seeds) | 0.500 | 0.250 | 14,000,000 | 56 | 0.442 | 5.5 | 8.0 |  |"
 
 
-def test_a_rounds_means_are_the_clients_own_seconds_and_bytes() -> None:
-    phases = [{"train_seconds_per_client": {"0": 1.0, "7": 2.0}}]
-    timings = [{"phases": phases, "alignment_seconds": 3.0, "seconds": 99.0}, {"phases": phases, "seconds": 99.0}]
-    found = means([{"bytes_down": 10}, {"bytes_down": 30}], timings)
-    assert found["train_seconds_per_round"] == 3.0
-    assert found["alignment_seconds_per_round"] == 1.5
-    assert found["bytes_received_per_round"] == 10.0
+def test_seconds_are_the_clients_own_and_those_of_an_alignment() -> None:
+    phases = [{"train_seconds_per_client": {"0": 1.0, "7": 2.0}}, {"train_seconds_per_client": {"3": 4.0}}]
+    rows = [{"phases": phases, "alignment_seconds": 3.0, "seconds": 99.0}, {"phases": phases[:1], "seconds": 99.0}]
+    assert seconds(rows) == {"training": 5.0, "alignment": 3.0}
+    assert seconds(rows[1:]) == {"training": 3.0}
 
 
 def test_cells_come_seed_by_seed_and_a_strange_one_is_refused() -> None:

@@ -1,5 +1,6 @@
 """Rounds in which clients hold a sub-model: every method as it is, counts, costs, bytes, and what is exported."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from algorithms.base import TRAINED_KINDS, Phase
 from fedsim import plan
-from fedsim.config import load_config
+from fedsim.config import dump_config, load_config
 from fedsim.costs import costs
 from fedsim.errors import UserError
 from fedsim.evaluate import evaluation_rows
 from fedsim.models.export import export_peft
 from fedsim.models.specs import NUM_TOKENS, PROXIES
+from fedsim.server import evaluate_run, run
 from fedsim.simulation import Simulation
 from tests.helpers import (
     LORA,
@@ -248,3 +250,23 @@ def test_lora_may_leave_layers_out() -> None:
     state = play(sim, 1)[0]
     assert np.isfinite(sim.evaluate(state.params)["test"]["loss"])
     assert not [name for name in state.params if name.startswith(PROXIES)]
+
+
+def test_a_whole_run_and_its_folder(tmp_path: Path) -> None:
+    """From the config to results.json and back: what is saved measures as it did, and the costs stand there."""
+    config = make_config(
+        seed=0,  # of the random weights that the sub-model was made of
+        rounds=2,
+        algorithm={"name": "fedpft", "distill": {"epochs": 0.05, "batch_size": 16, "micro_batch": 16}},
+        model=with_submodel(),
+        data={"max_train": 60},
+        clients={"count": 3},
+    )
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    results = run(load_config(tmp_path / "config.yaml"), tmp_path / "run", resume=False)
+    saved = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert saved["costs"] == results["costs"]
+    assert saved["costs"]["submodel"]["parameters"] < saved["costs"]["full_model"]["parameters"]
+    measured = evaluate_run(tmp_path / "run", "best")
+    assert measured == {split: results[split] for split in ("val", "test")}
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
