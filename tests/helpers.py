@@ -96,7 +96,7 @@ def make_masked_dataset(sizes: Sequence[int], side: int, seed: int = 0) -> tuple
 
 
 @cache
-def tiny_submodel(intermediate_rank: int = 48) -> str:
+def tiny_submodel(intermediate_rank: int) -> str:
     """A folder with a sub-model of ``TINY_VIT``, cut and not distilled; made once and gone with the process."""
     folder = Path(SCRATCH.name) / str(intermediate_rank)
     return write_submodel(folder, {**TINY_VIT, "lora": LORA}, intermediate_rank=intermediate_rank)
