@@ -6,7 +6,6 @@ mistakes in a config answer at once.
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,18 +13,12 @@ import typer
 from typer.core import TyperGroup
 
 from fedsim.config import Config, load_config
+from fedsim.config_distill import load_distill_config
 from fedsim.errors import UserError
 from fedsim.listing import LISTINGS
 
 IS_FIRST_RANK = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 Listing = Literal["algorithms", "models", "data", "assets", "configs"]
-
-
-class Checkpoint(StrEnum):
-    """Which saved state to evaluate."""
-
-    BEST = "best"
-    LAST = "last"
 
 
 class Verbs(TyperGroup):
@@ -53,15 +46,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as rounds=1 train.lr=1e-3."),
 ]
+Out = Annotated[Path | None, typer.Option(help="Folder of what is made; runs/<name> if not given.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if any.")]
 
 
 @app.command()
-def run(
-    config: ConfigPath,
-    overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<name> if not given.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if any.")] = False,
-) -> None:
+def run(config: ConfigPath, overrides: Overrides = None, out: Out = None, resume: Resume = False) -> None:
     """Run an experiment."""
     settings = load(config, overrides)
     from fedsim import server
@@ -80,6 +70,15 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
         show_rows(rows)
 
 
+@app.command()
+def distill(config: ConfigPath, overrides: Overrides = None, out: Out = None, resume: Resume = False) -> None:
+    """Make the sub-model that a run names in model.submodel, and distil it."""
+    settings = load_distill_config(config, overrides or [])
+    from fedsim import distill_run
+
+    distill_run.run(settings, out or Path("runs") / settings.name, resume)
+
+
 @app.command("list")
 def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
     """List what there is to choose from."""
@@ -90,16 +89,16 @@ def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> Non
 @app.command()
 def evaluate(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")],
-    checkpoint: Annotated[Checkpoint, typer.Option(help="Which saved state.")] = Checkpoint.BEST,
+    checkpoint: Annotated[Literal["best", "last"], typer.Option(help="Which saved state.")] = "best",
 ) -> None:
     """Evaluate a run's saved model."""
     sys.path.append(str(Path.cwd()))
     from fedsim import server
     from fedsim.screen import make_console, metrics_table
 
-    metrics = server.evaluate_run(run_dir, checkpoint.value)
+    metrics = server.evaluate_run(run_dir, checkpoint)
     if IS_FIRST_RANK:
-        make_console().print(metrics_table(metrics, f"{run_dir}, {checkpoint.value} checkpoint"))
+        make_console().print(metrics_table(metrics, f"{run_dir}, {checkpoint} checkpoint"))
 
 
 def load(config: Path, overrides: list[str] | None) -> Config:

@@ -9,6 +9,7 @@ from algorithms.fedadam import FedAdam
 from algorithms.fedavg import FedAvg
 from algorithms.fedbn import FedBN
 from algorithms.fednova import FedNova
+from algorithms.fedpft import FedPFT
 from algorithms.fedprox import FedProx
 from algorithms.fedrep import FedRep
 from algorithms.fedsam import FedSAM
@@ -36,6 +37,7 @@ METHODS: dict[str, type[Algorithm]] = {
     "fedadam": FedAdam,
     "fedyogi": FedYogi,
     "moon": MOON,
+    "fedpft": FedPFT,
 }
 
 

@@ -40,7 +40,7 @@ class Ditto(Algorithm):
         return (PERSONAL, Phase())
 
     def begin(self, state: ServerState, phase: Phase, states: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        return recall(states, OWN, state.params) if phase == PERSONAL else {}
+        return recall(states, OWN, self.trained(state.params)) if phase == PERSONAL else {}
 
     def loss(self, batch: Batch) -> Tensor:
         loss_K = batch.task_loss
@@ -59,4 +59,4 @@ class Ditto(Algorithm):
         self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor], update: Update | None = None
     ) -> Mapping[str, Tensor]:
         del update
-        return recall(states, OWN, params)
+        return recall(states, OWN, self.trained(params))

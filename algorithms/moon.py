@@ -28,7 +28,7 @@ class MOON(Algorithm):
         if self.config.mu == 0:
             return batch.task_loss
         server = batch.features_of(batch.start)
-        previous = batch.features_of(recall(batch.states, PREVIOUS, batch.start))
+        previous = batch.features_of({**batch.start, **recall(batch.states, PREVIOUS, self.trained(batch.start))})
         contrast_KB = contrastive(batch.features, server, previous, self.config.temperature)
         mu: float = self.config.mu
         return batch.task_loss + mu * (contrast_KB * batch.weights).sum(1)

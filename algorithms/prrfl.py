@@ -63,7 +63,9 @@ class PRRFL(Algorithm):
         super().__init__(config, specs, num_rounds)
         self.transformed = [name for name, spec in specs.items() if is_transformed(spec)]
         self.averaged = [
-            name for name, spec in specs.items() if not is_transformed(spec) and spec.kind not in ("norm", "buffer")
+            name
+            for name, spec in self.trained(specs).items()
+            if not is_transformed(spec) and spec.kind not in ("norm", "buffer")
         ]
 
     def phases(self, round: int) -> tuple[Phase, ...]:
@@ -76,7 +78,7 @@ class PRRFL(Algorithm):
 
     def begin(self, state: ServerState, phase: Phase, states: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         del phase
-        deputy, personal = (recall(states, prefix, state.params) for prefix in (DEPUTY, PERSONAL))
+        deputy, personal = (recall(states, prefix, self.trained(state.params)) for prefix in (DEPUTY, PERSONAL))
         return {name: torch.stack([deputy[name], personal[name]], dim=1) for name in deputy}
 
     def assess(self, f1_KM: Tensor, previous: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -124,21 +126,22 @@ class PRRFL(Algorithm):
         self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor], update: Update | None = None
     ) -> Mapping[str, Tensor]:
         del update
-        return recall(states, PERSONAL, params)
+        return recall(states, PERSONAL, self.trained(params))
 
     def exchanged_model(
         self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor], update: Update | None = None
     ) -> Mapping[str, Tensor]:
         del update
-        return recall(states, DEPUTY, params)
+        return recall(states, DEPUTY, self.trained(params))
 
     def stand_in(self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         shared = self.sent(params)
-        return recall(states, DEPUTY, {name: value for name, value in params.items() if name not in shared})
+        return recall(states, DEPUTY, {n: value for n, value in self.trained(params).items() if n not in shared})
 
     def diagnostics(self, state: ServerState, aggregate: Aggregate) -> dict[str, float]:
         """The share of frequencies, and what is sent relative to the weights, both counted in numbers."""
-        full = sum(math.prod(spec.shape) for spec in self.specs.values() if spec.kind not in ("norm", "buffer"))
+        trained = self.trained(self.specs).values()
+        full = sum(math.prod(spec.shape) for spec in trained if spec.kind not in ("norm", "buffer"))
         sent = sum(value.numel() for value in (*aggregate.mean.values(), *aggregate.total.values()))
         return {"low_freq": self.low_freq(state.round + 1), "sent_per_weight": sent / full}
 

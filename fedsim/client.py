@@ -9,7 +9,7 @@ step, P trained parameters of one model.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from fedsim.config import Config, TrainConfig
 from fedsim.data import Dataset
 from fedsim.images import ImageSource
 from fedsim.layout import Layout
-from fedsim.models.stacked import StackedModel
+from fedsim.models.specs import NUM_TOKENS
+from fedsim.models.stacked import Counting, StackedModel
 from fedsim.optim import StackedOptimizer, learning_rate
 from fedsim.own import OwnImages, macro_f1
 from fedsim.steps import Steps, plan_steps
@@ -31,7 +32,8 @@ from fedsim.tasks import task_of
 class Block:
     """The models of a block's clients in training: ``flat`` (R, P) and ``buffers`` (R, ...) change, ``held`` stay.
 
-    ``held`` (R, ...) are parameters that the phase does not train and a client nevertheless has for its own.
+    Running statistics and counts are ``buffers``. ``held`` (R, ...) are parameters that the phase does not train and a
+    client nevertheless has for its own.
     """
 
     clients: tuple[int, ...]
@@ -136,7 +138,7 @@ class BlockTrainer:
         num_rows = len(clients) * phase.models
         for name in trained.keys() - rows.keys():
             rows[name] = state.params[name].expand(num_rows, *trained[name])
-        buffers = {name: rows[name].clone() for name in trained if specs[name].kind == "buffer"}
+        buffers = {name: rows[name].clone() for name in trained if specs[name].kind in ("buffer", "count")}
         layout = Layout({name: shape for name, shape in trained.items() if name not in buffers})
         held = {name: value for name, value in rows.items() if name not in trained}
         return Block(clients, state, phase, layout, layout.pack(rows), buffers, held)
@@ -244,24 +246,28 @@ class BlockTrainer:
         """Return what the classifier sees, (R, B, ...).
 
         What normalises over the batch must not see the places that a smaller batch leaves empty, so clients with
-        equal batch sizes go together. Running statistics that the phase freezes are used, not changed.
+        equal batch sizes go together. Running statistics that the phase freezes are used, not changed; its counts grow.
         """
         num_models, counts = block.phase.models, inputs.counts
         fixed = inputs.fixed.repeat_interleave(num_models, 0) if num_models > 1 else inputs.fixed
-        buffers = [name for name, spec in self.model.specs.items() if spec.kind == "buffer"]
+        counting = None
+        if NUM_TOKENS in block.buffers:
+            filled = (inputs.weights > 0).repeat_interleave(num_models, 0)
+            counting = Counting(filled, block.phase.counts_padding)
         training = "buffer" in block.phase.kinds
         if len(set(counts)) == 1 or not self.model.mixes_images(training=training):
-            return self.model.features(params, fixed, training=training)
+            return self.model.features(params, fixed, training=training, counting=counting)
         stacked = {*block.layout.shapes, *block.buffers, *block.held}
         groups = []
         for count in sorted(set(counts)):
             rows = [row for row in range(len(fixed)) if counts[row // num_models] == count]
             own = {name: value[rows] if name in stacked else value for name, value in params.items()}
-            groups.append((rows, self.model.features(own, fixed[rows, :count], training=training)))
-            for name in buffers:
+            some = counting and replace(counting, places=counting.places[rows, :count])
+            groups.append((rows, self.model.features(own, fixed[rows, :count], training=training, counting=some)))
+            for name in block.buffers:
                 params[name][rows] = own[name]
-        some = groups[0][1]
-        features = some.new_zeros(*fixed.shape[:2], *some.shape[2:])
+        first = groups[0][1]
+        features = first.new_zeros(*fixed.shape[:2], *first.shape[2:])
         for rows, part in groups:
             features[rows, : part.shape[1]] = part
         return features

@@ -4,7 +4,8 @@ Every rank computes the same cohort, so nothing is sent. Clients without trainin
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config import ClientsConfig, TrainConfig
+from fedsim.data.dataset import Indices
 from fedsim.errors import UserError
 from fedsim.seeding import numpy_stream
 
@@ -31,24 +33,44 @@ class Cohort:
 
 
 def draw_cohort(config: ClientsConfig, train: TrainConfig, sizes: Sequence[int], seed: int, round: int) -> Cohort:
-    """Draw the cohort of a round; ``sizes`` is the number of training images per client."""
+    """Draw the cohort of a round; ``sizes`` is the number of training images per client.
+
+    A client that is drawn several times, with ``multinomial``, takes part once and counts as often in the weights.
+    """
     present = [client for client, size in enumerate(sizes) if size > 0]
     if not present:
         raise UserError("clients.partition", "no client with training images", "at least one")
-    chosen = np.array(present)
     number = cohort_size(config, len(present))
-    if number < len(present):
-        volume = np.array([sizes[client] for client in present], dtype=np.float64)
-        odds = volume / volume.sum() if config.sampling == "volume" else None
-        stream = numpy_stream(seed, "cohort", round=round)
-        chosen = stream.choice(chosen, number, replace=False, p=odds)
-    clients = sorted((int(c) for c in chosen), key=lambda c: (-num_local_steps(train, sizes[c]), -sizes[c], c))
-    return Cohort(tuple(clients), client_weights(config, sizes, clients))
+    drawn = np.array(present)
+    if number < len(present) or config.sampling == "multinomial":
+        drawn = draw_clients(config, sizes, present, number, numpy_stream(seed, "cohort", round=round))
+    times = Counter(int(client) for client in drawn)
+    clients = sorted(times, key=lambda c: (-num_local_steps(train, sizes[c]), -sizes[c], c))
+    return Cohort(tuple(clients), client_weights(config, sizes, clients, times))
 
 
-def client_weights(config: ClientsConfig, sizes: Sequence[int], clients: Sequence[int]) -> Tensor:
-    """Return the weights of ``clients`` in a mean over them, float64 (K,), summing to one."""
-    volume = np.array([sizes[client] if config.weighting == "samples" else 1 for client in clients])
+def draw_clients(
+    config: ClientsConfig,
+    sizes: Sequence[int],
+    present: Sequence[int],
+    number: int,
+    stream: np.random.Generator | np.random.RandomState,
+) -> Indices:
+    """Draw ``number`` of the clients ``present``, in the order of the draw; ``multinomial`` may repeat some."""
+    volume = np.array([sizes[client] for client in present], dtype=np.float64)
+    odds = None if config.sampling == "uniform" else volume / volume.sum()
+    return stream.choice(np.array(present), number, replace=config.sampling == "multinomial", p=odds)
+
+
+def client_weights(
+    config: ClientsConfig, sizes: Sequence[int], clients: Sequence[int], times: Mapping[int, int] | None = None
+) -> Tensor:
+    """Return the weights of ``clients`` in a mean over them, float64 (K,), summing to one.
+
+    ``times``: how often each of them counts; None: once.
+    """
+    counts = [1 if times is None else times[client] for client in clients]
+    volume = np.array(counts) * [sizes[client] if config.weighting == "samples" else 1 for client in clients]
     return torch.from_numpy(volume / volume.sum())
 
 

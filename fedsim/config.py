@@ -1,19 +1,20 @@
 """Typed configuration of a run: defaults < YAML < key=value on the command line; unknown keys are errors.
 
-``python -m fedsim.config`` rewrites configs/schema.json, from which editors complete and check.
+``python -m fedsim.config`` rewrites configs/schema.json, from which editors complete and check, and that of a
+distillation.
 """
 
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from fedsim.config_data import ClientsConfig, DataConfig, FractionsConfig, PartitionConfig
 from fedsim.config_errors import KeyedError, Mistake, mistakes, nearest, show
 from fedsim.config_train import CheckpointConfig, EvaluateConfig, ScheduleConfig, StoreConfig, TrainConfig
-from fedsim.config_words import AlgorithmConfig, AmplitudeNormConfig, Count, LoraConfig, ModelConfig, Seed, Words
+from fedsim.config_words import AlgorithmConfig, AmplitudeNormConfig, Count, LoraConfig, ModelConfig, Name, Seed, Words
 from fedsim.config_yaml import COMMAND_LINE, apply_overrides, read_mapping, require_file, to_yaml
 from fedsim.errors import UserError
 from fedsim.files import write_json
@@ -38,15 +39,14 @@ __all__ = [
     "load_config",
     "schema",
 ]
+SCHEMA_VERSION = "https://json-schema.org/draft/2020-12/schema"
 SCHEMA_FILE = Path(__file__).parent.parent / "configs" / "schema.json"
 
 
 class Config(Words):
     """A whole experiment."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=200)] = Field(
-        description="Name of the run and of its folder: letters, digits, dot, underscore, hyphen."
-    )
+    name: Name = Field(description="Name of the run and of its folder: letters, digits, dot, underscore, hyphen.")
     seed: Seed = Field(default=0, description="Every random draw of the run follows from it.")
     rounds: Count = Field(description="Communication rounds.")
     algorithm: AlgorithmConfig = Field(default=AlgorithmConfig(), description="The method and its own keys.")
@@ -63,12 +63,6 @@ class Config(Words):
     store: StoreConfig = Field(default=StoreConfig(), description="Memory for what clients keep between rounds.")
 
     @model_validator(mode="after")
-    def _name_is_a_folder(self) -> Self:
-        if set(self.name) == {"."}:
-            raise KeyedError("name", repr(self.name), "a name that is not only dots")
-        return self
-
-    @model_validator(mode="after")
     def _sites_to_truncate(self) -> Self:
         name = self.clients.partition.name
         if self.data.truncate_to_smallest and name != "sites":
@@ -82,12 +76,16 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     Raises UserError with one line: file or "command line", key, what was found, what is allowed.
     """
     data = read_mapping(Path(path))
+    if "submodel" in data:
+        raise UserError(str(path), "a distillation's config, with submodel", "a run's; launch.py distill takes it")
     source = Source(str(path), apply_overrides(data, overrides))
     try:
         config = Config.model_validate(copy.deepcopy(data))
     except ValidationError as error:
         source.refuse(mistakes(error, data, Config))
-    source.check_paths(config)
+    source.check_paths(config.model, config.data)
+    if config.clients.partition.name == "file":
+        require_file(Path(config.clients.partition.path), source.where("clients.partition.path"))
     return config.model_copy(update={"algorithm": _with_method_defaults(config.algorithm, source)})
 
 
@@ -115,14 +113,14 @@ class Source:
             expected += f" (and {len(found) - 1} more)"
         raise UserError(self.where(first.key), first.found, expected)
 
-    def check_paths(self, config: Config) -> None:
-        """UserError for the first file or folder named in ``config`` that does not exist."""
-        if str(config.model.weights).endswith(".safetensors"):
-            require_file(Path(str(config.model.weights)), self.where("model.weights"))
-        if config.clients.partition.name == "file":
-            require_file(Path(config.clients.partition.path), self.where("clients.partition.path"))
-        if config.data.root is not None:
-            require_file(Path(config.data.root), self.where("data.root"), folder=True)
+    def check_paths(self, model: ModelConfig, data: DataConfig) -> None:
+        """UserError for the first file or folder named in these sections that does not exist."""
+        if str(model.weights).endswith(".safetensors"):
+            require_file(Path(str(model.weights)), self.where("model.weights"))
+        if data.root is not None:
+            require_file(Path(data.root), self.where("data.root"), folder=True)
+        if model.submodel is not None and model.submodel.folder is not None:
+            require_file(Path(model.submodel.folder), self.where("model.submodel.folder"), folder=True)
 
 
 def _with_method_defaults(algorithm: AlgorithmConfig, source: Source) -> AlgorithmConfig:
@@ -144,7 +142,7 @@ def _with_method_defaults(algorithm: AlgorithmConfig, source: Source) -> Algorit
     return AlgorithmConfig(name=algorithm.name, **settings.model_dump(mode="json"))
 
 
-def dump_config(config: Config) -> str:
+def dump_config(config: Words) -> str:
     """The fully resolved config as YAML; ``load_config`` reads it back to an equal ``Config``."""
     return to_yaml(config.model_dump(mode="json"))
 
@@ -154,7 +152,7 @@ def schema() -> dict[str, Any]:
     import algorithms
 
     whole = Config.model_json_schema()
-    whole["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    whole["$schema"] = SCHEMA_VERSION
     section = whole["$defs"]["AlgorithmConfig"]
     del section["additionalProperties"]
     section["properties"]["name"]["anyOf"] = [{"enum": list(algorithms.METHODS)}, {"pattern": r"\."}]
@@ -172,4 +170,7 @@ def _method_rule(name: str, model: type[Any], whole: dict[str, Any]) -> dict[str
 
 
 if __name__ == "__main__":
+    from fedsim import config_distill
+
     write_json(SCHEMA_FILE, schema())
+    write_json(config_distill.SCHEMA_FILE, config_distill.schema())

@@ -14,14 +14,20 @@ MEDMNIST_FLAGS = (
 Augmentation = Literal[
     "flip", "rotate90", "crop", "color", "vertical_flip", "brightness", "blur_or_noise", "shift_scale_rotate"
 ]
+GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+TEXT_NAMES = (
+    *("rated_sentences", "sentence_ratings", "neutral_sentences", "text_files"),
+    *(f"glue:{task}" for task in GLUE_TASKS),
+)
+TORCHVISION_SETS = ("torchvision:cifar10", "torchvision:cifar100", "torchvision:flowers102")
 SETS_IN_FOLDERS = (
     *("dermoscopic_clients", "image_folder", "camelyon17", "wilds_camelyon17", "prostate", "nuclei", "text_files"),
+    *TORCHVISION_SETS,
 )
-GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
-TEXT_NAMES = ("rated_sentences", "sentence_ratings", "text_files", *(f"glue:{task}" for task in GLUE_TASKS))
 DATA_NAMES = (
     *("brain_mri", "cells", "dermoscopy_pairs", "digits", "dermoscopic_clients", "image_folder"),
     *("camelyon17", "wilds_camelyon17", "prostate", "nuclei"),
+    *TORCHVISION_SETS,
     *TEXT_NAMES,
     *(f"medmnist:{flag}" for flag in MEDMNIST_FLAGS),
 )
@@ -131,6 +137,15 @@ class ShardsPartition(Words):
     per_client: Count = Field(description="Shards of each client.")
 
 
+class DiversityPartition(Words):
+    """Each client has images of so many classes, every class dealt out evenly among the clients that have it."""
+
+    name: Literal["diversity"] = Field(description="A share of the classes for each client.")
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="Classes of a client / all classes, rounded down, one at least; 1: all classes for everybody."
+    )
+
+
 class SitesPartition(Words):
     """The data set's natural sites are the clients."""
 
@@ -145,7 +160,7 @@ class FilePartition(Words):
 
 
 PartitionConfig = Annotated[
-    IidPartition | DirichletPartition | ShardsPartition | SitesPartition | FilePartition,
+    IidPartition | DirichletPartition | ShardsPartition | DiversityPartition | SitesPartition | FilePartition,
     Field(discriminator="name"),
 ]
 
@@ -157,8 +172,10 @@ class ClientsConfig(Words):
     per_round: Literal["all"] | Count | Share = Field(
         default="all", description="Clients per round: all, a number, or a fraction below 1."
     )
-    sampling: Literal["uniform", "volume"] = Field(
-        default="uniform", description="Who takes part: all alike, or in proportion to the number of images."
+    sampling: Literal["uniform", "volume", "multinomial"] = Field(
+        default="uniform",
+        description="Who takes part: all alike; in proportion to the number of images; multinomial: the same with "
+        "replacement, a client drawn twice counts twice (FedProx, MLSys 2020).",
     )
     weighting: Literal["samples", "uniform"] = Field(
         default="samples", description="Weight of a client's update: its number of images, or all alike."

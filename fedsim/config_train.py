@@ -28,6 +28,12 @@ class LinearSchedule(Words):
     final: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, description="Last round's learning rate / lr.")
 
 
+class InverseSchedule(Words):
+    """lr / round, rounds counted from 1."""
+
+    name: Literal["inverse"] = Field(description="lr divided by the number of the round.")
+
+
 class StepSchedule(Words):
     """Multiplied by factor after every so many rounds."""
 
@@ -37,7 +43,7 @@ class StepSchedule(Words):
 
 
 ScheduleConfig = Annotated[
-    ConstantSchedule | CosineSchedule | LinearSchedule | StepSchedule, Field(discriminator="name")
+    ConstantSchedule | CosineSchedule | LinearSchedule | InverseSchedule | StepSchedule, Field(discriminator="name")
 ]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Memory = Annotated[float, Field(ge=0, le=1e6)]

@@ -5,6 +5,8 @@ float, nan and inf are nothing. What single fields cannot say (two keys that exc
 the validators below them, so that a ``Config`` that exists can be run.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -33,12 +35,21 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
+# Also a folder's, which neither "." nor ".." can be.
+Name = Annotated[str, Field(pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)]
 Scalar = bool | int | float | str
+Layers = Annotated[tuple[Whole, ...], Field(strict=False, min_length=1)]
 
 
 def is_open_clip(name: str) -> bool:
     """Whether a model name asks for an open_clip model, which brings a text tower."""
     return name.startswith("open_clip:")
+
+
+def check_rising(key: str, layers: Sequence[int] | None) -> None:
+    """Refuse numbers of layers that do not rise."""
+    if layers is not None and any(after <= before for before, after in pairwise(layers)):
+        raise KeyedError(key, f"{list(layers)}", "layers in rising order, each once")
 
 
 def check_model_name(name: str) -> None:
@@ -78,14 +89,37 @@ class LoraConfig(Words):
     lora_alpha: Positive = Field(default=8.0, description="Scale; the update is (lora_alpha / r) * B A.")
     target: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = Field(
         default=("q", "k", "v"),
-        description="q, k, v: slices of the attention's qkv; other words: nn.Linear modules by suffix "
-        "(proj, fc1, attention.output.dense).",
+        description="q, k, v: slices of the attention's qkv; proj: its output; other words: nn.Linear modules by "
+        "suffix (fc1, intermediate.dense).",
+    )
+    layers: Layers | None = Field(
+        default=None, description="Layers, from 0, that get LoRA; null: all that the clients hold."
     )
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         if len(set(self.target)) < len(self.target):
             raise KeyedError("target", f"{list(self.target)}", "each target once")
+        check_rising("layers", self.layers)
+        return self
+
+
+class SubmodelConfig(Words):
+    """What clients hold in place of the model: all its layers, compressed, or some of them. One of the two keys."""
+
+    folder: Text | None = Field(
+        default=None, description="Folder that launch.py distill made of this model: feed-forwards with fewer neurons."
+    )
+    layers: Layers | None = Field(
+        default=None, description="Layers, from 0, that clients hold; the others are dropped, as in offsite tuning."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.folder is None) == (self.layers is None):
+            found = "neither folder nor layers" if self.folder is None else "folder and layers"
+            raise KeyedError("folder", found, "one of them; the other null")
+        check_rising("layers", self.layers)
         return self
 
 
@@ -126,6 +160,9 @@ class ModelConfig(Words):
         "num_features, and both fedsim:harmofl_ networks form: paper, or released: evaluation normalises over a batch.",
     )
     lora: LoraConfig | None = Field(default=None, description="LoRA factors on the encoder; null for none.")
+    submodel: SubmodelConfig | None = Field(
+        default=None, description="What clients hold and train in place of the model; null: the model itself."
+    )
     train: Literal["lora", "head", "all"] = Field(
         default_factory=lambda seen: "lora" if seen.get("lora") else "all",
         description="What the clients train beside the head. Default: lora if lora is given, else all.",
@@ -165,6 +202,7 @@ class ModelConfig(Words):
             raise KeyedError("lora", "null with train: lora", "a lora section, or train: head or all")
         if self.train != "lora" and self.lora is not None:
             raise KeyedError("lora", f"a lora section with train: {self.train}", "lora: null, or train: lora")
+        self._check_submodel()
         if self.prompt.count("{}") != 1:
             raise KeyedError("prompt", repr(self.prompt), "a text with {} once, for the class name")
         if self.classifier == "text":
@@ -173,6 +211,21 @@ class ModelConfig(Words):
             key = "train_logit_scale" if self.train_logit_scale else "prompt"
             raise KeyedError(key, f"{key} with classifier: linear", "classifier: text, which alone uses it")
         return self
+
+    @property
+    def adapted_layers(self) -> tuple[int, ...] | None:
+        """The layers that get LoRA; None for all."""
+        held = None if self.submodel is None else self.submodel.layers
+        return held if self.lora is None else self.lora.layers or held
+
+    def _check_submodel(self) -> None:
+        if self.submodel is None:
+            return
+        if self.lora is None:
+            raise KeyedError("submodel", f"a sub-model with train: {self.train}", "null, or train: lora")
+        held, adapted = self.submodel.layers, self.lora.layers or ()
+        if held is not None and (absent := set(adapted) - set(held)):
+            raise KeyedError("lora.layers", f"{min(absent)}, which clients do not hold", f"some of {list(held)}")
 
     def _check_text(self) -> None:
         if not is_open_clip(self.name):

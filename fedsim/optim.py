@@ -78,6 +78,8 @@ def learning_rate(base: float, schedule: ScheduleConfig, round: int, num_rounds:
         return base * (schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * done)))
     if schedule.name == "linear":
         return base * (1 + (schedule.final - 1) * done)
+    if schedule.name == "inverse":
+        return base / round
     if schedule.name == "step":
         return base * schedule.factor ** ((round - 1) // schedule.every)
     return base

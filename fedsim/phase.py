@@ -58,7 +58,7 @@ def train_phase(
         weights = cohort.weights[block.start : block.stop]
         with sim.store.open(clients) as states:
             update, block_losses = sim.trainer.train(clients, weights, state, phase, states)
-            payload = sim.algorithm.pre_aggregate(update)
+            payload = sim.algorithm.pre_aggregate(replace(update, cohort=cohort.clients))
             if figures is not None:
                 figures.measure_before(block, update, states, state.params)
         squared_norms = sum_of_squares(of_parameters(sim, payload.mean), len(clients))
@@ -124,13 +124,13 @@ def of_parameters(sim: Simulation, mean: Mapping[str, Tensor]) -> dict[str, Tens
 
     That is the parameters by their own names, but for running statistics: a count of batches says nothing.
     """
-    specs = sim.model.specs
+    specs = sim.held.specs
     return {name: value for name, value in mean.items() if name in specs and specs[name].kind != "buffer"}
 
 
 def averaged_factors(sim: Simulation, update: Update, payload: Payload) -> dict[str, Tensor]:
     """Return the trained LoRA factors that are averaged one by one, for the diagnostics of their aggregation."""
-    factors = {name for name, spec in sim.model.specs.items() if spec.kind in ("lora_a", "lora_b")}
+    factors = {name for name, spec in sim.held.specs.items() if spec.kind in ("lora_a", "lora_b")}
     return {name: update.after[name] for name in update.after if name in factors & payload.mean.keys()}
 
 

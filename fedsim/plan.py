@@ -2,12 +2,11 @@
 
 import math
 
-import torch
-
 from algorithms.base import Phase
 from comm import open_group
 from fedsim.cohort import draw_cohort, num_local_steps
 from fedsim.config import Config
+from fedsim.costs import costs, payload_of
 from fedsim.phase import num_bytes
 from fedsim.simulation import Simulation, build_simulation
 
@@ -38,12 +37,13 @@ def describe(config: Config) -> list[tuple[str, str]]:
         rows.append((f"phase {phase.name}", f"{trained:,} parameters trained, {sent:,} bytes sent per client"))
         up += sent * len(cohort.clients)
     rows.append(("bytes per round", f"{up:,} up, as float32"))
+    for name, cost in costs(sim).items():
+        held = f"{cost['parameters']:,} parameters in {cost['bytes']:,} bytes"
+        rows.append((f"a client's {name.replace('_', ' ')}", f"{held}, {cost['bytes_sent']:,} bytes sent per round"))
     return rows
 
 
 def count_numbers(sim: Simulation, phase: Phase) -> tuple[int, int]:
     """Return how many numbers one client trains in a phase of the first round, and how many bytes it sends."""
-    trained = sum(math.prod(spec.shape) for spec in sim.model.specs.values() if spec.kind in phase.kinds)
-    # A block without clients has the shapes of any other.
-    update, _ = sim.trainer.train((), torch.zeros(0, dtype=torch.float64), sim.initial_state(), phase, [])
-    return trained * phase.models, num_bytes(sim.algorithm.pre_aggregate(update))
+    trained = sum(math.prod(spec.shape) for spec in sim.held.specs.values() if spec.kind in phase.kinds)
+    return trained * phase.models, num_bytes(payload_of(sim, phase))

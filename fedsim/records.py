@@ -1,11 +1,13 @@
 """What a round leaves in the log. Everything but the timing is a function of the config alone."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from algorithms.base import TRAINED_KINDS, Phase, ServerState
 from fedsim.cohort import Cohort
 from fedsim.diagnostics import client_drift, lora_diagnostics
+from fedsim.distill import Step
 from fedsim.figures import ClientFigures
 from fedsim.phase import Outcome, of_parameters
 from fedsim.simulation import Simulation
@@ -20,7 +22,7 @@ class RoundRecord:
         self._wire = (sim.group.bytes_sent, sim.group.bytes_received)
         self._known = frozenset(sim.store.holder)
         self._losses: list[float] = []
-        self._changed_kinds = TRAINED_KINDS
+        self._changed_kinds = TRAINED_KINDS | {"proxy"}
         self.row: dict[str, Any] = {"round": round, "train_loss": None}
         self.row |= {"val": None, "test": None, "bytes_up": 0, "bytes_down": 0, "diagnostics": {}}
         self.client_rows: list[dict[str, Any]] = []
@@ -61,16 +63,18 @@ class RoundRecord:
     def _bytes_down(self, before: ServerState, after: ServerState, cohort: Cohort, outcome: Outcome) -> int:
         """Bytes that the server sends all clients of a phase.
 
-        Each gets what the method trains at a round's start, then what the last phase changed; or the aggregate, and
-        before that, in its first round, the whole model.
+        Each gets what the method trains and the cut parts of a sub-model at a round's start, then what the last phase
+        changed; or the aggregate, and before that, in its first round, the whole model.
         """
         if self._sim.algorithm.returns_aggregate:
             newcomers = set(cohort.clients) - self._known
             self._known |= newcomers
             return outcome.bytes_up + len(newcomers) * sum(value.nbytes for value in before.params.values())
-        specs = self._sim.model.specs
+        specs = self._sim.held.specs
         changed = {name: after.params[name] for name in specs if specs[name].kind in self._changed_kinds}
-        return len(cohort.clients) * sum(value.nbytes for value in self._sim.algorithm.sent(changed).values())
+        given = [value for name, value in changed.items() if specs[name].kind == "proxy"]
+        received = [*self._sim.algorithm.sent(changed).values(), *given]
+        return len(cohort.clients) * sum(value.nbytes for value in received)
 
     def add_figures(self, figures: ClientFigures) -> None:
         """Take in the clients' own figures, the last phase's rows with them."""
@@ -78,6 +82,12 @@ class RoundRecord:
         for row, own in zip(self.client_rows[-len(rows) :], rows, strict=True):
             row |= own
         self.row["diagnostics"] |= figures.diagnostics()
+
+    def add_alignment(self, steps: Sequence[Step], seconds: float) -> None:
+        """Take in an alignment of the sub-model."""
+        first, last = steps[0].loss, steps[-1].loss
+        self.row["diagnostics"]["alignment"] = {"steps": len(steps), "first_loss": first, "last_loss": last}
+        self.timing["alignment_seconds"] = seconds
 
     def measure(self, metrics: dict[str, dict[str, float]]) -> None:
         """Take in the round's evaluation."""

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from comm import Group
-from fedsim.config import Config, dump_config, load_config
+from fedsim.config import Config, Words, dump_config, load_config
 from fedsim.config_errors import show
 from fedsim.environment import environment
 from fedsim.errors import UserError
@@ -44,11 +44,10 @@ class RunLog:
         self.per_block: int | None = None
         if not self._is_writer:
             return
-        recorded = claim_folder(folder, config, resume)
-        if recorded is not None and recorded.clients.per_block != "auto":
-            self.per_block = recorded.clients.per_block
+        if claim_folder(folder, dump_config(config), resume):
+            self.per_block = _require_same_run(config, folder / "config.yaml")
         self._screen = Screen(config.rounds)
-        _write_environment(folder / "environment.json", environment(group))
+        write_environment(folder / "environment.json", environment(group))
         plural = "" if group.num_ranks == 1 else "s"
         self.message(f"{folder}: {group.num_ranks} rank{plural}, backend {group.backend}, device {group.device}")
 
@@ -136,10 +135,10 @@ class RunLog:
         self._writer.flush()
 
 
-def claim_folder(folder: Path, config: Config, resume: bool) -> Config | None:
-    """Create the run folder with its config.yaml, or check that it is the same run and may be resumed.
+def claim_folder(folder: Path, config: str, resume: bool) -> bool:
+    """Create the folder with this content of config.yaml, or say that it is in use and may be resumed.
 
-    Returns the config of the run that is resumed.
+    UserError where it is in use and ``resume`` is false, or cannot be.
     """
     where = str(folder)
     try:
@@ -147,30 +146,37 @@ def claim_folder(folder: Path, config: Config, resume: bool) -> Config | None:
         # a start that was killed in here leaves a temporary file, and nothing else
         is_used = any(entry.suffix != ".tmp" for entry in folder.iterdir())
         if not is_used:
-            write_atomic(folder / "config.yaml", dump_config(config).encode())
-            return None
+            write_atomic(folder / "config.yaml", config.encode())
+            return False
     except OSError as error:
         raise UserError(where, error.strerror or str(error), "a folder that can be written") from None
     if not resume:
         raise UserError(where, "a folder that is in use", "--resume to go on with it, or another --out DIR")
     if not (folder / "config.yaml").is_file():
         raise UserError(where, "files, but no config.yaml", "a run folder, or another --out DIR")
-    recorded = load_config(folder / "config.yaml")
-    _require_same(recorded, config, folder / "config.yaml")
-    return recorded
+    return True
 
 
-def _require_same(recorded: Config, config: Config, file: Path) -> None:
-    """UserError naming the first key in which ``config`` differs from the one in ``file``.
+def _require_same_run(config: Config, file: Path) -> int | None:
+    """UserError unless ``file`` has the config of the same run; return the block size that it has settled on.
 
     The memory for clients' states may differ: no result depends on it, and a run may go on on another machine.
     """
+    recorded = load_config(file)
+    settled = None if recorded.clients.per_block == "auto" else recorded.clients.per_block
     recorded = recorded.model_copy(update={"store": config.store})
-    before = flatten(recorded.model_dump(mode="json"), ".")
-    now = flatten(config.model_dump(mode="json"), ".")
     if config.clients.per_block == "auto":
         # The run has settled on a number since, see record_config.
-        now["clients.per_block"] = before["clients.per_block"]
+        clients = config.clients.model_copy(update={"per_block": recorded.clients.per_block})
+        config = config.model_copy(update={"clients": clients})
+    require_same(recorded, config, file)
+    return settled
+
+
+def require_same(recorded: Words, config: Words, file: Path) -> None:
+    """UserError naming the first key in which ``config`` differs from the one in ``file``."""
+    before = flatten(recorded.model_dump(mode="json"), ".")
+    now = flatten(config.model_dump(mode="json"), ".")
     for key in [*before, *now]:
         missing = object()
         old, new = before.get(key, missing), now.get(key, missing)
@@ -200,33 +206,33 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         sync_folder(path.parent)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path, counter: str = "round") -> list[dict[str, Any]]:
     """The rows of a JSONL file, none where there is no file; a torn last line is left out.
 
-    Raises UserError where another line is no JSON object with a round.
+    Raises UserError where another line is no JSON object with a number of this name.
     """
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     rows: list[dict[str, Any]] = []
     for place, line in enumerate(lines[:-1], start=1):  # a kill may leave a last line without its newline
         try:
             row = json.loads(line)
-            row["round"] + 0
+            row[counter] + 0
         except (ValueError, TypeError, KeyError):
             raise UserError(f"{path} line {place}", show(line.decode(errors="replace")), "a JSON row") from None
         rows.append(row)
     return rows
 
 
-def truncate_rows(path: Path, round: int) -> None:
-    """Drop the rows after ``round`` and a torn last line; the rows before keep their bytes."""
+def truncate_rows(path: Path, last: int, counter: str = "round") -> None:
+    """Drop the rows after the ``last`` round and a torn last line; the rows before keep their bytes."""
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line, row in zip(lines, read_rows(path), strict=False) if row["round"] <= round]
+        kept = [line for line, row in zip(lines, read_rows(path, counter), strict=False) if row[counter] <= last]
         if len(kept) < len(lines):
             write_atomic(path, b"".join(kept))
 
 
-def _write_environment(path: Path, facts: dict[str, Any]) -> None:
+def write_environment(path: Path, facts: dict[str, Any]) -> None:
     """Write the facts about this start, and keep those about earlier ones."""
     if path.exists():
         previous = json.loads(path.read_text())

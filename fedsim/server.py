@@ -11,9 +11,11 @@ from typing import Any
 
 from algorithms.base import ServerState
 from comm import assign_blocks, open_group
+from fedsim.alignment import align
 from fedsim.checkpoint import Checkpoints, Progress, server_tensors
 from fedsim.cohort import draw_cohort
 from fedsim.config import Config, load_config
+from fedsim.costs import costs
 from fedsim.data import draw_partition, partition_table
 from fedsim.errors import UserError
 from fedsim.figures import ClientFigures
@@ -85,6 +87,9 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
             with sim.store.open(cohort.clients[block.start : block.stop]) as states:
                 sim.algorithm.receive(state, states, outcome.aggregate)
         record.add_phase(phase, cohort, before, state, outcome)
+    if sim.algorithm.aligns_after(round):
+        # The sub-model that clients are given next is brought closer to the full model again.
+        state = align(sim, state, outcome.aggregate, record, log)
     if figures is not None:
         for block in plan[sim.group.rank]:
             figures.measure_after(block, cohort.clients[block.start : block.stop], state)
@@ -146,9 +151,10 @@ def finish(sim: Simulation, state: ServerState, progress: Progress, log: RunLog)
         "best_round": progress.best_round,
         **progress.best_metrics,
         "state_sha256": sim.store.digest(digest),
+        "costs": costs(sim),
     }
     if sim.group.is_server and sim.model.lora_layers:
-        export_peft(log.folder / "adapter", state.params, sim.model)
+        export_peft(log.folder / "adapter", state.params, sim.model, sim.config.data.max_tokens)
     if sim.group.is_server and sim.dataset.masks is not None:
         draw_predictions(sim, sim.algorithm.evaluate_model(state), log.folder / "predictions.png")
     log.finish(results)

@@ -23,7 +23,9 @@ from fedsim.errors import UserError
 from fedsim.evaluate import evaluation_rows
 from fedsim.images import ImageSource
 from fedsim.memory import keep_freed_memory
-from fedsim.models.stacked import StackedModel, build_model
+from fedsim.models.held import build_models
+from fedsim.models.stacked import StackedModel
+from fedsim.public import PublicInputs, load_public
 from fedsim.store import GIB, Budget, ClientStore
 from fedsim.tasks import Classification, Task, task_of
 from fedsim.texts import input_source
@@ -31,7 +33,11 @@ from fedsim.texts import input_source
 
 @dataclass
 class Simulation:
-    """The parts of a run. ``parts``: each client's training images, as indices into the data set."""
+    """The parts of a run. ``parts``: each client's training images, as indices into the data set.
+
+    ``model`` is the server's, which is measured and exported; clients hold ``held``. ``public``: what a sub-model is
+    aligned over, where the method does that.
+    """
 
     config: Config
     group: Group
@@ -43,8 +49,14 @@ class Simulation:
     trainer: BlockTrainer
     store: ClientStore
     per_block: int
+    public: PublicInputs | None = None
     # Measured seconds per local step of each client, 1 before its first measurement; steers the schedule only.
     step_seconds: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def held(self) -> StackedModel:
+        """What clients train: a sub-model, which shares all but what is cut with ``model``; without one, ``model``."""
+        return self.trainer.model
 
     @property
     def task(self) -> Task:
@@ -82,7 +94,7 @@ class Simulation:
 
     def initial_state(self) -> ServerState:
         """Return the server's state before the first round."""
-        params = self.model.initial(self.config.seed)
+        params = self.held.initial(self.config.seed)
         return ServerState(0, params, self.algorithm.init_server(params))
 
     def evaluate(self, params: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
@@ -129,18 +141,18 @@ def build_simulation(
     dataset = load_dataset(config.data)
     task_of(dataset, config).decisive(config.evaluate.best_by)
     parts = partition_clients(dataset, config.clients, config.seed)
-    model = build_model(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
+    model, held = build_models(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
     check_outputs(config, model, dataset)
     check_batches(config, model, parts)
     method = resolve(config.algorithm.name)
-    algorithm = method(method.Config(**config.algorithm.settings), model.specs, config.rounds)
+    algorithm = method(method.Config(**config.algorithm.settings), held.specs, config.rounds)
     images = input_source(config, dataset, model)
     if per_block is None:
         num_models = max(phase.models for phase in algorithm.phases(1))
-        per_block = choose_block_size(config, images.num_elements * num_models, model.num_layers, group.device)
+        per_block = choose_block_size(config, images.num_elements * num_models, held.num_layers, group.device)
     clients = config.clients.model_copy(update={"per_block": per_block})
     config = config.model_copy(update={"clients": clients})
-    trainer = BlockTrainer(config, model, algorithm, images, dataset, parts)
+    trainer = BlockTrainer(config, held, algorithm, images, dataset, parts)
     for phase in algorithm.phases(1):
         if phase.assess_on is not None and not isinstance(trainer.task, Classification):
             found = f"{config.algorithm.name}, which compares class scores, with {dataset.name}"
@@ -149,7 +161,9 @@ def build_simulation(
             trainer.own.require(phase.assess_on)
     create = algorithm.init_client if keeps_states(config, algorithm) else None
     store = ClientStore(group, create, state_budget(config.store, group.device, scratch))
-    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, store, per_block)
+    aligns = any(algorithm.aligns_after(round) for round in range(1, config.rounds + 1))
+    public = load_public(config.model.submodel, model) if aligns else None
+    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, store, per_block, public)
 
 
 def state_budget(config: StoreConfig, device: torch.device, scratch: Path | None) -> Budget:

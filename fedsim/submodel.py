@@ -4,10 +4,9 @@ Shapes: N inputs, T tokens, D width of the tokens, F feed-forward neurons of a l
 Source: Peng et al., FedPFT, IJCAI 2024 (arXiv 2404.11536), layer-wise compression and layer-level distillation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,19 +42,25 @@ class FeedForward:
 
         Beside weights and biases that is the LayerNorm after a BERT's feed-forward, which its ``output`` holds too.
         """
-        holders = {path.rpartition(".")[0] for path in (self.inner_path, self.outer_path)}
+        # A linear layer that lies in the block itself is its own holder.
+        holders = {path.rpartition(".")[0] or path for path in (self.inner_path, self.outer_path)}
         return {
             name: parameter
             for name, parameter in self.block.named_parameters()
             if any(name.startswith(f"{holder}.") for holder in holders)
         }
 
-    def keep(self, neurons: Tensor) -> None:
-        """Leave these neurons (indices in rising order) alone, in place."""
-        inner, outer = self.inner, self.outer
-        bias = None if inner.bias is None else inner.bias[neurons]
-        _replace(self.block, self.inner_path, inner.weight[neurons], bias)
-        _replace(self.block, self.outer_path, outer.weight[:, neurons], outer.bias)
+    def cut(self, neurons: Tensor) -> dict[str, Tensor]:
+        """Return copies of what ``trained`` names, with these neurons alone (indices in rising order)."""
+        tensors = {name: parameter.detach().clone() for name, parameter in self.trained().items()}
+        for name, axis in self.neuron_axes().items():
+            tensors[name] = tensors[name].index_select(axis, neurons)
+        return tensors
+
+    def neuron_axes(self) -> dict[str, int]:
+        """Of what ``trained`` names the tensors with an entry for each neuron, and the axis that has it."""
+        axes = {f"{self.inner_path}.weight": 0, f"{self.outer_path}.weight": 1}
+        return axes if self.inner.bias is None else {**axes, f"{self.inner_path}.bias": 0}
 
 
 def find_feed_forward(block: nn.Module, where: str) -> FeedForward:
@@ -76,62 +81,50 @@ def neuron_saliency(layer: FeedForward) -> Tensor:
     return (layer.inner.weight.square().sum(1) + layer.outer.weight.square().sum(0)).sqrt()
 
 
-def compress(
+def choose_neurons(
     blocks: Sequence[nn.Module] | nn.ModuleList, layers_retained: Sequence[int], intermediate_rank: int
 ) -> dict[int, tuple[FeedForward, Tensor]]:
-    """Cut every block's feed-forward to its most salient neurons, in place.
+    """Return every block's feed-forward that is to be cut, and its most salient neurons.
 
-    ``layers_retained``: numbers of blocks, from 0, that stay whole. Return for each of the others the shortened
-    feed-forward and the kept neurons, (intermediate_rank,) in rising order; of equal ones the first are kept.
-    UserError, with nothing changed, for a number of no block or those of all, a rank that is not from 1 to the block's
-    width, and a block without feed-forward.
+    ``layers_retained``: numbers of blocks, from 0, that stay whole. The neurons are (intermediate_rank,) in rising
+    order; of equal ones the first are kept. UserError for a number of no block or those of all, a rank that is not from
+    1 to the block's width, and a block without feed-forward.
     """
     for whole in layers_retained:
         if not 0 <= whole < len(blocks):
-            raise UserError("layers_retained", str(whole), f"layers from 0 to {len(blocks) - 1}")
+            raise UserError("submodel.layers_retained", str(whole), f"layers from 0 to {len(blocks) - 1}")
     found = {
         number: find_feed_forward(block, f"layer {number} of the model")
         for number, block in enumerate(blocks)
         if number not in layers_retained
     }
     if not found:
-        raise UserError("layers_retained", f"all {len(blocks)} layers", "one at least that is cut")
+        raise UserError("submodel.layers_retained", f"all {len(blocks)} layers", "one at least that is cut")
     for number, layer in found.items():
         if not 1 <= intermediate_rank <= layer.inner.out_features:
             allowed = f"from 1 to the {layer.inner.out_features} neurons of layer {number}"
-            raise UserError("intermediate_rank", str(intermediate_rank), allowed)
-    kept = {}
+            raise UserError("submodel.intermediate_rank", str(intermediate_rank), allowed)
     with torch.no_grad():
-        for number, layer in found.items():
-            order = neuron_saliency(layer).argsort(descending=True, stable=True)
-            kept[number] = layer, order[:intermediate_rank].sort().values
-            layer.keep(kept[number][1])
-    return kept
+        orders = {n: neuron_saliency(layer).argsort(descending=True, stable=True) for n, layer in found.items()}
+    return {n: (layer, orders[n][:intermediate_rank].sort().values) for n, layer in found.items()}
 
 
-def distillation_loss(
-    teacher: Sequence[nn.Module] | nn.ModuleList,
-    student: Mapping[int, FeedForward],
-    teacher_states: Sequence[Tensor],
-    student_states: Sequence[Tensor],
-    alpha: float,
-    form: Literal["paper", "released"],
+def state_error(
+    layers: Iterable[int], found: Sequence[Tensor], expected: Sequence[Tensor], own: Tensor | None
 ) -> Tensor:
-    """Return the layer-level loss, a scalar: mean over the compressed layers of two relative squared errors.
+    """Return the mean over layers of the relative error of their outputs, a scalar.
 
-    The first is that of the layer's output, the second, times ``alpha``, that of the product of its two matrices.
-    ``teacher``: the whole model's blocks. ``student``: the compressed feed-forwards by layer. States: every block's
-    output (N, T, D), of all tokens. ``released`` gives the second error no gradient, as the published code has it.
+    ``found`` and ``expected``: every block's output (N, T, D). ``own`` (N, T), bool: the tokens that count; None: all.
     """
-    losses = []
-    for number, layer in student.items():
-        product = layer.product()
-        if form == "released":
-            product = product.detach()
-        whole = find_feed_forward(teacher[number], f"layer {number} of the model").product().detach()
-        states = relative_error(student_states[number], teacher_states[number].detach())
-        losses.append(states + alpha * relative_error(product, whole))
-    return torch.stack(losses).mean()
+    pairs = [(found[layer].float(), expected[layer].float()) for layer in layers]
+    if own is not None:
+        pairs = [(mine[own], theirs[own]) for mine, theirs in pairs]
+    return torch.stack([relative_error(*pair) for pair in pairs]).mean()
+
+
+def product_error(found: Mapping[int, Tensor], expected: Mapping[int, Tensor]) -> Tensor:
+    """Return the mean over layers of the relative error of ``FeedForward.product`` (D, D), a scalar."""
+    return torch.stack([relative_error(found[layer], expected[layer]) for layer in found]).mean()
 
 
 def relative_error(found: Tensor, expected: Tensor) -> Tensor:
@@ -143,14 +136,3 @@ def _linear(block: nn.Module, path: str) -> nn.Linear:
     module = block.get_submodule(path)
     assert isinstance(module, nn.Linear), "find_feed_forward takes no others"
     return module
-
-
-def _replace(block: nn.Module, path: str, weight: Tensor, bias: Tensor | None) -> None:
-    """Put a linear layer of these values at ``path``, trained or frozen as the one before."""
-    old = _linear(block, path)
-    new = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    new.weight = nn.Parameter(weight.detach().clone(), requires_grad=old.weight.requires_grad)
-    if bias is not None:
-        new.bias = nn.Parameter(bias.detach().clone(), requires_grad=old.weight.requires_grad)
-    parent, _, name = path.rpartition(".")
-    setattr(block.get_submodule(parent), name, new)

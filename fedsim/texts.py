@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config import Config
+from fedsim.config_distill import DistillConfig
 from fedsim.data import Dataset
 from fedsim.data.dataset import Texts
 from fedsim.errors import UserError
@@ -34,9 +35,6 @@ class TextSource(ImageSource):
         assert dataset.texts is not None, "input_source looks at that"
         assert tokenizer is not None, "and at that"
         tokens = tokenise(dataset.texts, tokenizer, max_tokens)
-        if max_tokens is not None:
-            # The export's README cuts texts where the run did.
-            tokenizer.model_max_length = max_tokens
         lengths = (tokens[:, 0] != PADDING).sum(1)
         self._lengths = lengths.to(model.device)
         super().__init__(replace(dataset, images=tokens), model, ())
@@ -65,7 +63,7 @@ def tokenise(texts: Texts, tokenizer: Any, max_tokens: int | None) -> Tensor:
     return tokens
 
 
-def input_source(config: Config, dataset: Dataset, model: StackedModel) -> ImageSource:
+def input_source(config: Config | DistillConfig, dataset: Dataset, model: StackedModel) -> ImageSource:
     """Return what gives the model its inputs; UserError for an encoder of the other kind."""
     takes_texts = model.encoder.tokenizer is not None
     if takes_texts != (dataset.texts is not None):

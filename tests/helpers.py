@@ -1,9 +1,11 @@
 """Small simulations on made-up images, through the same parts that ``launch.py run`` uses."""
 
 import copy
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,13 +17,18 @@ from algorithms import resolve
 from algorithms.base import Payload, Phase, ServerState, Update
 from comm import open_group
 from fedsim.client import BlockTrainer
-from fedsim.config import Config, DataConfig, ModelConfig
+from fedsim.config import Config, DataConfig, ModelConfig, dump_config
+from fedsim.config_distill import DistillConfig
 from fedsim.data import Dataset, load_dataset
-from fedsim.models.stacked import StackedModel, build_model
+from fedsim.models.encoders import load_encoder
+from fedsim.models.held import build_models
+from fedsim.models.stacked import StackedModel
+from fedsim.public import PublicInputs
 from fedsim.records import RoundRecord
 from fedsim.server import run_round
 from fedsim.simulation import Simulation, keeps_states
 from fedsim.store import ClientStore
+from fedsim.submodel_folder import CONFIG_FILE, fingerprint, make_submodel, save_submodel
 from fedsim.texts import input_source
 
 IMAGE_SIZE = 14
@@ -41,6 +48,8 @@ BASE: dict[str, Any] = {
     "clients": {"count": 1, "partition": {"name": "iid"}},
     "train": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "batch_size": 16},
 }
+
+SCRATCH = tempfile.TemporaryDirectory(prefix="fedsim-")
 
 
 def make_config(**sections: Any) -> Config:
@@ -87,28 +96,57 @@ def make_masked_dataset(sizes: Sequence[int], side: int, seed: int = 0) -> tuple
 
 
 @cache
-def shared_model(config_json: str, image_size: int, num_classes: int) -> StackedModel:
-    """A model keeps nothing of a run, so simulations may share it."""
+def tiny_submodel(intermediate_rank: int) -> str:
+    """A folder with a sub-model of ``TINY_VIT``, cut and not distilled; made once and gone with the process."""
+    folder = Path(SCRATCH.name) / str(intermediate_rank)
+    return write_submodel(folder, {**TINY_VIT, "lora": LORA}, intermediate_rank=intermediate_rank)
+
+
+def write_submodel(folder: Path, model: Mapping[str, Any], image_size: int = IMAGE_SIZE, **cut: Any) -> str:
+    """Cut a model, the section of a config, as the words ``cut`` say, without distillation; return the new folder."""
+    words = {"name": "half", "model": model, "data": BASE["data"], "submodel": cut}
+    config = DistillConfig.model_validate(words)
+    tower = load_encoder(config.model, image_size, ["x"], 0).tower
+    assert tower is not None
+    folder.mkdir()
+    (folder / CONFIG_FILE).write_text(dump_config(config))
+    save_submodel(folder, make_submodel(config, tower.blocks), fingerprint(tower.blocks), {})
+    return str(folder)
+
+
+@cache
+def shared_models(config_json: str, image_size: int, num_classes: int) -> tuple[StackedModel, StackedModel]:
+    """A full model, and what clients hold of it; they keep nothing of a run, so simulations may share them."""
     config = ModelConfig.model_validate_json(config_json)
     names = [f"class {number}" for number in range(num_classes)]
-    return build_model(config, image_size, names, 0, torch.device("cpu"))
+    return build_models(config, image_size, names, 0, torch.device("cpu"))
 
 
 def make_simulation(
-    config: Config, dataset: Dataset, parts: list[np.ndarray], model: StackedModel | None = None
+    config: Config,
+    dataset: Dataset,
+    parts: list[np.ndarray],
+    model: StackedModel | None = None,
+    held: StackedModel | None = None,
 ) -> Simulation:
-    """What ``build_simulation`` does, with images, partition and perhaps model from the caller."""
+    """What ``build_simulation`` does, with images, partition and perhaps models from the caller.
+
+    A sub-model is aligned over the validation images.
+    """
     group = open_group()
     if model is None:
-        model = shared_model(config.model.model_dump_json(), config.data.image_size, len(dataset.class_names))
+        words = config.model.model_dump_json()
+        model, held = shared_models(words, config.data.image_size, len(dataset.class_names))
+    held = held or model
     method = resolve(config.algorithm.name)
-    algorithm = method(method.Config(**config.algorithm.settings), model.specs, config.rounds)
+    algorithm = method(method.Config(**config.algorithm.settings), held.specs, config.rounds)
     images = input_source(config, dataset, model)
-    trainer = BlockTrainer(config, model, algorithm, images, dataset, parts)
+    trainer = BlockTrainer(config, held, algorithm, images, dataset, parts)
     per_block = config.clients.per_block
     assert per_block != "auto"
     store = ClientStore(group, algorithm.init_client if keeps_states(config, algorithm) else None)
-    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, store, per_block)
+    public = PublicInputs(images, dataset.val)
+    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, store, per_block, public)
 
 
 def simulate(sizes: Sequence[int], per_block: int, **sections: Any) -> Simulation:

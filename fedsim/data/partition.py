@@ -26,8 +26,9 @@ MAX_DRAWS = 1000
 def partition_clients(dataset: Dataset, config: "ClientsConfig", seed: int) -> list[Indices]:
     """Return for each of ``config.count`` clients its indices into ``dataset.images``, all out of ``train``.
 
-    Only a Dirichlet partition with ``min_size: 0`` and a file can leave a client without images. UserError
-    where there are too few images, no natural sites, or a file that does not fit.
+    Only a Dirichlet partition with ``min_size: 0``, a diversity partition with fewer images of a class than clients
+    that have it, and a file can leave a client without images. UserError where there are too few images, no natural
+    sites, a class that nobody has, or a file that does not fit.
     """
     stream = np.random.RandomState(derive(seed, "data.partition") % 2**32)
     return PARTITIONS[config.partition.name](dataset, config, stream)
@@ -90,6 +91,35 @@ def _shards(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomS
     return [np.concatenate([shards[shard] for shard in hand]) for hand in dealt]
 
 
+def _diversity(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomState) -> list[Indices]:
+    """A share of the classes for each client: FLGo's diversity partition, which FedPFT's code uses.
+
+    Client after client takes a random one of the classes that the fewest have, until it has its number; so no two
+    classes are held by numbers of clients that differ by more than one. A class's images are dealt out evenly among
+    its clients. UserError where few clients with few classes would leave a class, and so its images, to nobody.
+    """
+    words: Any = config.partition
+    labels = dataset.labels.numpy()[dataset.train]
+    num_classes = len(dataset.class_names)
+    per_client = max(1, int(words.share * num_classes + 1e-9))  # 0.29 * 100 is a little below 29
+    _require(dataset, config.count, "clients.count")
+    holders: list[list[int]] = [[] for _ in range(num_classes)]
+    for client in range(config.count):
+        # Sorted by how many have it, equals at random.
+        order = np.lexsort((stream.permutation(num_classes), np.array([len(clients) for clients in holders])))
+        for label in order[:per_client]:
+            holders[label].append(client)
+    pieces: list[list[Indices]] = [[] for _ in range(config.count)]
+    for label, clients in enumerate(holders):
+        members = stream.permutation(dataset.train[labels == label])
+        if not clients:
+            found = f"{config.count} clients with {per_client} of {num_classes} classes each"
+            raise UserError("clients.partition.share", found, "at least one client for every class")
+        for client, piece in zip(clients, np.array_split(members, len(clients)), strict=True):
+            pieces[client].append(piece)
+    return [np.concatenate(own) for own in pieces]
+
+
 def _sites(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomState) -> list[Indices]:
     """One client per natural site, or the same number of clients in each, its images dealt out evenly.
 
@@ -145,6 +175,7 @@ PARTITIONS: dict[str, Callable[[Dataset, "ClientsConfig", np.random.RandomState]
     "iid": _iid,
     "dirichlet": _dirichlet,
     "shards": _shards,
+    "diversity": _diversity,
     "sites": _sites,
     "file": _file,
 }

@@ -84,13 +84,14 @@ class Trained(Protocol):
     def encoder(self) -> Encoder: ...
 
 
-def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained) -> None:
+def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained, max_tokens: int | None = None) -> None:
     """Make ``peft.PeftModel.from_pretrained(library_model(...), folder)`` give the trained encoder's outputs.
 
     ``params`` has ``<path>.lora_a`` (G, R, D) and ``<path>.lora_b`` (G, O, R) for each adapted layer of the
     tower, slices in the order q, k, v, and the classifier: ``head.weight`` and ``head.bias``, or
     ``logit_scale`` where that was trained. The classifier goes to head.safetensors, the target of amplitude
-    normalisation to amplitude_norm.safetensors, and README.md says how to load all of it.
+    normalisation to amplitude_norm.safetensors, and README.md says how to load all of it. ``max_tokens``: where texts
+    are cut; None: at the model's limit.
     """
     lora, tower = model.config.lora, model.encoder.tower
     assert lora is not None, "only LoRA makes an adapter"
@@ -109,7 +110,7 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained) -> N
     if target := {name.removeprefix(start): value for name, value in params.items() if name.startswith(start)}:
         write_atomic(folder / "amplitude_norm.safetensors", _serialised(target))
     write_json(folder / "adapter_config.json", _peft_config(adapters, lora, model.config.name))
-    write_atomic(folder / "README.md", _readme(model.config, model.encoder).encode())
+    write_atomic(folder / "README.md", _readme(model.config, model.encoder, max_tokens).encode())
 
 
 def _adapters(tower: Tower, params: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, dict[str, Pair]]:
@@ -173,7 +174,7 @@ def _head(params: Mapping[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
     return {"text_features": encoder.text_features, "logit_scale": scale}
 
 
-def _readme(config: ModelConfig, encoder: Encoder) -> str:
+def _readme(config: ModelConfig, encoder: Encoder, max_tokens: int | None) -> str:
     assert encoder.tower is not None, "load_encoder refuses LoRA without a tower"
     whole_clip = config.name.startswith("open_clip:")
     size, norm = encoder.image_size, config.amplitude_norm
@@ -181,7 +182,7 @@ def _readme(config: ModelConfig, encoder: Encoder) -> str:
     features = "model.encode_image(images, normalize=False)" if whole_clip else encoder.tower.library_features
     tokens, inputs = "", IMAGES.format(size=size, mean=encoder.mean, std=encoder.std)
     if encoder.tokenizer is not None:
-        tokens, inputs = TOKENS.format(max_length=encoder.tokenizer.model_max_length), TEXTS
+        tokens, inputs = TOKENS.format(max_length=max_tokens or encoder.tokenizer.model_max_length), TEXTS
     logits = LINEAR_LOGITS if encoder.text_features is None else TEXT_LOGITS
     return README.format(
         name=config.name,

@@ -81,9 +81,14 @@ class FrozenLinear(nn.Linear):
         return self._products[start, stop]
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.to(self.weight.dtype).flatten(0, -2)
-        out: Tensor = _Product.apply(rows, self.product(0, self.out_features))
-        return out.view(*x.shape[:-1], self.out_features)
+        return frozen_linear(x, self.product(0, self.out_features))
+
+
+def frozen_linear(x: Tensor, product: FrozenProduct) -> Tensor:
+    """Return the product's (..., O) for ``x`` (..., D), in the weight's type and with a gradient for ``x``."""
+    rows = x.to(product.weight.dtype).flatten(0, -2)
+    out: Tensor = _Product.apply(rows, product)
+    return out.view(*x.shape[:-1], len(product.weight))
 
 
 class _Product(torch.autograd.Function):
@@ -104,3 +109,10 @@ def freeze_linears(root: nn.Module) -> None:
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
                 setattr(parent, name, FrozenLinear(child))
+
+
+def cast_products(root: nn.Module) -> None:
+    """Cast the frozen weights of all linear layers to bf16 once, instead of at every step."""
+    for module in root.modules():
+        if isinstance(module, nn.Linear):
+            module.to(torch.bfloat16)

@@ -63,15 +63,18 @@ class TextTower(Tower):
         tokens: Tensor = self.rest.embeddings(input_ids=ids, token_type_ids=segments)
         return tokens, (inputs[:, 0] >= 0)[:, None, None]
 
-    def encode(self, tokens: Tensor) -> Tensor:
+    def own_tokens(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 0] >= 0
+
+    def encode(self, tokens: Tensor, *, every_token: bool = False) -> Tensor:
         tokens, mask = self.embed(tokens)
         *body, last = self.blocks
         for block in body:
             tokens = block(tokens, mask)
         if self.pooling == "mean":
             return mean_of_tokens(last(tokens, mask), mask)
-        first = self.first_of_last(last, tokens, mask)
-        out: Tensor = self.rest.pooler(first) if self.pooling == "pooler" else first[:, 0]
+        found = last(tokens, mask) if every_token else self.first_of_last(last, tokens, mask)
+        out: Tensor = self.rest.pooler(found) if self.pooling == "pooler" else found[:, 0]
         return out
 
     def states(self, tokens: Tensor) -> list[Tensor]:

@@ -153,13 +153,22 @@ class LoraLayer:
         self.module.lora_b = params[f"{self.path}.lora_b"]
 
 
-def add_lora(root: nn.Module, prefix: str, config: LoraConfig) -> list[LoraLayer]:
+def add_lora(root: nn.Module, prefix: str, config: LoraConfig, blocks: Sequence[int] | None = None) -> list[LoraLayer]:
     """Replace the targeted linear layers below ``root`` (whose own path is ``prefix``) and return them in order.
 
-    q, k and v name slices of fused ``qkv`` layers; any other word the layers whose last name, or names, it is.
-    Raises UserError for a target that no layer matches.
+    q, k and v name slices of fused ``qkv`` layers; any other word the layers whose last name, or names, it is, and
+    proj also a BERT's attention.output.dense. ``blocks``: numbers of the children of ``root`` that get any; None: all.
+    Raises UserError for a target that no layer matches, and a number of no block.
     """
-    linears = {path: module for path, module in root.named_modules() if isinstance(module, nn.Linear)}
+    numbers = [name for name, _ in root.named_children()]
+    chosen = numbers if blocks is None else [str(number) for number in blocks]
+    if unknown := [number for number in chosen if number not in numbers]:
+        raise UserError("model.lora.layers", unknown[0], f"layers from 0 to {len(numbers) - 1}")
+    linears = {
+        path: module
+        for path, module in root.named_modules()
+        if isinstance(module, nn.Linear) and path.partition(".")[0] in chosen
+    }
     slices_wanted = [QKV.index(word) for word in config.target if word in QKV]
     layers, matched = [], set()
     for path, linear in linears.items():
@@ -167,7 +176,7 @@ def add_lora(root: nn.Module, prefix: str, config: LoraConfig) -> list[LoraLayer
         if word == "qkv" and slices_wanted:
             module = LoRALinear(linear, 3, sorted(slices_wanted), config.lora_alpha / config.r)
             matched.update(set(config.target) & set(QKV))
-        elif words := [suffix for suffix in config.target if f".{path}".endswith(f".{suffix}")]:
+        elif words := [word for word in config.target if f".{path}".endswith(endings(word))]:
             module = LoRALinear(linear, 1, [0], config.lora_alpha / config.r)
             matched.update(words)
         else:
@@ -180,6 +189,11 @@ def add_lora(root: nn.Module, prefix: str, config: LoraConfig) -> list[LoraLayer
         known = sorted({path.rpartition(".")[2] for path in linears})
         raise UserError("model.lora.target", missing[0], f"q, k, v (of a fused qkv) or one of {', '.join(known)}")
     return layers
+
+
+def endings(word: str) -> tuple[str, ...]:
+    """How the paths of the linear layers end that a word of ``model.lora.target`` means."""
+    return (".proj", ".attention.output.dense") if word == "proj" else (f".{word}",)
 
 
 def initial_factor(name: str, shape: Sequence[int], seed: int) -> Tensor:

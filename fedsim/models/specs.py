@@ -5,16 +5,25 @@ from typing import Literal
 
 # What a parameter is to a method. "norm": scale and shift of a BatchNorm layer; "buffer": running statistics,
 # averaged but never differentiated.
-# "local": trained by a client from the server's value and never sent.
-Kind = Literal["lora_a", "lora_b", "head", "body", "norm", "buffer", "local"]
+# "local": trained by a client from the server's value and never sent. "proxy": of a sub-model's cut feed-forward,
+# given to clients, which neither train nor send it. "count": how often something happened in a training, int64.
+Kind = Literal["lora_a", "lora_b", "head", "body", "norm", "buffer", "local", "proxy", "count"]
 
 # The buffers of model.amplitude_norm: the clients' target, and whether it is shared and stays.
 AMPLITUDE, AMPLITUDE_IS_FIXED = "amplitude_norm.amplitude", "amplitude_norm.is_fixed"
 
+# What a sub-model adds: the cut feed-forwards' tensors, PROXIES + LAYER.PATH, and over a training's forward passes how
+# often each neuron's activation was zero, ZEROS + LAYER, int64 (R,), of how many tokens, int64 ().
+PROXIES, ZEROS, NUM_TOKENS = "submodel.blocks.", "zeros.", "num_tokens"
+
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """Shape without the client axis, and role, of one parameter."""
+    """Shape without the client axis, and role, of one parameter.
+
+    ``neuron_axis``: the axis along which a "proxy" has one entry for each neuron of its feed-forward, if it has one.
+    """
 
     shape: tuple[int, ...]
     kind: Kind
+    neuron_axis: int | None = None

@@ -8,6 +8,7 @@ Shapes: K clients in a block, B images per client, N images in all, W feature wi
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +20,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedsim.config import ModelConfig
 from fedsim.models.amplitude import AmplitudeNorm
 from fedsim.models.encoders import Encoder, load_encoder
-from fedsim.models.frozen import freeze_linears
+from fedsim.models.frozen import cast_products, freeze_linears
 from fedsim.models.lora import LoraLayer, add_lora, initial_factor
 from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED, Kind, ParamSpec
 from fedsim.seeding import torch_stream
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Whose tokens are counted in a forward pass: those of the inputs at ``places``, bool (K, B).
+
+    ``padding``: also the tokens after a text's end, up to the longest text that goes through the model with it.
+    """
+
+    places: Tensor
+    padding: bool
 
 
 class StackedModel:
@@ -47,10 +59,10 @@ class StackedModel:
         if config.lora is not None:
             assert encoder.tower is not None, "load_encoder refuses LoRA without blocks"
             self._tower = encoder.tower
-            self.lora_layers = add_lora(self._tower.blocks, "blocks", config.lora)
+            self.lora_layers = add_lora(self.blocks, "blocks", config.lora, config.adapted_layers)
             if config.precision == "bf16":
-                cast_products(self._tower.blocks)
-            freeze_linears(self._tower.blocks)
+                cast_products(self.blocks)
+            freeze_linears(self.blocks)
         self.specs = self._make_specs()
 
     @property
@@ -59,9 +71,14 @@ class StackedModel:
         return self.config.train != "all" and self._amplitude_norm is None
 
     @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks of a model with LoRA."""
+        return self._tower.blocks
+
+    @property
     def num_layers(self) -> int:
         """Transformer blocks, or the parts of a network that has none."""
-        return len(self._tower.blocks) if self.lora_layers else len(list(self.net.children()))
+        return len(self.blocks) if self.lora_layers else len(list(self.net.children()))
 
     def mixes_images(self, *, training: bool) -> bool:
         """Whether what the network makes of an image depends on the others of its batch.
@@ -164,34 +181,63 @@ class StackedModel:
         """Return class scores (K, B, C) for prefixes (K, B, ...); see ``features``."""
         return self.classify(params, self.features(params, fixed, training=training))
 
-    def features(self, params: Mapping[str, Tensor], fixed: Tensor, *, training: bool) -> Tensor:
+    def features(
+        self, params: Mapping[str, Tensor], fixed: Tensor, *, training: bool, counting: Counting | None = None
+    ) -> Tensor:
         """Return what the classifier sees, (K, B, W), for prefixes (K, B, ...).
 
         A network that scores pixels has no classifier: (K, B, C, H, W) are then its scores.
 
-        ``training`` lets running statistics follow the batch (they are updated in place in ``params``).
+        ``training`` lets running statistics follow the batch (they are updated in place in ``params``), ``counting``
+        what a sub-model counts.
         """
         num_clients, batch = fixed.shape[:2]
-        if self._amplitude_norm is not None:
-            fixed = self._harmonised(self._amplitude_norm, params, fixed, training)
-            fixed = self._frozen(fixed.flatten(0, 1)).unflatten(0, (num_clients, batch))
+        fixed = self._harmonised(params, fixed, training)
         if self.config.train == "head":
             return fixed
         if self.config.train == "lora":
-            for layer in self.lora_layers:
-                layer.bind(params)
+            tokens = fixed.flatten(0, 1)
+            self._bind(params, tokens, counting)
             with self._precision():
-                features = self._tower.encode(fixed.flatten(0, 1)).reshape(num_clients, batch, -1)
+                features = self._tower.encode(tokens, every_token=counting is not None)
+                features = features.reshape(num_clients, batch, -1)
         else:
             with self._precision():
                 features = self._whole_net(params, fixed, training)
         return features.to(float_type(fixed))
 
-    def _harmonised(self, norm: AmplitudeNorm, params: Mapping[str, Tensor], images: Tensor, training: bool) -> Tensor:
+    def states(self, params: Mapping[str, Tensor], fixed: Tensor) -> list[Tensor]:
+        """Return every block's output (N, T, D), of padding too, for prefixes (N, ...) of inputs; with LoRA only.
+
+        ``params`` have no client axis; whatever of them requires a gradient gets one.
+        """
+        tokens = self._harmonised(params, fixed[None], training=False)[0]
+        self._bind(params, tokens, None)
+        with self._precision():
+            found: list[Tensor] = self._tower.states(tokens)
+        return found
+
+    def own_tokens(self, fixed: Tensor) -> Tensor | None:
+        """Return which of ``states``'s tokens are an input's own, bool (N, T), for prefixes (N, ...); None: all."""
+        own: Tensor | None = None if self.encoder.tokenizer is None else self._tower.own_tokens(fixed)
+        return own
+
+    def _bind(self, params: Mapping[str, Tensor], tokens: Tensor, counting: Counting | None) -> None:
+        """Let the next forward pass, over ``tokens`` (N, T, ...), use these parameters."""
+        del tokens, counting
+        for layer in self.lora_layers:
+            layer.bind(params)
+
+    def _harmonised(self, params: Mapping[str, Tensor], fixed: Tensor, training: bool) -> Tensor:
+        """Return prefixes (K, B, ...) as they are, or those of images (K, B, 3, H, W) with the clients' amplitudes."""
+        norm = self._amplitude_norm
+        if norm is None:
+            return fixed
         own = {name.rpartition(".")[2]: params[name] for name in params if name.startswith("amplitude_norm.")}
         norm.train(training)
-        harmonised: Tensor = functional_call(norm, own, (images,))
-        return harmonised
+        images: Tensor = functional_call(norm, own, (fixed,))
+        inside = self._frozen(images.flatten(0, 1))
+        return inside.reshape(*images.shape[:2], *inside.shape[1:])
 
     def with_fixed_amplitude(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         """Let the targets of the amplitudes stay in the next forward pass, so that it sees the last one's images."""
@@ -242,13 +288,6 @@ class StackedModel:
 def float_type(inputs: Tensor) -> torch.dtype:
     """Return the type of features: that of the inputs, float32 for token ids."""
     return inputs.dtype if inputs.is_floating_point() else torch.float32
-
-
-def cast_products(blocks: nn.Module) -> None:
-    """Cast the frozen weights of all linear layers to bf16 once, instead of at every step."""
-    for module in blocks.modules():
-        if isinstance(module, nn.Linear):
-            module.to(torch.bfloat16)
 
 
 def build_model(

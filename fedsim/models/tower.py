@@ -3,13 +3,17 @@
 Shapes: N images or texts, T tokens, D width of the tokens, W width of the features, C classes.
 """
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from fedsim.models.attention import replace_attention
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
 class Tower(nn.Module):
@@ -49,12 +53,15 @@ class Tower(nn.Module):
         out: Tensor = block(tokens)
         return out
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """All that follows the stem: (N, T, D) tokens to (N, W) features."""
+    def encode(self, tokens: Tensor, *, every_token: bool = False) -> Tensor:
+        """All that follows the stem: (N, T, D) tokens to (N, W) features.
+
+        ``every_token``: the last block, too, computes all tokens, for those who look inside.
+        """
         *body, last = self.blocks
         for block in body:
             tokens = block(tokens)
-        return self.finish(self.last_block(last, tokens))
+        return self.finish(last(tokens) if every_token else self.last_block(last, tokens))
 
     def states(self, tokens: Tensor) -> list[Tensor]:
         """Every block's output, (N, T, D) each, from the stem's."""
@@ -64,6 +71,16 @@ class Tower(nn.Module):
             found.append(tokens)
         return found
 
+    def own_tokens(self, tokens: Tensor) -> Tensor:
+        """Which of the stem's tokens are an input's own, bool (N, T): all but the padding of a text."""
+        return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+
+    def with_blocks(self, blocks: Iterable[nn.Module]) -> Self:
+        """The same tower around other blocks; nothing is copied, both ends are shared."""
+        other = shallow_copy(self)
+        other.blocks = nn.ModuleList(blocks)
+        return other
+
     def forward(self, inputs: Tensor) -> Tensor:
         return self.encode(self.stem(inputs))
 
@@ -71,6 +88,13 @@ class Tower(nn.Module):
         """The dotted path that the library's own model gives to our module ``path``."""
         first, _, inner = path.partition(".")
         return ".".join(part for part in (self._source_path[first], inner) if part)
+
+
+def shallow_copy(module: Part) -> Part:
+    """A module of its own around the same parts, which may then be exchanged in it."""
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    return copied
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from tests.helpers import (
     record_phases,
     same_bits,
     simulate,
+    tiny_submodel,
     train_alone,
 )
 
@@ -41,9 +42,14 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "fedadam": {},
     "fedyogi": {},
     "moon": {"mu": 5.0},
+    # Not AdamW, which makes large what is rounding in a gradient.
+    "fedpft": {"distill": {"optimizer": "sgd", "lr": 0.5, "epochs": 2.0, "batch_size": 8, "micro_batch": 3}},
 }
 # The model where it is not the tests' own, LoRA on a small transformer.
-MODEL: dict[str, dict[str, Any]] = {"harmofl": {**TINY_VIT, "lora": LORA, "amplitude_norm": {}}}
+MODEL: dict[str, dict[str, Any]] = {
+    "harmofl": {**TINY_VIT, "lora": LORA, "amplitude_norm": {}},
+    "fedpft": {**TINY_VIT, "lora": LORA, "submodel": {"folder": tiny_submodel(48)}},
+}
 # Methods that at no setting of ours do anything on the LoRA model, and a model on which they do.
 OWN_MODEL: dict[str, dict[str, Any]] = {"fedbn": {"name": "timm:test_resnet", "weights": "random", "train": "all"}}
 # Settings, and the model, with which a method is FedAvg.
@@ -58,6 +64,8 @@ NEUTRAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # Where all take a single step nothing is left to normalise.
     "fednova": ({}, {**TINY_VIT, "lora": LORA}),
     "moon": ({"mu": 0.0}, {**TINY_VIT, "lora": LORA}),
+    # Without alignment FedPFT is FedAvg on the sub-model.
+    "fedpft": ({"align_interval": None}, MODEL["fedpft"]),
 }
 SINGLE_STEP = {"fednova": {"steps": 1, "epochs": None}}
 
@@ -184,7 +192,7 @@ def test_only_what_a_phase_trains_changes(method: str) -> None:
     play(sim, 1)
     assert len(phases) - 1 == len(sim.algorithm.phases(1))
     for phase, seen in zip(sim.algorithm.phases(1), phases, strict=False):
-        trained = {name for name, spec in sim.model.specs.items() if spec.kind in phase.kinds}
+        trained = {name for name, spec in sim.held.specs.items() if spec.kind in phase.kinds}
         assert all(set(after) == trained for after in seen["after"].values())
         changed = {name for name, value in seen["server"].items() if not torch.equal(value, before[name])}
         assert changed <= trained & set(sim.algorithm.sent(before))
@@ -238,7 +246,7 @@ def test_an_idle_rank_knows_the_payload(method: str) -> None:
 @every_method
 def test_local_parameters_are_never_sent(method: str) -> None:
     sim = simulate(SIZES, 2, **active(method))
-    sim.algorithm.specs = {**sim.model.specs, "head.bias": ParamSpec((3,), "local")}
+    sim.algorithm.specs = {**sim.held.specs, "head.bias": ParamSpec((3,), "local")}
     state = sim.initial_state()
     for phase in sim.algorithm.phases(1):
         payload = sim.algorithm.pre_aggregate(train_alone(sim, 0, state, phase))

@@ -3,20 +3,25 @@
 The release's own tolerance is 9e-6 against float64, on hidden states of size up to 20.
 """
 
-import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from comm import open_group
 from fedsim.config import ModelConfig
+from fedsim.config_distill import DistillSettings
+from fedsim.distill import Distiller, Pair, Step
 from fedsim.models.encoders import load_encoder
-from fedsim.models.tower import Tower
-from fedsim.submodel import FeedForward, compress, distillation_loss
+from fedsim.models.held import HeldModel
+from fedsim.models.specs import PROXIES
+from fedsim.models.stacked import StackedModel
+from fedsim.submodel import FeedForward, choose_neurons
 from tests.unit.models_hugging_folders import write_tokenizer
 
 FOLDER = Path(__file__).parent
@@ -28,103 +33,132 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-4}
 OLD_VIT = {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
 
 
-def load(family: str, folder: Path) -> tuple[dict[str, Any], Tower, Tensor]:
-    """Return the file's arrays, the whole model as a tower, and its inputs, through a folder as users have it."""
-    arrays = dict(np.load(FOLDER / f"fedpft_construct_{family}.npz"))
-    weights = {name[3:]: torch.from_numpy(value) for name, value in arrays.items() if name.startswith("fm/")}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(str(arrays["fm_config"]))
-    if family == "vit":
-        inputs = torch.from_numpy(arrays["input/pixel_values"])
-    else:
-        write_tokenizer(folder)  # a text tower asks for one; the files hold ids
-        ids, mask = (torch.from_numpy(arrays[f"input/{name}"]) for name in ("input_ids", "attention_mask"))
-        inputs = torch.stack([ids.where(mask > 0, -1), torch.zeros_like(ids)], 1)
-    tower = load_encoder(ModelConfig(name=f"hf:{folder}", train="all"), 16, ["x"], 0).tower
-    assert tower is not None
-    return arrays, tower, inputs
+class Golden:
+    """A file's arrays, and the models and inputs that they are of."""
 
+    def __init__(self, family: str, case: str, folder: Path) -> None:
+        self.family, self.case = family, case
+        with np.load(FOLDER / f"fedpft_construct_{family}.npz") as file:
+            self.arrays = dict(file)
+        self.write_model(folder)
+        config = ModelConfig.model_validate({"name": f"hf:{folder}", "lora": {}})
+        encoder = load_encoder(config, 16, ["x"], 0)
+        assert encoder.tower is not None
+        self.blocks: nn.ModuleList = encoder.tower.blocks
+        retained, rank = self.get("layers_retained").tolist(), int(self.get("intermediate_rank"))
+        self.chosen: dict[int, tuple[FeedForward, Tensor]] = choose_neurons(self.blocks, retained, rank)
+        tensors = {
+            f"blocks.{number}.{path}": value
+            for number, (layer, neurons) in self.chosen.items()
+            for path, value in layer.cut(neurons).items()
+        }
+        self.fixed = encoder.tower.stem(self.inputs()).detach()
+        full = StackedModel(config, encoder, 1, torch.device("cpu"))
+        held = HeldModel(full, range(len(self.blocks)), tensors)
+        self.pair = Pair(full, held, full.initial(0), held.initial(0))
 
-def old_name(path: str, family: str) -> str:
-    """A parameter's name in the files, from its path in a block."""
-    for new, old in OLD_VIT.items() if family == "vit" else ():
-        path = path.replace(new, old)
-    return path
+    def write_model(self, folder: Path) -> None:
+        weights = {name[3:]: torch.from_numpy(value) for name, value in self.arrays.items() if name.startswith("fm/")}
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(str(self.arrays["fm_config"]))
+        if self.family != "vit":
+            write_tokenizer(folder)  # a text tower asks for one; the files hold ids
 
+    def inputs(self) -> Tensor:
+        if self.family == "vit":
+            return torch.from_numpy(self.arrays["input/pixel_values"])
+        ids, mask = (torch.from_numpy(self.arrays[f"input/{name}"]) for name in ("input_ids", "attention_mask"))
+        return torch.stack([ids.where(mask > 0, -1), torch.zeros_like(ids)], 1)
 
-def sub_model(arrays: dict[str, Any], tower: Tower, case: str) -> tuple[Tower, dict[int, tuple[FeedForward, Tensor]]]:
-    small = copy.deepcopy(tower)
-    retained = arrays[f"{case}/layers_retained"].tolist()
-    return small, compress(small.blocks, retained, int(arrays[f"{case}/intermediate_rank"]))
+    def get(self, name: str) -> Any:
+        return torch.from_numpy(np.asarray(self.arrays[f"{self.case}/{name}"]))
+
+    def old_name(self, name: str) -> str:
+        """A proxy's name in the files."""
+        number, _, path = name.removeprefix(PROXIES).partition(".")
+        for new, old in OLD_VIT.items() if self.family == "vit" else ():
+            path = path.replace(new, old)
+        return f"encoder.layer.{number}.{path}"
+
+    def trained(self) -> set[str]:
+        return {name for name in self.pair.held_params if name.startswith(PROXIES)}
+
+    def distil(self, alpha: float, form: str) -> tuple[Step, dict[str, Tensor]]:
+        """One step of plain SGD with all inputs: what it found, and the gradient, which is what it went."""
+        words = {"alpha": alpha, "form": form, "epochs": 1.0, "optimizer": "sgd", "lr": 1.0, "warmup": 0.0}
+        settings = DistillSettings.model_validate({**words, "clip_norm": None})
+        source: Any = SimpleNamespace(fill=len, evaluation_batch=lambda places: self.fixed[places][None])
+        before = self.pair.held_params
+        everything = {name: torch.ones_like(before[name], dtype=torch.bool) for name in self.trained()}
+        places = np.arange(len(self.fixed))
+        distiller = Distiller(self.pair, everything, source, places, settings, open_group(), seed=0, purpose="golden")
+        (step,) = distiller.steps()
+        return step, {name: before[name] - after for name, after in distiller.tensors.items()}
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_construction_and_hidden_states(tmp_path: Path, family: str, case: str) -> None:
-    arrays, tower, inputs = load(family, tmp_path)
-    small, kept = sub_model(arrays, tower, case)
-    assert sorted(kept) == [n for n in range(4) if n not in arrays[f"{case}/layers_retained"]]
-    for number, (layer, neurons) in kept.items():
-        np.testing.assert_array_equal(neurons, arrays[f"{case}/layer{number}/neuron_retained"])
-        np.testing.assert_array_equal(
-            layer.inner.bias.detach(), arrays[f"{case}/layer{number}/intermediate.dense.bias"]
-        )
+    golden = Golden(family, case, tmp_path)
+    pair = golden.pair
+    assert sorted(golden.chosen) == [n for n in range(4) if n not in golden.get("layers_retained")]
+    for number, (layer, neurons) in golden.chosen.items():
+        assert torch.equal(neurons, golden.get(f"layer{number}/neuron_retained"))
+        bias = pair.held_params[f"{PROXIES}{number}.{layer.inner_path}.bias"]
+        assert torch.equal(bias, golden.get(f"layer{number}/intermediate.dense.bias"))
+    expected = torch.from_numpy(golden.arrays["fm_hidden_states"])
     with torch.no_grad():
-        for model, name in ((tower, "fm_hidden_states"), (small, f"{case}/sub_hidden_states")):
-            states = torch.stack(model.states(model.stem(inputs)))
-            torch.testing.assert_close(states, torch.from_numpy(arrays[name][1:]), **CLOSE)
-        one = int(arrays[f"{case}/single_layer"])
-        before = torch.from_numpy(arrays["fm_hidden_states"][one])
-        alone = torch.from_numpy(arrays[f"{case}/single_layer_out"])
-        torch.testing.assert_close(small.blocks[one](before), alone, **CLOSE)
+        whole = pair.full.states(pair.full_params, golden.fixed)
+        torch.testing.assert_close(torch.stack(whole), expected[1:], **CLOSE)
+        small = pair.held.states(pair.held_params, golden.fixed)
+        torch.testing.assert_close(torch.stack(small), golden.get("sub_hidden_states")[1:], **CLOSE)
+        one = int(golden.get("single_layer"))
+        torch.testing.assert_close(pair.held.blocks[one](expected[one]), golden.get("single_layer_out"), **CLOSE)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_distillation(tmp_path: Path, family: str, case: str) -> None:
-    arrays, tower, inputs = load(family, tmp_path)
-    small, kept = sub_model(arrays, tower, case)
-    student = {number: layer for number, (layer, _) in kept.items()}
-    root = "layer" if family == "vit" else "encoder.layer"
-    trained = {
-        f"{root}.{number}.{old_name(path, family)}": parameter
-        for number, layer in student.items()
-        for path, parameter in layer.trained().items()
-    }
-    theirs = [
-        name.removeprefix("encoder.") if family == "vit" else name for name in arrays[f"{case}/distill/trainable"]
-    ]
-    assert sorted(trained) == sorted(theirs)
-    states = tower.states(tower.stem(inputs)), small.states(small.stem(inputs))
+    golden = Golden(family, case, tmp_path)
+    theirs = {f"encoder.{str(name).removeprefix('encoder.')}" for name in golden.arrays[f"{case}/distill/trainable"]}
+    assert {golden.old_name(name) for name in golden.trained()} == theirs
+    stored = {name for name in golden.arrays if name.startswith(f"{case}/distill/grad_any_alpha/")}
     for word, alpha in ALPHAS.items():
-        loss = distillation_loss(tower.blocks, student, *states, alpha, "released")
-        expected = torch.from_numpy(arrays[f"{case}/distill/loss_alpha{word}"])
-        torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=1e-6)
-        if case == "retained_some":
-            grads = torch.autograd.grad(loss, list(trained.values()), retain_graph=True)
-            for name, grad in zip(trained, grads, strict=True):
-                full = name if f"{case}/distill/grad_any_alpha/{name}" in arrays else f"encoder.{name}"
-                expected = torch.from_numpy(arrays[f"{case}/distill/grad_any_alpha/{full}"])
-                torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5)
+        step, gradient = golden.distil(alpha, "released")
+        expected = golden.get(f"distill/loss_alpha{word}").item()
+        assert step.loss == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        for name in gradient if stored else ():
+            grad = golden.get(f"distill/grad_any_alpha/{golden.old_name(name)}")
+            torch.testing.assert_close(gradient[name], grad, rtol=1e-4, atol=1e-5)
+    assert (len(stored) == len(golden.trained())) == (case == "retained_some")
 
 
 def test_the_paper_form_gives_the_product_of_the_weights_its_gradient(tmp_path: Path) -> None:
-    arrays, tower, inputs = load("bert", tmp_path)
-    small, kept = sub_model(arrays, tower, "retained_some")
-    student = {number: layer for number, (layer, _) in kept.items()}
-    states = tower.states(tower.stem(inputs)), small.states(small.stem(inputs))
-    weight, bias = kept[1][0].inner.weight, kept[1][0].inner.bias
-    found = {
-        form: torch.autograd.grad(
-            distillation_loss(tower.blocks, student, *states, 1.0, form),  # type: ignore[arg-type]  # a literal
-            [weight, bias],
-            retain_graph=True,
-        )
-        for form in ("paper", "released")
-    }
+    golden = Golden("vit", "retained_some", tmp_path)
+    found = {form: golden.distil(1.0, form)[1] for form in ("paper", "released")}
     # d/dW1 of |W2 W1 - P|^2 / |P|^2, halved by the mean over the two compressed layers.
-    inner, outer = kept[1][0].inner.weight.detach(), kept[1][0].outer.weight.detach()
-    whole = tower.blocks[1].output.dense.weight.detach() @ tower.blocks[1].intermediate.dense.weight.detach()
-    by_hand = outer.T @ (outer @ inner - whole) / whole.square().sum()
-    torch.testing.assert_close(found["paper"][0] - found["released"][0], by_hand, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(found["paper"][1], found["released"][1])
+    layer, neurons = golden.chosen[1]
+    cut = layer.cut(neurons)
+    inner, outer = (f"{path}.weight" for path in (layer.inner_path, layer.outer_path))
+    whole = layer.product().detach()
+    by_hand = cut[outer].T @ (cut[outer] @ cut[inner] - whole) / whole.square().sum()
+    difference = found["paper"][f"{PROXIES}1.{inner}"] - found["released"][f"{PROXIES}1.{inner}"]
+    torch.testing.assert_close(difference, by_hand, rtol=1e-4, atol=1e-6)
+    bias = f"{PROXIES}1.{layer.inner_path}.bias"
+    torch.testing.assert_close(found["paper"][bias], found["released"][bias])
+
+
+def test_the_released_form_counts_padding_and_the_paper_s_does_not(tmp_path: Path) -> None:
+    golden = Golden("bert", "retained_some", tmp_path)
+    golden.fixed[0, 0, -2:] = -1
+    pair = golden.pair
+    with torch.no_grad():
+        whole = pair.full.states(pair.full_params, golden.fixed)
+        small = pair.held.states(pair.held_params, golden.fixed)
+    every = torch.ones_like(golden.fixed[:, 0], dtype=torch.bool)
+    for form, counted in (("released", every), ("paper", golden.fixed[:, 0] >= 0)):
+        errors = []
+        for layer in golden.chosen:
+            wrong, size = ((state[counted] ** 2).sum() for state in (small[layer] - whole[layer], whole[layer]))
+            errors.append(wrong / size)
+        assert golden.distil(0.0, form)[0].states == pytest.approx(torch.stack(errors).mean().item(), rel=1e-5)

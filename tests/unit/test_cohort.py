@@ -61,6 +61,33 @@ def test_odds() -> None:
             assert drawn[client] / 1500 == pytest.approx(odd, abs=4 * (odd / 1500) ** 0.5)
 
 
+def test_who_is_drawn_twice_counts_twice() -> None:
+    drawn: Counter[int] = Counter()
+    repeated = 0
+    for number in range(1, 501):
+        found = cohort(number, per_round=4, sampling="multinomial", weighting="uniform")
+        assert len(set(found.clients)) == len(found.clients) <= 4
+        times = (found.weights * 4).tolist()
+        assert times == [round(share) for share in times]
+        assert sum(times) == 4
+        drawn.update(dict(zip(found.clients, map(int, times), strict=True)))
+        repeated += len(found.clients) < 4
+    assert repeated > 100
+    for client, odd in {0: 0.1, 2: 0.3, 3: 0.05, 4: 0.2, 6: 0.35}.items():
+        assert drawn[client] / 2000 == pytest.approx(odd, abs=4 * (odd / 2000) ** 0.5)
+
+
+def test_repeats_weigh_their_images_as_often() -> None:
+    found = next(
+        one
+        for one in (cohort(number, per_round=3, sampling="multinomial") for number in range(1, 100))
+        if len(one.clients) == 2
+    )
+    both = [SIZES[client] for client in found.clients]
+    expected = [[2 * both[0], both[1]], [both[0], 2 * both[1]]]
+    assert found.weights.tolist() in [[n / sum(row) for n in row] for row in expected]
+
+
 def test_nobody_has_images() -> None:
     with pytest.raises(UserError, match="no client with training images"):
         cohort(sizes=[0, 0])

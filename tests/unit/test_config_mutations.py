@@ -77,7 +77,10 @@ WRONG: dict[str, list[Any]] = {
     "clients.sampling": ["volumes", None],
     "clients.weighting": ["sample", 1],
     "clients.per_block": [0, "all", 1.5, None],
-    "clients.partition": [*NO_SECTION, LEAVE_OUT, {"name": "file", "path": "nowhere.json"}, {"name": "file"}],
+    "clients.partition": [
+        *(*NO_SECTION, LEAVE_OUT, {"name": "file", "path": "nowhere.json"}, {"name": "file"}),
+        *({"name": "diversity"}, {"name": "diversity", "share": 0}, {"name": "diversity", "share": 1.5}),
+    ],
     "clients.partition.name": ["dirichelt", "iid", LEAVE_OUT, *NO_WORD],
     "clients.partition.alpha": [*NO_POSITIVE, LEAVE_OUT],
     "clients.partition.min_size": NO_WHOLE,

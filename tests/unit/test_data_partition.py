@@ -1,6 +1,7 @@
 """Partitions of the training images, by hand and by their rules."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,6 +49,8 @@ def assert_divides(dataset: Dataset, parts: list[Indices]) -> None:
         (7, {"name": "dirichlet", "alpha": 0.3, "min_size": 0}),
         (7, {"name": "dirichlet", "alpha": 0.3, "min_size": 5}),
         (7, {"name": "shards", "per_client": 2}),
+        (7, {"name": "diversity", "share": 0.5}),
+        (7, {"name": "diversity", "share": 1.0}),
         (6, {"name": "sites"}),
     ],
 )
@@ -90,6 +93,37 @@ def test_shards_give_each_client_few_classes() -> None:
     assert {tuple(half) for part in parts for half in part.reshape(2, 6)} == shards
 
 
+@pytest.mark.parametrize(("share", "per_client"), [(0.1, 1), (0.5, 2), (0.74, 2), (0.75, 3), (1.0, 4)])
+def test_diversity_gives_each_client_its_number_of_classes(share: float, per_client: int) -> None:
+    dataset = make_dataset()
+    parts = partition_clients(dataset, clients(7, name="diversity", share=share), 0)
+    table = np.array([row.per_class for row in partition_table(dataset, parts)])
+    assert ((table > 0).sum(1) == per_client).all()
+    holders = (table > 0).sum(0)
+    assert holders.max() - holders.min() <= 1
+    for column in table.T:  # a class is dealt out evenly among those that have it
+        assert np.ptp(column[column > 0]) <= 1
+
+
+def test_a_hundred_clients_with_a_third_of_ten_classes() -> None:
+    dataset = make_dataset(num_images=5000, num_classes=10)
+    parts = partition_clients(dataset, clients(100, name="diversity", share=0.3), 3)
+    table = np.array([row.per_class for row in partition_table(dataset, parts)])
+    assert ((table > 0).sum(1) == 3).all()
+    assert ((table > 0).sum(0) == 30).all()
+    assert len({tuple(np.flatnonzero(row)) for row in table}) > 20
+    assert_divides(dataset, parts)
+
+
+def test_29_percent_of_a_hundred_classes_are_29() -> None:
+    """In binary numbers the product is a little below 29."""
+    dataset = make_dataset(num_images=5000)
+    names = tuple(f"class {label}" for label in range(100))
+    dataset = replace(dataset, labels=torch.arange(5000) // 5 % 100, class_names=names)
+    parts = partition_clients(dataset, clients(10, name="diversity", share=0.29), 0)
+    assert {sum(n > 0 for n in row.per_class) for row in partition_table(dataset, parts)} == {29}
+
+
 def test_sites_are_clients_in_the_order_of_their_names() -> None:
     dataset = make_dataset(site_names=("north", "south", "west"))
     assert dataset.sites is not None
@@ -105,6 +139,11 @@ def test_sites_are_clients_in_the_order_of_their_names() -> None:
     [
         (121, {"name": "iid"}, "clients.count: found 121; expected at most the 120 training images"),
         (61, {"name": "shards", "per_client": 2}, "found 122; expected at most the 120 training images"),
+        (
+            3,
+            {"name": "diversity", "share": 0.25},
+            r"share: found 3 clients with 1 of 4 classes each; expected at least one client for every class",
+        ),
         (4, {"name": "sites"}, "clients.count: found 4; expected a multiple of the 3 natural sites"),
         (123, {"name": "sites"}, "found 41 clients at site north; expected at most its 40 images"),
     ],
@@ -163,6 +202,7 @@ def test_the_words_of_the_config_are_the_partitions() -> None:
     needed: dict[str, dict[str, Any]] = {
         "dirichlet": {"alpha": 0.5},
         "shards": {"per_client": 1},
+        "diversity": {"share": 0.5},
         "file": {"path": "p.json"},
     }
     for name in PARTITIONS:

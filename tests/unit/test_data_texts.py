@@ -56,6 +56,17 @@ def test_rated_sentences_have_their_sites_and_classes() -> None:
         np.testing.assert_allclose(np.array(class_counts(data, part)) / np.bincount(data.labels), share, atol=0.01)
 
 
+def test_neutral_sentences_are_no_part_of_the_rated_ones() -> None:
+    public, rated = load_set("neutral_sentences"), load_set("rated_sentences")
+    assert len(public.texts) == 1316
+    assert np.bincount(public.sites).tolist() == [768, 533, 9, 6]
+    assert public.targets.abs().max() < 0.5
+    assert not {text.lower() for (text,) in public.texts} & {text.lower() for (text,) in rated.texts}
+    assert not set(public.groups.tolist()) & set(rated.groups.tolist())
+    everything = load_set("sentence_ratings")
+    assert {text for (text,) in public.texts} <= {text for (text,) in everything.texts}
+
+
 def test_no_document_and_no_sentence_is_in_two_splits() -> None:
     data = load_set("rated_sentences")
     for marks in (data.groups, np.array([text.lower() for (text,) in data.texts])):

@@ -23,6 +23,7 @@ VALID = {
     "clients": {"count": 2, "partition": {"name": "iid"}},
     "train": {"lr": 0.1},
 }
+CUT = {"intermediate_rank": 768}
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def file(tmp_path: Path) -> str:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Stands in for the simulator; records what it is asked to do."""
     made: list[Any] = []
-    server, plan = ModuleType("fedsim.server"), ModuleType("fedsim.plan")
+    server, plan, distill_run = (ModuleType(f"fedsim.{name}") for name in ("server", "plan", "distill_run"))
     metrics = {"val": {"accuracy": 0.5}, "test": {"accuracy": 0.25}}
     vars(server)["run"] = lambda *arguments: made.append(arguments)
     vars(server)["evaluate_run"] = lambda *arguments: (made.append(arguments), metrics)[1]
@@ -44,7 +45,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         ("clients", str(config.clients.count)),
         ("bytes per round", "12"),
     ]
-    for name, module in (("server", server), ("plan", plan)):
+    vars(distill_run)["run"] = lambda *arguments: made.append(arguments)
+    for name, module in (("server", server), ("plan", plan), ("distill_run", distill_run)):
         monkeypatch.setitem(sys.modules, f"fedsim.{name}", module)
         monkeypatch.setattr(f"fedsim.{name}", module, raising=False)
     return made
@@ -62,6 +64,28 @@ def test_run_passes_everything_on(file: str, calls: list[Any]) -> None:
     assert (first.rounds, out, resume) == (3, Path("runs/small"), False)
     assert (second.rounds, second.train.lr, there, resumed) == (1, 0.001, Path("there"), True)
     assert third.rounds == 2
+
+
+def test_distill_passes_everything_on(tmp_path: Path, calls: list[Any]) -> None:
+    path = tmp_path / "half.yaml"
+    model = {"name": "packaged:vit_small_dino", "lora": {}}
+    path.write_text(yaml.safe_dump({"name": "half", "model": model, "data": VALID["data"], "submodel": CUT}))
+    assert invoke("distill", str(path)).exit_code == 0
+    assert invoke("distill", str(path), "distill.epochs=0", "--out", "there", "--resume").exit_code == 0
+    (first, out, resume), (second, there, resumed) = calls
+    assert (first.submodel.intermediate_rank, out, resume) == (768, Path("runs/half"), False)
+    assert (second.distill.epochs, there, resumed) == (0, Path("there"), True)
+
+
+def test_a_config_of_the_other_kind_is_told_where_it_belongs(file: str, tmp_path: Path) -> None:
+    assert "launch.py run takes it" in invoke("distill", file).stderr
+    path = tmp_path / "half.yaml"
+    path.write_text(yaml.safe_dump({"name": "half", "submodel": CUT}))
+    for verb in ("run", "check"):
+        result = invoke(verb, str(path))
+        assert result.exit_code == 2
+        assert result.stderr.count("\n") == 1
+        assert "launch.py distill takes it" in result.stderr
 
 
 @pytest.mark.usefixtures("calls")

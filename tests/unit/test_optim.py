@@ -101,6 +101,7 @@ def test_sgd_without_momentum_keeps_nothing_but_the_count() -> None:
             {"name": "cosine", "final": 0.25},
             [2.0, 1.25 + 0.75 * HALF_ROOT, 1.25, 1.25 - 0.75 * HALF_ROOT, 0.5],
         ),
+        ({"name": "inverse"}, [2.0, 1.0, 2 / 3, 0.5, 0.4]),
         ({"name": "step", "every": 2, "factor": 0.1}, [2.0, 2.0, 0.2, 0.2, 0.02]),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from fedsim.config import load_config
+from fedsim.config_distill import load_distill_config
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = [path for top in ("fedsim", "comm", "algorithms") for path in ROOT.glob(f"{top}/**/*.py")]
@@ -82,8 +83,15 @@ def test_files_are_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=name_of)
-def test_example_configs_load_and_are_named_like_their_file(path: Path) -> None:
-    assert load_config(path).name == path.stem
+def test_example_configs_load_and_are_named_like_their_file(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = load_distill_config if path.stem.startswith("submodel_") else load_config
+    if made := re.search(r"submodel: {folder: runs/(\w+)}", path.read_text()):
+        assert (path.parent / f"{made[1]}.yaml").is_file(), "the config that launch.py distill makes the folder with"
+        (tmp_path / "runs" / made[1]).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert load(path).name == path.stem
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/slurm/*.sbatch")), ids=name_of)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedsim.models.stacked import StackedModel
-from tests.helpers import LORA, TINY_VIT, make_config, make_dataset, same_bits, shared_model
+from tests.helpers import LORA, TINY_VIT, make_config, make_dataset, same_bits, shared_models
 
 MODELS: dict[str, dict[str, Any]] = {
     "lora": {**TINY_VIT, "lora": LORA},
@@ -19,7 +19,7 @@ K, B = 3, 4
 
 def model(words: dict[str, Any]) -> StackedModel:
     config = make_config(model=words)
-    return shared_model(config.model.model_dump_json(), config.data.image_size, 3)
+    return shared_models(config.model.model_dump_json(), config.data.image_size, 3)[0]
 
 
 def stacked_params(made: StackedModel) -> dict[str, torch.Tensor]:

@@ -1,6 +1,5 @@
 """Cutting feed-forwards: found by structure in every library's blocks, chosen by hand-computed saliency."""
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,9 @@ from torch import nn
 from fedsim.config import ModelConfig
 from fedsim.errors import UserError
 from fedsim.models.encoders import load_encoder
+from fedsim.models.held import cut_block
 from fedsim.models.tower import Tower
-from fedsim.submodel import compress, find_feed_forward, neuron_saliency
+from fedsim.submodel import choose_neurons, find_feed_forward, neuron_saliency
 from tests.unit.models_clip_folders import write_clip
 from tests.unit.models_hugging_folders import write_hugging
 
@@ -32,21 +32,22 @@ def small_block() -> nn.Sequential:
 def test_the_most_salient_neurons_stay() -> None:
     block = small_block()
     torch.testing.assert_close(neuron_saliency(find_feed_forward(block, "")).square(), torch.tensor([25.0, 10.0, 16.0]))
-    whole = copy.deepcopy(block)
-    layer, neurons = compress([block], [], 2)[0]
+    layer, neurons = choose_neurons([block], [], 2)[0]
     assert neurons.tolist() == [0, 2]
-    assert layer.inner.bias.tolist() == [1.0, 3.0]
+    cut = layer.cut(neurons)
+    assert cut["0.bias"].tolist() == [1.0, 3.0]
     inputs = torch.randn(4, 2)
-    hidden = nn.functional.gelu(whole[0](inputs))
+    hidden = nn.functional.gelu(block[0](inputs))
     hidden[:, 1] = 0
-    torch.testing.assert_close(block(inputs), whole[2](hidden))
+    found = nn.functional.gelu(nn.functional.linear(inputs, cut["0.weight"], cut["0.bias"]))
+    torch.testing.assert_close(nn.functional.linear(found, cut["2.weight"], cut["2.bias"]), block[2](hidden))
 
 
 def test_of_equal_neurons_the_first_stay() -> None:
     block = nn.Sequential(nn.Linear(2, 5), nn.Linear(5, 2))
     for layer in (block[0], block[1]):
         nn.init.ones_(layer.weight)
-    assert compress([block], [], 3)[0][1].tolist() == [0, 1, 2]
+    assert choose_neurons([block], [], 3)[0][1].tolist() == [0, 1, 2]
 
 
 def tower_of(kind: str, folder: Path) -> Tower:
@@ -75,26 +76,17 @@ NAMES = {
 @pytest.mark.parametrize("kind", NAMES)
 def test_every_library_s_blocks(kind: str, tmp_path: Path) -> None:
     tower = tower_of(kind, tmp_path)
-    before = sum(parameter.numel() for parameter in tower.parameters())
     width = find_feed_forward(tower.blocks[0], "").inner.out_features
-    kept = compress(tower.blocks, [1], width // 2)
+    kept = choose_neurons(tower.blocks, [1], width // 2)
     assert sorted(kept) == [0, 2]
-    for number, block in enumerate(tower.blocks):
-        layer = find_feed_forward(block, "")
+    for number, (layer, neurons) in kept.items():
         assert (layer.inner_path, layer.outer_path) == NAMES[kind]
-        assert layer.inner.out_features == (width if number == 1 else width // 2)
-    dropped = 2 * (width - width // 2) * (2 * 32 + 1)
-    assert before - sum(parameter.numel() for parameter in tower.parameters()) == dropped
-    stem = torch.randn(2, 3, 32)
-    assert tower.blocks[0](stem).shape == stem.shape
-
-
-def test_a_whole_width_changes_nothing(tmp_path: Path) -> None:
-    tower = tower_of("timm", tmp_path)
-    images = torch.randn(2, 3, 14, 14)
-    whole = tower(images)
-    compress(tower.blocks, [], 128)
-    torch.testing.assert_close(tower(images), whole)
+        whole, cut = layer.trained(), layer.cut(neurons)
+        assert whole.keys() == cut.keys()
+        dropped = sum(value.numel() for value in whole.values()) - sum(value.numel() for value in cut.values())
+        assert dropped == (width - width // 2) * (2 * 32 + 1)
+        block, _ = cut_block(tower.blocks[number], number, {f"blocks.{number}.{path}": cut[path] for path in cut})
+        assert block is not tower.blocks[number]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +102,7 @@ def test_a_whole_width_changes_nothing(tmp_path: Path) -> None:
 def test_what_no_model_has(tmp_path: Path, retained: list[int], rank: int, message: str) -> None:
     tower = tower_of("timm", tmp_path)
     with pytest.raises(UserError, match=message):
-        compress(tower.blocks, retained, rank)
+        choose_neurons(tower.blocks, retained, rank)
 
 
 def test_a_model_without_feed_forward_is_told_what_was_looked_for() -> None:
@@ -118,5 +110,4 @@ def test_a_model_without_feed_forward_is_told_what_was_looked_for() -> None:
     with pytest.raises(
         UserError, match=r"layer 1 of the model: found no .* 0 \(4 -> 12\), 1 \(4 -> 4\); .*fc1 and fc2"
     ):
-        compress(blocks, [], 2)
-    assert blocks[0][0].out_features == 3, "nothing has been cut"
+        choose_neurons(blocks, [], 2)

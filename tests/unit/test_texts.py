@@ -96,7 +96,7 @@ def test_the_exported_adapter_gives_the_scores_that_were_evaluated(folder: Path,
     """The README's own lines, in another process's place: texts in, scores out."""
     sim = simulate(folder, 3, pairs=pairs, max_tokens=6, lora=LORA)
     state = play(sim, 2)[0]
-    export_peft(tmp_path, state.params, sim.model)
+    export_peft(tmp_path, state.params, sim.model, sim.config.data.max_tokens)
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
     places = sim.dataset.test
     texts = [sim.dataset.texts[place] if pairs else sim.dataset.texts[place][0] for place in places]

@@ -16,8 +16,9 @@ from fedsim.data.datasets.med import medmnist_set
 from fedsim.data.datasets.nuclei import nuclei
 from fedsim.data.datasets.packaged import brain_mri, dermoscopy_pairs, digits
 from fedsim.data.datasets.prostate import prostate
-from fedsim.data.datasets.sentences import rated_sentences, sentence_ratings
+from fedsim.data.datasets.sentences import neutral_sentences, rated_sentences, sentence_ratings
 from fedsim.data.datasets.text_files import glue, text_files
+from fedsim.data.datasets.vision import cifar10, cifar100, flowers102
 from fedsim.data.splits import split
 from fedsim.errors import UserError
 
@@ -25,13 +26,20 @@ if TYPE_CHECKING:
     from fedsim.config import DataConfig
 
 PACKAGED = {"brain_mri": brain_mri, "cells": cells, "dermoscopy_pairs": dermoscopy_pairs, "digits": digits}
-PACKAGED_TEXTS = {"rated_sentences": rated_sentences, "sentence_ratings": sentence_ratings}
+PACKAGED_TEXTS = {
+    "rated_sentences": rated_sentences,
+    "sentence_ratings": sentence_ratings,
+    "neutral_sentences": neutral_sentences,
+}
 IN_FOLDERS: dict[str, Callable[[str, int], Source]] = {
     "camelyon17": camelyon17,
     "dermoscopic_clients": dermoscopic_clients,
     "image_folder": image_folder,
     "nuclei": nuclei,
     "prostate": prostate,
+    "torchvision:cifar10": cifar10,
+    "torchvision:cifar100": cifar100,
+    "torchvision:flowers102": flowers102,
     "wilds_camelyon17": wilds_camelyon17,
 }
 
@@ -43,6 +51,8 @@ def load_dataset(config: "DataConfig") -> Dataset:
     kept in the cache folder, where the pixels are mapped into memory that processes of one machine share.
     """
     source = _read(config)
+    if len(source.labels) == 0:
+        raise UserError(f"data {config.root or config.name}", "an empty set", "images or texts")
     train, val, test = split(source, config)
     images = torch.from_numpy(source.images)
     return Dataset(

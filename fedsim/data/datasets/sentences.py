@@ -41,16 +41,32 @@ def rated_sentences() -> Source:
 
 def sentence_ratings() -> Source:
     """All sentences, with their mean rating as the number to be told; sites and groups as in ``rated_sentences``."""
+    return _with_ratings(public_alone=False)
+
+
+def neutral_sentences() -> Source:
+    """The sentences that no document and no wording connects with ``rated_sentences``, with their mean rating.
+
+    A public set beside a federation over ``rated_sentences``: whatever that set's split, nobody in it has one of these
+    or another sentence of the same text. Mostly tweets and movie reviews.
+    """
+    return _with_ratings(public_alone=True)
+
+
+def _with_ratings(public_alone: bool) -> Source:
+    """Return all sentences, or those of groups in which none has a clear rating."""
     texts, ratings, groups, sites = _read()
+    clear = groups[np.abs(ratings) >= CLEAR_RATING] if public_alone else groups[:0]
+    kept = ~np.isin(groups, clear)
     return Source(
-        images=np.empty((len(texts), 0), np.uint8),
-        labels=np.zeros(len(texts), np.int64),
+        images=np.empty((kept.sum(), 0), np.uint8),
+        labels=np.zeros(kept.sum(), np.int64),
         class_names=("rating",),
-        groups=groups,
-        sites=sites,
+        groups=groups[kept],
+        sites=sites[kept],
         site_names=tuple(TABLES),
-        texts=tuple((text,) for text in texts),
-        targets=ratings.astype(np.float32),
+        texts=tuple((text,) for text, is_kept in zip(texts, kept, strict=True) if is_kept),
+        targets=ratings[kept].astype(np.float32),
     )
 
 

@@ -1,0 +1,72 @@
+"""Aggregation against FedPFT's released code (fedpft_misc.npz, agg).
+
+The released server keeps its clients' models in the order of a set and their weights in the order of selection, so
+that its weighted modes pair models with the weights of other clients (QUIRKS, FedPFT 10). Three things are compared:
+our uniform mean with the released one; our sums with the released ``weighted`` mode when given the wrong pairs; and our
+``weighting: samples`` with the formula of that mode over the right pairs, from the file's models and volumes alone.
+The released modes ``weighted_scale`` and ``weighted_com`` have no counterpart: their weights do not sum to one.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from algorithms.base import Aggregate, Phase, ServerState, Update
+from algorithms.fedavg import FedAvg
+from comm import ExactSum
+from fedsim.cohort import client_weights
+from fedsim.config import ClientsConfig
+from fedsim.models.specs import ParamSpec
+from tests.golden.clip import load
+
+GOLDEN = load("fedpft_misc")
+NAMES = ("w", "b")
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+def mean_of(clients: Sequence[int], weights: Tensor) -> dict[str, Tensor]:
+    """What FedAvg makes of these clients' models and weights."""
+    server = {name: GOLDEN[f"agg/current/{name}"] for name in NAMES}
+    models = {name: GOLDEN[f"agg/client_models/{name}"][list(clients)] for name in NAMES}
+    method = FedAvg(FedAvg.Config(), {name: ParamSpec(tuple(value.shape), "body") for name, value in server.items()})
+    numbers = tuple(clients)
+    steps = torch.ones(len(numbers), dtype=torch.int64)
+    update = Update(1, Phase(), numbers, weights, server, models, [{} for _ in numbers], steps, 0.0)
+    total = ExactSum(len(numbers))
+    total.add_mean(method.pre_aggregate(update).mean, weights, numbers)
+    aggregate = Aggregate(numbers, total.read(total.flat), {})
+    return method.post_aggregate(ServerState(0, server), aggregate).params
+
+
+def our_weights(weighting: str, clients: Sequence[int]) -> Tensor:
+    words = ClientsConfig.model_validate({"count": 12, "weighting": weighting, "partition": {"name": "iid"}})
+    return client_weights(words, GOLDEN["agg/datavol"].tolist(), clients)
+
+
+@pytest.mark.parametrize("case", [0, 1, 2])
+def test_uniform_is_as_released(case: int) -> None:
+    clients = GOLDEN[f"agg/case{case}/order_of_models"].tolist()
+    found = mean_of(clients, our_weights("uniform", clients))
+    for name in NAMES:
+        torch.testing.assert_close(found[name], GOLDEN[f"agg/case{case}/uniform/{name}"], **CLOSE)
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_samples_pairs_every_model_with_its_own_weight(case: int) -> None:
+    selected = GOLDEN[f"agg/case{case}/selected_clients"].tolist()
+    order = GOLDEN[f"agg/case{case}/order_of_models"].tolist()
+    assert sorted(selected) == sorted(order)
+    assert selected != order
+    mispaired = mean_of(order, our_weights("samples", selected))
+    found = mean_of(order, our_weights("samples", order))
+    volume = GOLDEN["agg/datavol"].numpy()[order].astype(np.float64)
+    for name in NAMES:
+        released = GOLDEN[f"agg/case{case}/weighted/{name}"]
+        torch.testing.assert_close(mispaired[name], released, **CLOSE)
+        models = GOLDEN[f"agg/client_models/{name}"].double().numpy()[order]
+        corrected = torch.from_numpy(np.tensordot(volume / volume.sum(), models, 1)).float()
+        torch.testing.assert_close(found[name], corrected, **CLOSE)
+        assert (corrected - released).abs().max() > 0.01
