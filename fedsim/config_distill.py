@@ -97,8 +97,6 @@ class DistillConfig(Words):
             raise KeyedError("model.lora", "null", "a lora section, {} for its defaults: blocks that LoRA can adapt")
         if self.model.submodel is not None:
             raise KeyedError("model.submodel", "a sub-model", "null: this is what makes one")
-        if self.model.submodel is not None:
-            raise KeyedError("model.submodel", "a sub-model", "null: the whole model, of which this makes one")
         if self.data.augment:
             raise KeyedError("data.augment", f"{list(self.data.augment)}", "none: inputs are distilled as they are")
         return self

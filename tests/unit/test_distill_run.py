@@ -141,7 +141,6 @@ def write_table(folder: Path, names: str, *lines: str) -> str:
         ("submodel.intermediate_rank=0", "submodel.intermediate_rank: found 0; expected at least 1"),
         ("distill.batch_size=4", "distill.micro_batch: found 8 with batch_size: 4; expected at most that"),
         ("model.lora=null", "model.lora: found null; expected a lora section"),
-        ("model.submodel={layers: [0]}", "model.submodel: found a sub-model; expected null"),
         ("model.submodel={folder: half}", "model.submodel: found a sub-model; expected null"),
         ("data.augment=[flip]", "data.augment: found ['flip']; expected none"),
         ("distill.epoch=3", "distill.epoch: found an unknown key; expected epochs (nearest"),
