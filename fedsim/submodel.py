@@ -57,6 +57,14 @@ class FeedForward:
             tensors[name] = tensors[name].index_select(axis, neurons)
         return tensors
 
+    def check(self, where: str) -> None:
+        """UserError, which begins with ``where``, for anything beside the two matrices that knows every neuron."""
+        num_neurons = self.inner.out_features
+        known = {*self.neuron_axes(), f"{self.outer_path}.bias"}
+        for name, parameter in self.trained().items():
+            if name not in known and num_neurons in parameter.shape and num_neurons != self.inner.in_features:
+                raise UserError(where, f"{name} over the {num_neurons} neurons", LOOKED_FOR)
+
     def neuron_axes(self) -> dict[str, int]:
         """Of what ``trained`` names the tensors with an entry for each neuron, and the axis that has it."""
         axes = {f"{self.inner_path}.weight": 0, f"{self.outer_path}.weight": 1}
@@ -104,6 +112,7 @@ def choose_neurons(
         if not 1 <= intermediate_rank <= layer.inner.out_features:
             allowed = f"from 1 to the {layer.inner.out_features} neurons of layer {number}"
             raise UserError("submodel.intermediate_rank", str(intermediate_rank), allowed)
+        layer.check(f"layer {number} of the model")
     with torch.no_grad():
         orders = {n: neuron_saliency(layer).argsort(descending=True, stable=True) for n, layer in found.items()}
     return {n: (layer, orders[n][:intermediate_rank].sort().values) for n, layer in found.items()}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from fedsim.config import ModelConfig
@@ -111,3 +112,9 @@ def test_a_model_without_feed_forward_is_told_what_was_looked_for() -> None:
         UserError, match=r"layer 1 of the model: found no .* 0 \(4 -> 12\), 1 \(4 -> 4\); .*fc1 and fc2"
     ):
         choose_neurons(blocks, [], 2)
+
+
+def test_a_norm_over_the_neurons_is_not_cut() -> None:
+    blocks = VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2, scale_mlp_norm=True).blocks
+    with pytest.raises(UserError, match=r"layer 0 of the model: found mlp\.norm\.weight over the 32 neurons"):
+        choose_neurons(list(blocks), [], 16)
