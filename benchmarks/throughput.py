@@ -135,10 +135,9 @@ def measure(runs: list[Run], python: str, rounds: int, passes: int, console: Con
                 merged[run] = {"label": run.label, "contender": run.contender.name, "error": str(failure)}
                 continue
             console.print(f"pass {index + 1}: {run.label}: {report['clients_per_s']:.3g} clients/s")
-            if reference is None and run.precision == "fp32":
+            if reference is None:
                 reference = factors
-            if reference is not None:
-                report["difference"] = relative_difference(factors, reference, run.regime)
+            report["difference"] = relative_difference(factors, reference, run.regime)
             merged[run] = combine(merged[run], report, run.regime) if run in merged else report
     return list(merged.values())
 
@@ -239,7 +238,8 @@ def main() -> int:
     for regime in (REGIMES[name] for name in arguments.regimes):
         runs = [
             Run(contender, regime, precision, *setting)
-            for precision, contender in itertools.product(arguments.precisions, CONTENDERS)
+            # fp32 first: the first run is the one that the others are compared with.
+            for precision, contender in itertools.product(sorted(arguments.precisions, reverse=True), CONTENDERS)
             for setting in contender.settings
             if f"{setting[0]}x{setting[1]}" in arguments.settings
         ]
