@@ -21,6 +21,13 @@ SIZES = {"cpu": (768, 1536, 2304), "cuda": (4096, 8192, 12288)}
 PACKAGES = ("torch", "timm", "numpy", "pfl", "flwr", "ray")
 
 
+def own_device() -> str:
+    """Return where fedsim computes here: on a GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def matrix_rate(device: str, precision: str, threads: int, seconds: float) -> float:
     """Operations per second of this process alone: the fastest product seen within ``seconds`` per size."""
     import torch
@@ -79,6 +86,7 @@ def description() -> dict[str, Any]:
     return {
         "cpu": cpu.get("model name", platform.processor()),
         "cpu_bf16": sorted({"avx512_bf16", "amx_bf16"}.intersection(flags)),
+        "gpu": gpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load_average": os.getloadavg()[0],
@@ -86,6 +94,13 @@ def description() -> dict[str, Any]:
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | package_versions(),
     }
+
+
+def gpu_name() -> str | None:
+    """Return what the first GPU is called."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def package_versions() -> dict[str, str]:

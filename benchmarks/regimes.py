@@ -1,4 +1,4 @@
-"""The three regimes of the throughput benchmark, as plain arrays that every contender starts from.
+"""The regimes of the throughput benchmark, as plain arrays that every contender starts from.
 
 Shape letters: N images of a client, S image side, P patch side, T tokens (patches and the class token),
 D width, R LoRA rank, C classes. Only numpy is needed here, so that every contender can read it.
@@ -58,6 +58,7 @@ REGIMES = {
         Regime("small", 100, 20, image_size=28, patch_size=7, width=64, depth=4, num_heads=4),
         Regime("medium", 12, 60, image_size=64, patch_size=8, width=192, depth=12, num_heads=3),
         Regime("clip", 12, 10, image_size=224, patch_size=16, width=768, depth=12, num_heads=12),
+        Regime("clip120", 120, 10, image_size=224, patch_size=16, width=768, depth=12, num_heads=12),
     )
 }
 

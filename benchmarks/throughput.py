@@ -2,6 +2,8 @@
 
     python -m benchmarks.throughput --name quiet     # all regimes, both precisions
     python -m benchmarks.throughput --small          # minutes: the small regime in fp32
+    python -m benchmarks.throughput --name gpu --regimes clip clip120 --precisions bf16 --settings 1x1 \\
+        --contenders fedsim fedsim_sequential        # on a GPU: blocks beside one client at a time
 
 Writes benchmarks/results/<name>.json. Exit code 1 if a contender fails or fp32 results disagree.
 """
@@ -116,7 +118,7 @@ def execute(run: Run, python: str, rounds: int, out: Path) -> tuple[dict[str, An
             process.wait()
     if process.returncode != 0:
         raise FailedError(f"{run.label}: exit code {process.returncode}\n{printed[-2000:]}")
-    report: dict[str, Any] = json.loads(Path(f"{out}.json").read_text())
+    report: dict[str, Any] = json.loads(Path(f"{out}.json").read_text()) | {"contender": run.contender.name}
     return report, load_factors(Path(f"{out}.npz"), run.regime)
 
 
@@ -209,7 +211,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--name", help="of the results file (default: small or all)")
     parser.add_argument("--small", action="store_true", help="small regime, fp32, 2 rounds, 1 pass")
-    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=list(REGIMES))
+    parser.add_argument("--contenders", nargs="+", choices=[c.name for c in CONTENDERS])
+    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=["small", "medium", "clip"])
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--settings", nargs="+", default=["1x1", "1x2", "2x1"], help="PROCESSESxTHREADS to try")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each pass")
@@ -224,22 +227,25 @@ def parse() -> argparse.Namespace:
             1,
         )
     arguments.name = arguments.name or ("small" if arguments.small else "all")
-    if not Path(arguments.peers_python).is_file():
+    arguments.contenders = [c for c in CONTENDERS if arguments.contenders is None or c.name in arguments.contenders]
+    with_peers = any(contender.is_peer for contender in arguments.contenders)
+    if with_peers and not Path(arguments.peers_python).is_file():
         parser.error(f"--peers-python: found no {arguments.peers_python}; benchmarks/README.md says how to make it")
     return arguments
 
 
 def main() -> int:
     arguments, console = parse(), Console()
-    rates = {precision: machine.rates("cpu", precision, seconds=1.0) for precision in ("fp32", "bf16")}
+    # fp32 first: the first run is the one that the others are compared with.
+    precisions = sorted(arguments.precisions, reverse=True)
+    rates = {precision: machine.rates(machine.own_device(), precision, seconds=1.0) for precision in precisions}
     limits = {precision: max(by_setting.values()) for precision, by_setting in rates.items()}
     console.print({precision: f"{limit / 1e9:.0f} GFLOP/s" for precision, limit in limits.items()})
     reports: list[dict[str, Any]] = []
     for regime in (REGIMES[name] for name in arguments.regimes):
         runs = [
             Run(contender, regime, precision, *setting)
-            # fp32 first: the first run is the one that the others are compared with.
-            for precision, contender in itertools.product(sorted(arguments.precisions, reverse=True), CONTENDERS)
+            for precision, contender in itertools.product(precisions, arguments.contenders)
             for setting in contender.settings
             if f"{setting[0]}x{setting[1]}" in arguments.settings
         ]
