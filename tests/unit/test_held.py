@@ -1,4 +1,4 @@
-"""The model that clients hold: equal to a plainly cut copy, of one memory with the full model, and what it counts."""
+"""The model that clients hold: equal to a plainly cut copy, and of one memory with the full model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,68 +10,11 @@ from torch import Tensor, nn
 
 from fedsim.config import ModelConfig
 from fedsim.errors import UserError
-from fedsim.models.encoders import load_encoder
-from fedsim.models.held import HeldModel, ProxyLinear, ZeroCounter, build_models
-from fedsim.models.specs import NUM_TOKENS, PROXIES, ZEROS
-from fedsim.models.stacked import Counting, StackedModel
-from fedsim.models.tower import Tower
-from fedsim.submodel import choose_neurons, find_feed_forward
-from tests.unit.models_clip_folders import write_clip
-from tests.unit.models_hugging_folders import write_hugging
-
-CPU = torch.device("cpu")
-VIT = {"patch_size": 7, "embed_dim": 32, "depth": 3, "num_heads": 2}
-RANK = 20
-SIZES = {"timm": 14, "open_clip": 32, "vit": 16, "bert": 16, "roberta": 16}
-KINDS = list(SIZES)
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-
-
-def words_of(kind: str, folder: Path, **changes: Any) -> dict[str, Any]:
-    """The ``model`` section of a config, its weights in ``folder``; ReLU, whose zeros are many."""
-    lora = {"r": 2, "lora_alpha": 4, "target": ["q", "k", "v"]}
-    if kind == "timm":
-        words = {"name": "timm:vit_tiny_patch16_224", "weights": "random", "options": {**VIT, "act_layer": "relu"}}
-    elif kind == "open_clip":
-        write_clip(folder, {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 8})
-        words = {"name": f"open_clip:local-dir:{folder}", "classifier": "linear"}
-    else:
-        write_hugging(folder, kind, hidden_act="relu")
-        words = {"name": f"hf:{folder}"}
-    return {**words, "lora": lora, **changes}
-
-
-def keep(block: nn.Module, neurons: Tensor) -> None:
-    """Put shorter linear layers, frozen like the old ones, in a block's place for its feed-forward."""
-    layer = find_feed_forward(block, "")
-    inner, outer = layer.inner, layer.outer
-    for path, weight, bias in (
-        (layer.inner_path, inner.weight[neurons], inner.bias[neurons]),
-        (layer.outer_path, outer.weight[:, neurons], outer.bias),
-    ):
-        new = nn.Linear(weight.shape[1], weight.shape[0])
-        new.weight, new.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(bias.detach().clone())
-        parent, _, name = path.rpartition(".")
-        setattr(block.get_submodule(parent), name, new.requires_grad_(False))
-
-
-def plainly_cut(
-    config: ModelConfig, size: int, retained: tuple[int, ...], rank: int
-) -> tuple[Tower, dict[int, Tensor], dict[str, Tensor]]:
-    """A model without LoRA of its own, cut in place, the neurons it kept, and its cut feed-forwards' tensors."""
-    tower = load_encoder(config, size, ["a", "b"], 0).tower
-    assert tower is not None
-    neurons = {number: own for number, (_, own) in choose_neurons(tower.blocks, retained, rank).items()}
-    tensors = {}
-    for number, own in neurons.items():
-        keep(tower.blocks[number], own)
-        trained = find_feed_forward(tower.blocks[number], "").trained()
-        tensors |= {f"blocks.{number}.{path}": value.detach() for path, value in trained.items()}
-    return tower, neurons, tensors
-
-
-def full_model(config: ModelConfig, size: int) -> StackedModel:
-    return StackedModel(config, load_encoder(config, size, ["a", "b"], 0), 2, CPU)
+from fedsim.models.held import HeldModel, ProxyLinear, build_models
+from fedsim.models.specs import PROXIES
+from fedsim.models.stacked import StackedModel
+from fedsim.submodel import find_feed_forward
+from tests.unit.models_cut import CLOSE, CPU, KINDS, RANK, SIZES, full_model, inputs_of, keep, plainly_cut, words_of
 
 
 def cut_in_place(config: ModelConfig, size: int, neurons: Mapping[int, Tensor]) -> StackedModel:
@@ -80,19 +23,6 @@ def cut_in_place(config: ModelConfig, size: int, neurons: Mapping[int, Tensor]) 
     for number, kept in neurons.items():
         keep(model.blocks[number], kept)
     return model
-
-
-def inputs_of(kind: str, number: int) -> Tensor:
-    """Images, or texts of 1 to 7 tokens."""
-    generator = torch.Generator().manual_seed(5)
-    if kind not in ("bert", "roberta"):
-        return torch.rand(number, 3, SIZES[kind], SIZES[kind], generator=generator)
-    texts = torch.full((number, 2, 7), -1)
-    texts[:, 1] = 0
-    for row in range(number):
-        length = 1 + (3 * row + 6) % 7
-        texts[row, 0, :length] = torch.randint(1, 12, (length,), generator=generator)
-    return texts.int()
 
 
 def random_factors(params: Mapping[str, Tensor], num_clients: int | None = None) -> dict[str, Tensor]:
@@ -198,72 +128,6 @@ def test_what_is_bound_may_change() -> None:
         trained.requires_grad_(False)
     layer.bind(weight, None)
     torch.testing.assert_close(layer(x), x @ weight.T)
-
-
-def zeros_by_hand(tower: Tower, inputs: Tensor) -> tuple[dict[int, Tensor], int]:
-    """Run the inputs one by one, without padding, and count what goes into the outer matrices."""
-    zeros: dict[int, Tensor] = {}
-    hooks = []
-    for number in (0, 2):
-
-        def count(_: nn.Module, taken: Any, number: int = number) -> None:
-            zeros[number] = zeros.get(number, 0) + sum((token == 0).long() for token in taken[0].flatten(0, -2))
-
-        hooks.append(find_feed_forward(tower.blocks[number], "").outer.register_forward_pre_hook(count))
-    num_tokens = 0
-    for one in inputs:
-        is_text = one.dim() == 2
-        single = one[None, :, : int((one[0] >= 0).sum())] if is_text else one[None]
-        tokens = tower.stem(single)
-        num_tokens += tokens.shape[2] if is_text else tokens.shape[1]
-        tower.states(tokens)
-    for hook in hooks:
-        hook.remove()
-    return zeros, num_tokens
-
-
-@pytest.mark.parametrize("kind", ["timm", "vit", "bert"])
-def test_zeros_are_counted_per_client(kind: str, tmp_path: Path) -> None:
-    """Three clients of 3, 2 and 1 inputs; what stands at the empty places must not count, nor padding."""
-    config = ModelConfig.model_validate(words_of(kind, tmp_path))
-    tower, _, tensors = plainly_cut(config, SIZES[kind], (1,), RANK)
-    held = HeldModel(full_model(config, SIZES[kind]), range(3), tensors)
-    params = held.initial(0)
-    counts = {name: value for name, value in params.items() if held.specs[name].kind == "count"}
-    assert counts.keys() == {f"{ZEROS}0", f"{ZEROS}2", NUM_TOKENS}
-    params |= {name: value.expand(3, *value.shape).clone() for name, value in counts.items()}
-    inputs = inputs_of(kind, 9)
-    places = torch.tensor([[True, True, True], [True, True, False], [False, True, False]])
-    fixed = held.prefix(inputs).unflatten(0, (3, 3))
-    plain = held.features(params, fixed, training=True)
-    assert not any(params[name].any() for name in counts), "only what is asked for is counted"
-    for times in (1, 2):
-        counted = held.features(params, fixed, training=True, counting=Counting(places, padding=False))
-        torch.testing.assert_close(counted, plain, **CLOSE)
-        for client in range(3):
-            own = inputs.unflatten(0, (3, 3))[client][places[client]]
-            pixels = own if kind == "bert" else (own - held._mean) / held._std
-            zeros, num_tokens = zeros_by_hand(tower, pixels)
-            assert params[NUM_TOKENS][client] == times * num_tokens
-            for number, expected in zeros.items():
-                assert torch.equal(params[f"{ZEROS}{number}"][client], times * expected)
-                assert 0 < expected.sum() < num_tokens * RANK
-    before = params[NUM_TOKENS].clone()
-    held.features(params, fixed, training=True, counting=Counting(places, padding=True))
-    tokens = fixed.shape[-1] if kind == "bert" else fixed.shape[2]
-    assert torch.equal(params[NUM_TOKENS] - before, places.sum(1) * tokens)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_counts_are_exact_in_any_precision(dtype: torch.dtype) -> None:
-    """3001 tokens of one client, of which 2999 are its own: bf16 has no such numbers."""
-    counter = ZeroCounter(torch.zeros(1, 2, dtype=torch.int64), torch.arange(3001)[None] > 1)
-    activation = torch.zeros(1, 3001, 2, dtype=dtype)
-    activation[0, 5:7, 1] = 0.5
-    with torch.autocast("cpu", torch.bfloat16):
-        counter.add(activation)
-        counter.add(activation)
-    assert counter.zeros.tolist() == [[2 * 2999, 2 * 2997]]
 
 
 def test_dropped_layers(tmp_path: Path) -> None:
