@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from timm.layers import Attention as TimmAttention
 from torch import Tensor, nn
 
-from fedsim.models.cpu_attention import CpuAttention
+from fedsim.kernels import attention as compiled
 from fedsim.models.lora import LoRALinear, rows_of
 
 
@@ -49,23 +49,29 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         projected = self.qkv(x)
-        if projected.requires_grad and not is_causal and self._suits_cpu_attention(projected, attn_mask):
-            heads: Tensor = CpuAttention.apply(projected.unflatten(2, (3, self.num_heads, -1)), attn_mask)
-            return self._finish(heads)
+        if not is_causal and self._compiles(projected, 3, attn_mask):
+            return self._compiled(None, projected, 3, attn_mask)
         q, k, v = self._heads(projected, 3)
         return self._attend(q, k, v, attn_mask, is_causal)
 
     def first_token(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """The output of the first token alone, (N, 1, D), which attends to all tokens that the mask leaves."""
-        (q,) = self._heads(slices_of(self.qkv, x[:, :1], 0, 1), 1)
-        k, v = self._heads(slices_of(self.qkv, x, 1, 3), 2)
+        queries, projected = slices_of(self.qkv, x[:, :1], 0, 1), slices_of(self.qkv, x, 1, 3)
+        if self._compiles(projected, 2, attn_mask):
+            return self._compiled(queries.unflatten(2, (self.num_heads, -1)), projected, 2, attn_mask)
+        (q,), (k, v) = self._heads(queries, 1), self._heads(projected, 2)
         return self._attend(q, k, v, attn_mask)
 
-    def _suits_cpu_attention(self, projected: Tensor, attn_mask: Tensor | None) -> bool:
+    def _compiles(self, projected: Tensor, num_slices: int, attn_mask: Tensor | None) -> bool:
         plain = isinstance(self.q_norm, nn.Identity) and isinstance(self.k_norm, nn.Identity)
         over_tokens = (len(projected), 1, 1, projected.shape[1])
         masked = attn_mask is None or (attn_mask.dtype == torch.bool and attn_mask.shape == over_tokens)
-        return projected.device.type == "cpu" and plain and masked and not (self.training and self.attn_drop)
+        width = projected.shape[2] // (num_slices * self.num_heads)
+        return plain and masked and not (self.training and self.attn_drop) and compiled.suits(projected, width)
+
+    def _compiled(self, queries: Tensor | None, projected: Tensor, num_slices: int, mask: Tensor | None) -> Tensor:
+        slices = projected.unflatten(2, (num_slices, self.num_heads, -1))
+        return self._finish(compiled.CompiledAttention.apply(queries, slices, mask))
 
     def _heads(self, projected: Tensor, num_slices: int) -> tuple[Tensor, ...]:
         """(N, T, slices * D) to that many (N, H, T, D / H)."""

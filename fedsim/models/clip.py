@@ -38,6 +38,7 @@ class ClipTower(Tower):
     """open_clip's own image transformer, with its projection."""
 
     rest: Any
+    norms_before_products = ("ln_1", "ln_2")
 
     def __init__(self, visual: Any) -> None:
         blocks = list(visual.transformer.resblocks)

@@ -63,6 +63,7 @@ class StackedModel:
             if config.precision == "bf16":
                 cast_products(self.blocks)
             freeze_linears(self.blocks)
+            self._tower.compile_rows()
         self.specs = self._make_specs()
 
     @property

@@ -25,6 +25,7 @@ class TimmTower(Tower):
     """
 
     rest: Any
+    norms_before_products = ("norm1", "norm2")
 
     def __init__(self, model: Any, prefix: str = "", head: nn.Module | None = None, head_path: str = "") -> None:
         blocks = list(model.blocks)

@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fedsim.kernels.rows import replace_rows
 from fedsim.models.attention import replace_attention
 
 Part = TypeVar("Part", bound=nn.Module)
@@ -28,6 +29,9 @@ class Tower(nn.Module):
 
     #: How ``encode``'s features come out of the library's own ``model``, in Python. An open_clip tower is a part.
     library_features = "model(images)"
+
+    #: LayerNorms, children of a block, whose output nothing but frozen products reads.
+    norms_before_products: tuple[str, ...] = ()
 
     def __init__(self, rest: nn.Module, blocks: Iterable[nn.Module], source_path: dict[str, str]) -> None:
         super().__init__()
@@ -62,6 +66,11 @@ class Tower(nn.Module):
         for block in body:
             tokens = block(tokens)
         return self.finish(last(tokens) if every_token else self.last_block(last, tokens))
+
+    def compile_rows(self) -> None:
+        """Put our GELU and LayerNorm in place of the library's, in blocks whose norms never train."""
+        for block in self.blocks:
+            replace_rows(block, self.norms_before_products)
 
     def states(self, tokens: Tensor) -> list[Tensor]:
         """Every block's output, (N, T, D) each, from the stem's."""

@@ -1,0 +1,105 @@
+"""Compiles the C++ sources beside this file when they are first needed, and calls them.
+
+There is one library for fp32 and one for bf16, kept in the cache. Where that is not possible, ``problem`` says why, and
+everyone uses PyTorch's own operators instead, which are slower; the numbers differ in rounding.
+"""
+
+import ctypes
+import os
+import platform
+import shlex
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedsim.data.cache import cached_folder
+
+SOURCES = Path(__file__).parent
+# The symbols of OpenMP are left open: they are found in the runtime that PyTorch has loaded, whose threads are shared.
+COMPILE = "-std=c++17 -O3 -march=native -ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-strict-aliasing -fopenmp -fPIC"
+DEFINES = {torch.float32: "-DFP32", torch.bfloat16: "-DBF16"}
+
+
+class _Unavailable(Exception):
+    """The kernels cannot be compiled or loaded; the message says why."""
+
+
+def available(dtype: torch.dtype) -> bool:
+    """Whether ``call`` has functions for this type."""
+    return dtype in DEFINES and problem() is None
+
+
+@cache
+def problem() -> str | None:
+    """Why there are no kernels on this machine; None where there are."""
+    try:
+        for dtype in DEFINES:
+            _load(dtype)
+    except _Unavailable as error:
+        return str(error)
+    return None
+
+
+def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None) -> None:
+    """Call a function of the library for this type, with this process's number of threads as its last argument.
+
+    Tensors are handed over by their address, so their layout is the caller's business; an int is C++'s long.
+    """
+    getattr(_load(dtype), name)(*map(_as_c, arguments), ctypes.c_long(torch.get_num_threads()))
+
+
+@cache
+def _load(dtype: torch.dtype) -> ctypes.CDLL:
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    sources = sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")])
+    key = [
+        _run([*compiler, "--version"]),
+        _processor(),
+        COMPILE,
+        DEFINES[dtype],
+        *(source.read_text() for source in sources),
+    ]
+
+    def build(folder: Path) -> None:
+        objects = []
+        for source in sources:
+            if source.suffix == ".cpp":
+                objects.append(f"{folder / source.stem}.o")
+                _run([*compiler, *COMPILE.split(), DEFINES[dtype], "-c", str(source), "-o", objects[-1]])
+        _run([*compiler, "-shared", *objects, "-o", str(folder / "kernels.so")])
+
+    folder = cached_folder("kernels", key, build)
+    try:
+        return ctypes.CDLL(str(folder / "kernels.so"))
+    except OSError as error:
+        raise _Unavailable(str(error)) from error
+
+
+def _as_c(argument: Tensor | int | float | None) -> object:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, int):
+        return ctypes.c_long(argument)
+    return argument if argument is None else ctypes.c_float(argument)
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise _Unavailable(f"no C++ compiler: {command[0]}: {error.strerror}") from error
+    if done.returncode != 0:
+        raise _Unavailable(f"{shlex.join(command)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _processor() -> str:
+    """What ``-march=native`` depends on: folders of the cache may be shared by different machines."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor()
+    wanted = ("flags", "Features", "model name", "CPU part")
+    return "\n".join(sorted({line for line in info.read_text().splitlines() if line.startswith(wanted)}))
