@@ -61,12 +61,15 @@ INLINE void store(Element *to, Floats value) { *(Elements *)to = as<Element>(val
 
 // The first `count` items of a vector, all where it is 16 or more. What is not loaded is zero, the rest is not stored.
 template <typename Vector, typename Item> INLINE Vector load_some(const Item *from, long count) {
-    if (count >= LANES) return *(const Vector *)from;
+    Vector values = {0};
+    if (count >= LANES) {
+        memcpy(&values, from, sizeof values); // a template's argument loses the attribute that makes loads unaligned
+        return values;
+    }
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
     if constexpr (sizeof(Item) == 4) return (Vector)_mm512_maskz_loadu_epi32((1 << count) - 1, from);
     else return (Vector)_mm256_maskz_loadu_epi16((1 << count) - 1, from);
 #else
-    Vector values = {0};
     memcpy(&values, from, count * sizeof(Item));
     return values;
 #endif

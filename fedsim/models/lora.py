@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from fedsim.config import LoraConfig
 from fedsim.errors import UserError
+from fedsim.kernels import lora as compiled
 from fedsim.models.frozen import FrozenLinear, FrozenProduct
 from fedsim.seeding import torch_stream
 
@@ -55,15 +56,16 @@ class LoRALinear(nn.Module):
         if not adapted:
             return F.linear(x, product.weight, product.bias)
         places = slice(adapted[0], adapted[-1] + 1)
+        a, b = ((factor if factor.dim() == 4 else factor[None])[:, places] for factor in (self.lora_a, self.lora_b))
         # Products run in the type of the frozen weights; autocast would do the same, operation by operation.
-        a, b = (
-            (factor if factor.dim() == 4 else factor[None])[:, places].to(product.weight.dtype)
-            for factor in (self.lora_a, self.lora_b)
-        )
         x_KMD = x.to(product.weight.dtype).reshape(max(len(a), len(b)), -1, x.shape[-1])
         targets = tuple(self.slices[place] - start for place in adapted)
-        with torch.autocast(x.device.type, enabled=False):
-            out: Tensor = LowRankLinear.apply(x_KMD, product, a, b, targets, self.scaling)
+        if compiled.suits(product, self.slice_width):
+            out: Tensor = compiled.CompiledLowRank.apply(x_KMD, product, a, b, targets, self.scaling)
+        else:
+            a, b = a.to(x_KMD.dtype), b.to(x_KMD.dtype)
+            with torch.autocast(x.device.type, enabled=False):
+                out = LowRankLinear.apply(x_KMD, product, a, b, targets, self.scaling)
         return out.reshape(*x.shape[:-1], len(product.weight))
 
 

@@ -1,0 +1,63 @@
+"""A frozen layer with low-rank factors on a CPU, compiled: fedsim/kernels/lora.cpp.
+
+Shapes: K clients in a block, G adapted slices of the layer's output, R rank, D input width, O width of one slice, M rows
+per client, S slices of the output.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fedsim.kernels.build import available, call
+from fedsim.models.frozen import FrozenProduct
+
+
+def suits(product: FrozenProduct, slice_width: int) -> bool:
+    """Whether ``CompiledLowRank`` takes this product."""
+    weight = product.weight
+    even = weight.dtype == torch.float32 or (weight.shape[1] % 2 == 0 and slice_width % 2 == 0)
+    return weight.device.type == "cpu" and even and available(weight.dtype)
+
+
+class CompiledLowRank(torch.autograd.Function):
+    """x W' + bias, plus s x A' B' on the adapted slices of the output; W and bias are frozen.
+
+    x (K, M, D), ``product`` with W (S * O, D) and bias; A (K or 1, G, R, D) and B (K or 1, G, O, R) in fp32;
+    ``targets``: the slices, of S, that the G factors adapt; returns (K, M, S * O).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, product: FrozenProduct, a: Tensor, b: Tensor, targets: tuple[int, ...], scaling: float
+    ) -> Tensor:
+        """Keep the hidden values (K, M, G, R), with the rank rounded up to an even number."""
+        x, a, b = x.contiguous(), a.contiguous(), b.contiguous()
+        out = product.forward(x.flatten(0, 1))
+        hidden = x.new_empty(*x.shape[:2], b.shape[1], b.shape[3] + b.shape[3] % 2)
+        places = torch.tensor(targets)
+        call("lora_forward", x.dtype, x, a, b, places, hidden, out, *_sizes(x, out, a, b), scaling)
+        ctx.save_for_backward(x, a, b, hidden, places)
+        ctx.product, ctx.scaling = product, scaling
+        return out.view(*x.shape[:2], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, A and B; the frozen weights have none."""
+        x, a, b, hidden, places = ctx.saved_tensors
+        needs_x, _, needs_a, needs_b, *_ = ctx.needs_input_grad
+        rows = grad.contiguous().flatten(0, 1)
+        grad_x = ctx.product.backward(rows).view_as(x) if needs_x else None
+        grad_a = torch.empty_like(a) if needs_a else None
+        grad_b = torch.empty_like(b) if needs_b else None
+        inner, sizes = torch.empty_like(hidden), _sizes(x, rows, a, b)
+        call("lora_backward", x.dtype, rows, x, a, b, places, hidden, inner, grad_x, grad_a, grad_b, *sizes, ctx.scaling)
+        return grad_x, None, grad_a, grad_b, None, None
+
+
+def _sizes(x: Tensor, out: Tensor, a: Tensor, b: Tensor) -> tuple[int, ...]:
+    """K, M, D, O, S, G and R, and of how many clients A and B are."""
+    _, adapted, slice_width, rank = b.shape
+    return *x.shape, slice_width, out.shape[1] // slice_width, adapted, rank, len(a), len(b)
