@@ -18,24 +18,26 @@ struct Sizes {
     long rows_from(long first) const { return rows - first < BLOCK ? rows - first : BLOCK; }
 };
 
-INLINE Element element(float value) { return as<Element>(splat(value))[0]; }
-
-// Columns (R', O) of all adapted slices, as rows (O, G R').
-static void gathered(const float *b, Sizes n, Element *to) {
+// The factor B of a client as rows (O, G R') of elements, what is behind a rank is zero.
+static void rounded_b(const float *b, Sizes n, Element *to) {
     for (long target = 0; target < n.adapted; target++)
         for (long row = 0; row < n.out_width; row++)
-            for (long column = 0; column < n.whole_rank(); column++)
-                to[row * n.hidden() + target * n.whole_rank() + column] =
-                    column < n.rank ? element(b[(target * n.out_width + row) * n.rank + column]) : Element();
+            for (long first = 0; first < n.whole_rank(); first += LANES) {
+                const float *from = b + (target * n.out_width + row) * n.rank + first;
+                Floats own = load_some<Floats>(from, n.rank - first);
+                store_some(to + row * n.hidden() + target * n.whole_rank() + first, own, n.whole_rank() - first);
+            }
 }
 
-// The factor A of a client as rows (G R', D) of elements.
+// The factor A of a client as rows (G R', D) of elements, what is behind a rank is zero.
 static void rounded_a(const float *a, Sizes n, Element *to) {
-    for (long row = 0; row < n.hidden(); row++) {
+    for (long row = 0; row < n.hidden(); row++, to += n.width) {
         long target = row / n.whole_rank(), own = row % n.whole_rank();
         const float *from = a + (target * n.rank + own) * n.width;
-        for (long column = 0; column < n.width; column++)
-            to[row * n.width + column] = own < n.rank ? element(from[column]) : Element();
+        for (long column = 0; column < n.width; column += LANES) {
+            long left = n.width - column;
+            store_some(to + column, own < n.rank ? load_some<Floats>(from + column, left) : splat(0), left);
+        }
     }
 }
 
@@ -73,7 +75,7 @@ extern "C" void lora_forward(const Element *x, const float *a, const float *b, c
             long client = index / n.blocks(), first = index % n.blocks() * BLOCK, count = n.rows_from(first);
             if (client != packed) {
                 rounded_a(a + (a_clients > 1 ? client * adapted * rank * width : 0), n, own_a);
-                gathered(b + (b_clients > 1 ? client * adapted * rank * out_width : 0), n, own_b);
+                rounded_b(b + (b_clients > 1 ? client * adapted * rank * out_width : 0), n, own_b);
                 transposed(own_a, width, n.hidden(), width, down);
                 for (long target = 0; target < adapted; target++)
                     transposed(own_b + target * n.whole_rank(), n.hidden(), out_width, n.whole_rank(),
@@ -110,7 +112,7 @@ static void back_through(const Element *grad, const float *a, const float *b, co
             long client = index / n.blocks(), first = index % n.blocks() * BLOCK, count = n.rows_from(first);
             if (client != packed) {
                 rounded_a(a + (a_clients > 1 ? client * n.adapted * n.rank * n.width : 0), n, own_a);
-                gathered(b + (b_clients > 1 ? client * n.adapted * n.rank * n.out_width : 0), n, own_b);
+                rounded_b(b + (b_clients > 1 ? client * n.adapted * n.rank * n.out_width : 0), n, own_b);
                 interleaved(own_a, n.width, n.hidden(), n.width, up);
                 for (long target = 0; target < n.adapted; target++)
                     interleaved(own_b + target * n.whole_rank(), n.hidden(), n.out_width, n.whole_rank(),

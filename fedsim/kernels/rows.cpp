@@ -24,15 +24,24 @@ extern "C" void gelu_forward(const Element *x, Element *y, Element *slope, long 
     }
 }
 
-// LayerNorm of rows x (M, D) in fp32 with weight and bias (D,) in fp32; `statistics` (M, 2) get mean and 1 / deviation.
-extern "C" void norm_forward(const float *x, const float *weight, const float *bias, Element *to, float *statistics,
-                             long rows, long width, float epsilon, long threads) {
+// LayerNorm of rows x (M, D), or of their sum with `branch`, with weight and bias (D,). x, the sum and all but branch and
+// `to` are fp32; `statistics` (M, 2) get mean and 1 / deviation. Without a branch it and `total` are NULL.
+extern "C" void norm_forward(const float *x, const Element *branch, const float *weight, const float *bias, float *total,
+                             Element *to, float *statistics, long rows, long width, float epsilon, long threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long row = 0; row < rows; row++) {
         const float *own = x + row * width;
-        Floats total = {0}, squares = {0};
-        for (long column = 0; column < width; column += LANES) total += load_some<Floats>(own + column, width - column);
-        float mean = sum(total) / width;
+        if (branch) {
+            for (long column = 0; column < width; column += LANES) {
+                long left = width - column, place = row * width + column;
+                Floats added = widen(load_some<Elements>(branch + place, left));
+                store_some(total + place, load_some<Floats>(x + place, left) + added, left);
+            }
+            own = total + row * width;
+        }
+        Floats sums = {0}, squares = {0};
+        for (long column = 0; column < width; column += LANES) sums += load_some<Floats>(own + column, width - column);
+        float mean = sum(sums) / width;
         for (long column = 0; column < width; column += LANES) {
             Floats deviation = load_some<Floats>(own + column, width - column) - mean;
             squares += deviation * deviation;
@@ -51,9 +60,11 @@ extern "C" void norm_forward(const float *x, const float *weight, const float *b
     }
 }
 
-// The gradient (M, D) of x in fp32 for `grad` (M, D); see norm_forward.
-extern "C" void norm_backward(const Element *grad, const float *x, const float *weight, const float *statistics,
-                              float *to, long rows, long width, long threads) {
+// The gradient (M, D) of x for `grad` (M, D), plus `besides` (M, D), unless NULL, in fp32 and, unless NULL, also as that
+// of the branch; x is the sum if there was a branch. See norm_forward.
+extern "C" void norm_backward(const Element *grad, const float *besides, const float *x, const float *weight,
+                              const float *statistics, float *to, Element *to_branch, long rows, long width,
+                              long threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long row = 0; row < rows; row++) {
         const float *own = x + row * width;
@@ -61,16 +72,20 @@ extern "C" void norm_backward(const Element *grad, const float *x, const float *
         Floats plain = {0}, along = {0};
         for (long column = 0; column < width; column += LANES) {
             long left = width - column;
-            Floats g = widen(load_some<Elements>(grad + row * width + column, left)) * load_some<Floats>(weight + column, left);
+            Floats arriving = widen(load_some<Elements>(grad + row * width + column, left));
+            Floats g = arriving * load_some<Floats>(weight + column, left);
             plain += g;
             along += g * (load_some<Floats>(own + column, left) - mean);
         }
         float shift = sum(plain) / width, slope = sum(along) * inverse * inverse / width;
         for (long column = 0; column < width; column += LANES) {
-            long left = width - column;
-            Floats g = widen(load_some<Elements>(grad + row * width + column, left)) * load_some<Floats>(weight + column, left);
+            long left = width - column, place = row * width + column;
+            Floats g = widen(load_some<Elements>(grad + place, left)) * load_some<Floats>(weight + column, left);
             Floats deviation = load_some<Floats>(own + column, left) - mean;
-            store_some(to + row * width + column, (g - shift - deviation * slope) * inverse, left);
+            Floats found = (g - shift - deviation * slope) * inverse;
+            if (besides) found += load_some<Floats>(besides + place, left);
+            store_some(to + place, found, left);
+            if (to_branch) store_some(to_branch + place, found, left);
         }
     }
 }

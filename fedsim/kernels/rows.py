@@ -52,32 +52,67 @@ class FrozenNorm(nn.LayerNorm):
         self.weight, self.bias = source.weight, source.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        if kind == "cpu" and x.dtype == torch.float32 and available(dtype):
-            out: Tensor = _Norm.apply(x, self.weight, self.bias, self.eps, dtype)
+        dtype = self._output_type(x)
+        if self._compiles(x, dtype):
+            out: Tensor = _Norm.apply(x, None, self.weight, self.bias, self.eps, dtype)[1]
             return out
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
+    def of_sum(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return x plus what a branch adds to it, and the norm of the sum; without a branch x itself."""
+        if branch is None:
+            return x, self(x)
+        dtype = self._output_type(x)
+        if branch.dtype == dtype and self._compiles(x, dtype):
+            total, out = _Norm.apply(x, branch, self.weight, self.bias, self.eps, dtype)
+            return total, out
+        total = x + branch
+        return total, self(total)
+
+    def _output_type(self, x: Tensor) -> torch.dtype:
+        kind = x.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+    def _compiles(self, x: Tensor, dtype: torch.dtype) -> bool:
+        return x.device.type == "cpu" and x.dtype == torch.float32 and available(dtype)
+
 
 class _Norm(torch.autograd.Function):
+    """The sum (..., D) of x and a branch, or None where there is no branch, and its LayerNorm."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        branch: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        epsilon: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor | None, Tensor]:
         x = x.contiguous()
         width = x.shape[-1]
         rows = x.numel() // width
+        total = None if branch is None else torch.empty_like(x)
+        added = None if branch is None else branch.contiguous()
         out, statistics = x.new_empty(x.shape, dtype=dtype), x.new_empty(rows, 2)
-        call("norm_forward", dtype, x, weight, bias, out, statistics, rows, width, epsilon)
-        ctx.save_for_backward(x, weight, statistics)
-        return out
+        call("norm_forward", dtype, x, added, weight, bias, total, out, statistics, rows, width, epsilon)
+        ctx.save_for_backward(x if total is None else total, weight, statistics)
+        return total, out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_total: Tensor | None, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, statistics = ctx.saved_tensors
+        besides = None if grad_total is None else grad_total.contiguous()
         found = torch.empty_like(x)
-        call("norm_backward", grad.dtype, grad.contiguous(), x, weight, statistics, found, len(statistics), x.shape[-1])
-        return found, None, None, None, None
+        needs_branch = ctx.needs_input_grad[1]
+        # In fp32 one gradient serves both.
+        narrow = torch.empty(x.shape, dtype=grad.dtype) if needs_branch and grad.dtype != x.dtype else None
+        sizes = len(statistics), x.shape[-1]
+        call("norm_backward", grad.dtype, grad.contiguous(), besides, x, weight, statistics, found, narrow, *sizes)
+        grad_branch = found if needs_branch and narrow is None else narrow
+        return found, grad_branch, None, None, None, None
 
 
 def replace_rows(block: nn.Module, norms: Collection[str]) -> None:

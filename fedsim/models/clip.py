@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 
 from fedsim.config import ModelConfig
 from fedsim.errors import UserError
+from fedsim.kernels.rows import FrozenNorm
 from fedsim.models.attention import Attention
 from fedsim.models.hub import hub_access, user_errors
 from fedsim.models.timm_vit import TimmTower, check_divides, feature_width, is_sliceable
@@ -48,6 +49,15 @@ class ClipTower(Tower):
     def stem(self, images: Tensor) -> Tensor:
         out: Tensor = self.rest._embeds(images)
         return out
+
+    def advance(self, block: Any, tokens: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        norms = isinstance(getattr(block, "ln_1", None), FrozenNorm) and isinstance(block.ln_2, FrozenNorm)
+        if not (type(block) is ResidualAttentionBlock and norms):
+            return super().advance(block, tokens, branch)
+        tokens, normal = block.ln_1.of_sum(tokens, branch)
+        attended, _ = block.attn(normal, normal, normal, need_weights=False)
+        tokens, normal = block.ln_2.of_sum(tokens, block.ls_1(attended))
+        return tokens, block.ls_2(block.mlp(normal))
 
     def last_block(self, block: Any, tokens: Tensor) -> Tensor:
         plain = type(block) is ResidualAttentionBlock and isinstance(block.attn, Attention)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedsim.config import ModelConfig
 from fedsim.errors import UserError
+from fedsim.kernels.rows import FrozenNorm
 from fedsim.models.attention import Attention
 from fedsim.models.hub import hub_access, user_errors
 from fedsim.models.tower import Encoder, Tower
@@ -38,6 +39,14 @@ class TimmTower(Tower):
         tokens = self.rest._pos_embed(self.rest.patch_embed(images))
         out: Tensor = self.rest.norm_pre(self.rest.patch_drop(tokens))
         return out
+
+    def advance(self, block: Any, tokens: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        norms = isinstance(getattr(block, "norm1", None), FrozenNorm) and isinstance(block.norm2, FrozenNorm)
+        if not (type(block) is Block and norms):
+            return super().advance(block, tokens, branch)
+        tokens, normal = block.norm1.of_sum(tokens, branch)
+        tokens, normal = block.norm2.of_sum(tokens, block.drop_path1(block.ls1(block.attn(normal))))
+        return tokens, block.drop_path2(block.ls2(block.mlp(normal)))
 
     def last_block(self, block: Any, tokens: Tensor) -> Tensor:
         plain = type(block) is Block and isinstance(block.attn, Attention)

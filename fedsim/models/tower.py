@@ -52,6 +52,13 @@ class Tower(nn.Module):
         """All that follows the last block: (N, T, D) tokens to (N, W) features."""
         raise NotImplementedError
 
+    def advance(self, block: Any, tokens: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """One block on the sum of ``tokens`` and ``branch``, whose output may be left as such a sum.
+
+        The next LayerNorm then adds them up in its own pass over the tokens.
+        """
+        return block(tokens if branch is None else tokens + branch), None
+
     def last_block(self, block: Any, tokens: Tensor) -> Tensor:
         """The last block, for those tokens at least that ``finish`` reads: (N, T, D) to (N, up to T, D)."""
         out: Tensor = block(tokens)
@@ -63,8 +70,10 @@ class Tower(nn.Module):
         ``every_token``: the last block, too, computes all tokens, for those who look inside.
         """
         *body, last = self.blocks
+        branch = None
         for block in body:
-            tokens = block(tokens)
+            tokens, branch = self.advance(block, tokens, branch)
+        tokens = tokens if branch is None else tokens + branch
         return self.finish(last(tokens) if every_token else self.last_block(last, tokens))
 
     def compile_rows(self) -> None:
