@@ -37,7 +37,8 @@ def random_factors(tower: Tower, lora: LoraConfig) -> dict[str, Tensor]:
         count, width = (len(wanted), layer.out_features // 3) if word == "qkv" else (1, layer.out_features)
         if count and (word == "qkv" or word in lora.target):
             params[f"{path}.lora_a"] = torch.randn(count, lora.r, layer.in_features, generator=generator)
-            params[f"{path}.lora_b"] = 0.1 * torch.randn(count, width, lora.r, generator=generator)
+            # Small: rounding is blown up where attention saturates.
+            params[f"{path}.lora_b"] = 0.02 * torch.randn(count, width, lora.r, generator=generator)
     return params
 
 
