@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from comm import Group
+from fedsim.kernels import build
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("torch", "numpy", "timm", "open_clip_torch", "peft", "pydantic", "safetensors", "scikit-learn")
@@ -31,6 +32,7 @@ def environment(group: Group) -> dict[str, Any]:
         "backend": group.backend,
         "device": str(group.device),
         "threads_per_rank": torch.get_num_threads(),
+        "cpu_kernels": _cpu_kernels(group.device),
         "git": _git_state(),
         "command": sys.argv,
     }
@@ -41,6 +43,11 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _cpu_kernels(device: torch.device) -> str | None:
+    """Whether they are compiled, and why not; they are not asked for on a GPU, where nobody needs them."""
+    return build.problem() or "compiled" if device.type == "cpu" else None
 
 
 def _cpu_model() -> str:

@@ -17,6 +17,7 @@ from fedsim.config_errors import show
 from fedsim.environment import environment
 from fedsim.errors import UserError
 from fedsim.files import finite, sync_folder, write_atomic, write_json
+from fedsim.kernels import build
 from fedsim.screen import Screen, metrics_table
 
 TABLES = ("metrics", "clients", "timings")
@@ -50,6 +51,10 @@ class RunLog:
         write_environment(folder / "environment.json", environment(group))
         plural = "" if group.num_ranks == 1 else "s"
         self.message(f"{folder}: {group.num_ranks} rank{plural}, backend {group.backend}, device {group.device}")
+        if config.model.lora is not None and group.device.type == "cpu" and (reason := build.problem()) is not None:
+            self.message(
+                f"LoRA trains with PyTorch's own operators, which are slower than fedsim's compiled ones: {reason}"
+            )
 
     def record_config(self, config: Config) -> None:
         """Rewrite config.yaml, now that what the config left open is decided."""

@@ -92,7 +92,8 @@ def _run(command: list[str]) -> str:
     except OSError as error:
         raise _Unavailable(f"no C++ compiler: {command[0]}: {error.strerror}") from error
     if done.returncode != 0:
-        raise _Unavailable(f"{shlex.join(command)}: {done.stderr.strip()}")
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise _Unavailable(f"{shlex.join(command)}: {next((line for line in lines if 'error' in line), lines[-1])}")
     return done.stdout
 
 

@@ -114,7 +114,7 @@ def test_requirements_are_exact_and_name_no_host() -> None:
 def test_conda_has_the_same_pins_and_no_jupyter() -> None:
     *packages, last = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert last["pip"] == pins((ROOT / "requirements.txt").read_text().splitlines())
-    assert packages == ["python=3.12", "pip"]
+    assert packages == ["python=3.12", "pip", "cxx-compiler"]
 
 
 def test_requirements_have_all_that_the_program_imports() -> None:

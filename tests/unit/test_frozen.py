@@ -1,12 +1,11 @@
-"""Forward and backward passes written by hand, against what autograd makes of the plain formula."""
+"""Products with frozen weights and with LoRA factors, against what autograd makes of the plain formula."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.models import cpu_attention, frozen
-from fedsim.models.cpu_attention import CpuAttention
+from fedsim.models import frozen
 from fedsim.models.frozen import FrozenLinear, FrozenProduct
 from fedsim.models.lora import LowRankLinear
 
@@ -15,35 +14,6 @@ STREAM = torch.Generator().manual_seed(5)
 
 def draw(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=STREAM, dtype=torch.float64, requires_grad=True)
-
-
-def plain_attention(projected: Tensor, mask: Tensor | None = None) -> Tensor:
-    q, k, v = projected.permute(2, 0, 3, 1, 4)
-    scores = q @ k.mT / projected.shape[-1] ** 0.5
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return (scores.softmax(-1) @ v).transpose(1, 2)
-
-
-MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 1, 1, 0, 0]]).bool()[:, None, None]
-
-
-@pytest.mark.parametrize("mask", [None, MASK], ids=["all tokens", "texts of different lengths"])
-@pytest.mark.parametrize("group_elements", [1, 2 * 2 * 5**2, 2**18], ids=["an image", "two images", "all"])
-def test_attention_and_its_gradient(group_elements: int, mask: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_attention, "GROUP_ELEMENTS", group_elements)
-    projected, grad = draw(3, 5, 3, 2, 4), draw(3, 5, 2, 4).detach()
-    torch.testing.assert_close(CpuAttention.apply(projected, mask), plain_attention(projected, mask))
-    (own,) = torch.autograd.grad(CpuAttention.apply(projected, mask), projected, grad)
-    (expected,) = torch.autograd.grad(plain_attention(projected, mask), projected, grad)
-    torch.testing.assert_close(own, expected)
-
-
-def test_attention_in_bf16_stays_near_fp32() -> None:
-    projected = draw(3, 5, 3, 2, 4).detach().bfloat16().requires_grad_()
-    out = CpuAttention.apply(projected, None)
-    assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(out.float(), plain_attention(projected.float()), rtol=0.02, atol=0.02)
 
 
 SCALING = 0.7
@@ -104,15 +74,6 @@ def test_some_rows_of_a_frozen_linear() -> None:
     x = torch.randn(7, 24, generator=STREAM)
     torch.testing.assert_close(frozen.product(8, 24).forward(x), frozen(x)[:, 8:24])
     assert frozen.product(8, 24) is frozen.product(8, 24)
-
-
-def test_softmax_backward_of_short_rows_in_bf16() -> None:
-    probabilities, grad = (draw(6, 17).detach().softmax(-1).bfloat16() for _ in range(2))
-    found = cpu_attention.softmax_backward(grad, probabilities)
-    p, g = probabilities.double(), grad.double()
-    expected = p * (g - (p * g).sum(-1, keepdim=True))
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=1e-4)
 
 
 def test_without_support_for_a_type_the_plain_products_serve(monkeypatch: pytest.MonkeyPatch) -> None:
