@@ -17,7 +17,9 @@ LANES = 16  # numbers that a vector of the C++ code holds
 def suits(projected: Tensor, width: int) -> bool:
     """Whether ``CompiledAttention`` takes heads of this width in the type and on the device of ``projected``."""
     even = width % 2 == 0 or projected.dtype == torch.float32
-    return projected.device.type == "cpu" and even and available(projected.dtype)
+    # vmap, which trains whole networks in blocks, hands over tensors without an address.
+    has_address = not torch._C._functorch.is_functorch_wrapped_tensor(projected)
+    return projected.device.type == "cpu" and even and has_address and available(projected.dtype)
 
 
 class CompiledAttention(torch.autograd.Function):
@@ -30,8 +32,8 @@ class CompiledAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries: Tensor | None, projected: Tensor, mask: Tensor | None) -> Tensor:
         """Keep the probabilities (N, H, Q, T), in rows of whole vectors, where there is a way back."""
-        projected = projected.contiguous()
-        q, k, v = _parts(None if queries is None else queries.contiguous(), projected)
+        projected, queries = projected.contiguous(), None if queries is None else queries.contiguous()
+        q, k, v = _parts(queries, projected)
         num_images, num_queries, num_heads, _ = q.shape
         out = q.new_empty(q.shape)
         row = -(-k.shape[1] // LANES) * LANES

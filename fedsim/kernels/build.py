@@ -19,11 +19,14 @@ from fedsim.data.cache import cached_folder
 
 SOURCES = Path(__file__).parent
 # The symbols of OpenMP are left open: they are found in the runtime that PyTorch has loaded, whose threads are shared.
-COMPILE = "-std=c++17 -O3 -march=native -ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-strict-aliasing -fopenmp -fPIC"
+COMPILE = (
+    "-std=c++17 -O3 -march=native -ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-strict-aliasing "
+    "-fopenmp -fPIC"
+)
 DEFINES = {torch.float32: "-DFP32", torch.bfloat16: "-DBF16"}
 
 
-class _Unavailable(Exception):
+class _UnavailableError(Exception):
     """The kernels cannot be compiled or loaded; the message says why."""
 
 
@@ -38,7 +41,7 @@ def problem() -> str | None:
     try:
         for dtype in DEFINES:
             _load(dtype)
-    except _Unavailable as error:
+    except _UnavailableError as error:
         return str(error)
     return None
 
@@ -75,7 +78,7 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(folder / "kernels.so"))
     except OSError as error:
-        raise _Unavailable(str(error)) from error
+        raise _UnavailableError(str(error)) from error
 
 
 def _as_c(argument: Tensor | int | float | None) -> object:
@@ -90,10 +93,12 @@ def _run(command: list[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
-        raise _Unavailable(f"no C++ compiler: {command[0]}: {error.strerror}") from error
+        raise _UnavailableError(f"no C++ compiler: {command[0]}: {error.strerror}") from error
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise _Unavailable(f"{shlex.join(command)}: {next((line for line in lines if 'error' in line), lines[-1])}")
+        raise _UnavailableError(
+            f"{shlex.join(command)}: {next((line for line in lines if 'error' in line), lines[-1])}"
+        )
     return done.stdout
 
 

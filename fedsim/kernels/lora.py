@@ -1,7 +1,7 @@
 """A frozen layer with low-rank factors on a CPU, compiled: fedsim/kernels/lora.cpp.
 
-Shapes: K clients in a block, G adapted slices of the layer's output, R rank, D input width, O width of one slice, M rows
-per client, S slices of the output.
+Shapes: K clients in a block, G adapted slices of the layer's output, R rank, D input width, O width of one slice,
+M rows per client, S slices of the output.
 """
 
 from typing import Any
@@ -53,7 +53,9 @@ class CompiledLowRank(torch.autograd.Function):
         grad_a = torch.empty_like(a) if needs_a else None
         grad_b = torch.empty_like(b) if needs_b else None
         inner, sizes = torch.empty_like(hidden), _sizes(x, rows, a, b)
-        call("lora_backward", x.dtype, rows, x, a, b, places, hidden, inner, grad_x, grad_a, grad_b, *sizes, ctx.scaling)
+        call(
+            "lora_backward", x.dtype, rows, x, a, b, places, hidden, inner, grad_x, grad_a, grad_b, *sizes, ctx.scaling
+        )
         return grad_x, None, grad_a, grad_b, None, None
 
 

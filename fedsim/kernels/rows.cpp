@@ -43,12 +43,10 @@ extern "C" void norm_forward(const float *x, const Element *branch, const float 
         for (long column = 0; column < width; column += LANES) sums += load_some<Floats>(own + column, width - column);
         float mean = sum(sums) / width;
         for (long column = 0; column < width; column += LANES) {
-            Floats deviation = load_some<Floats>(own + column, width - column) - mean;
+            Floats deviation = first_lanes(load_some<Floats>(own + column, width - column) - mean, width - column);
             squares += deviation * deviation;
         }
-        // What lies behind the row's end was taken for zeros.
-        float variance = (sum(squares) - (-width & (LANES - 1)) * mean * mean) / width;
-        float inverse = 1.0f / __builtin_sqrtf(variance + epsilon);
+        float inverse = 1.0f / __builtin_sqrtf(sum(squares) / width + epsilon);
         for (long column = 0; column < width; column += LANES) {
             long left = width - column;
             Floats normal = (load_some<Floats>(own + column, left) - mean) * inverse;

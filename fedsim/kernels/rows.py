@@ -37,6 +37,7 @@ class _Gelu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
+        slope: Tensor
         (slope,) = ctx.saved_tensors
         return slope * grad
 
@@ -54,8 +55,8 @@ class FrozenNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         dtype = self._output_type(x)
         if self._compiles(x, dtype):
-            out: Tensor = _Norm.apply(x, None, self.weight, self.bias, self.eps, dtype)[1]
-            return out
+            normal: Tensor = _Norm.apply(x, None, self.weight, self.bias, self.eps, dtype)[1]
+            return normal
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def of_sum(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:

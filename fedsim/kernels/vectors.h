@@ -81,6 +81,12 @@ template <typename Item> INLINE void store_some(Item *to, Floats value, long cou
     else memcpy(to, &narrowed, count * sizeof(Item));
 }
 
+// The first `count` numbers of a vector, all where it is 16 or more, and zeros.
+INLINE Floats first_lanes(Floats value, long count) {
+    Integers lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return count >= LANES ? value : lanes < (int)count ? value : splat(0);
+}
+
 // The vector with its lanes moved by `by` places, the first of them to the end.
 #define TURNED(value, by)                                                                                              \
     __builtin_shufflevector(value, value, by, by + 1, by + 2, by + 3, by + 4, by + 5, by + 6, by + 7, by + 8, by + 9,  \
