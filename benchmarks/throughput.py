@@ -54,6 +54,8 @@ CONTENDERS = (
     Contender("release_loop", "benchmarks.contenders.release_loop", ((1, 1), (1, 2))),
     Contender("fedsim", OURS, ((1, 1), (1, 2), (2, 1)), is_peer=False),
     Contender("fedsim_sequential", OURS, ((1, 1),), is_peer=False, environment=(("FEDSIM_BENCH_PER_BLOCK", "1"),)),
+    # As on a machine without a C++ compiler.
+    Contender("fedsim_uncompiled", OURS, ((1, 1),), is_peer=False, environment=(("CXX", "false"),)),
     Contender("flower", "benchmarks.contenders.flower_peer", ((1, 1), (1, 2), (2, 1))),
     Contender("pfl", "benchmarks.contenders.pfl_peer", ((1, 1), (1, 2), (2, 1))),
 )
