@@ -17,6 +17,7 @@ test: $(VENV)/.dev $(VENV)/.assets
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/clang-format --dry-run -Werror fedsim/kernels/*.h fedsim/kernels/*.cpp
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.installed $(BENCH)/.installed

@@ -40,11 +40,12 @@ INLINE long place(Strides strides, long index, long heads, long width) {
     return index / heads * strides.image + index % heads * width;
 }
 
-// out (N, Q, H, C) and, unless NULL, probabilities (N, H, Q, T') for q (N, Q, H, C), k and v (N, T, H, C) by their strides, in
-// elements; mask (N, T) or NULL. C is even for bfloat16.
-extern "C" void attention_forward(const Element *q, const Element *k, const Element *v, const uint8_t *mask, Element *out,
-                       Element *probabilities, long images, long heads, long queries, long tokens, long width,
-                       long q_image, long q_token, long k_image, long k_token, long threads) {
+// out (N, Q, H, C) and, unless NULL, probabilities (N, H, Q, T') for q (N, Q, H, C), k and v (N, T, H, C) by their
+// strides, in elements; mask (N, T) or NULL. C is even for bfloat16.
+extern "C" void attention_forward(const Element *q, const Element *k, const Element *v, const uint8_t *mask,
+                                  Element *out, Element *probabilities, long images, long heads, long queries,
+                                  long tokens, long width, long q_image, long q_token, long k_image, long k_token,
+                                  long threads) {
     Strides q_at = {q_image, q_token}, k_at = {k_image, k_token}, out_at = {queries * heads * width, heads * width};
     long columns = rounded_up(tokens, LANES), wide = rounded_up(width, LANES);
     long most = columns > wide ? columns : wide;
@@ -64,7 +65,8 @@ extern "C" void attention_forward(const Element *q, const Element *k, const Elem
             for (long first = 0; first < queries; first += BLOCK) {
                 long rows = queries - first < BLOCK ? queries - first : BLOCK;
                 Element *own = probabilities ? probabilities + (index * queries + first) * columns : spare;
-                multiply(rows, as_rows(own_q + first * q_token, q_token), keys, columns, width / WORD_ELEMENTS, block, false);
+                multiply(rows, as_rows(own_q + first * q_token, q_token), keys, columns, width / WORD_ELEMENTS, block,
+                         false);
                 for (long row = 0; row < rows; row++)
                     softmax(block + row * columns, excluded, columns, scale, own + row * columns);
                 long depth = rounded_up(tokens, WORD_ELEMENTS) / WORD_ELEMENTS;
@@ -77,9 +79,9 @@ extern "C" void attention_forward(const Element *q, const Element *k, const Elem
 
 // The gradients of q, k and v, by the strides of q, k and v, for grad (N, Q, H, C).
 extern "C" void attention_backward(const Element *grad, const Element *q, const Element *k, const Element *v,
-                        const Element *probabilities, Element *grad_q, Element *grad_k, Element *grad_v, long images,
-                        long heads, long queries, long tokens, long width, long q_image, long q_token, long k_image,
-                        long k_token, long threads) {
+                                   const Element *probabilities, Element *grad_q, Element *grad_k, Element *grad_v,
+                                   long images, long heads, long queries, long tokens, long width, long q_image,
+                                   long q_token, long k_image, long k_token, long threads) {
     Strides q_at = {q_image, q_token}, k_at = {k_image, k_token}, grad_at = {queries * heads * width, heads * width};
     long columns = rounded_up(tokens, LANES), wide = rounded_up(width, LANES);
     long most = columns > wide ? columns : wide;
@@ -91,7 +93,8 @@ extern "C" void attention_backward(const Element *grad, const Element *q, const 
         Scratch<Element> grad_scores(BLOCK * columns);
 #pragma omp for schedule(static)
         for (long index = 0; index < images * heads; index++) {
-            const Element *own_q = q + place(q_at, index, heads, width), *kept = probabilities + index * queries * columns;
+            const Element *own_q = q + place(q_at, index, heads, width),
+                          *kept = probabilities + index * queries * columns;
             const Element *own_grad = grad + place(grad_at, index, heads, width);
             long own_k = place(k_at, index, heads, width);
             transposed(v + own_k, k_token, tokens, width, values);

@@ -1,8 +1,8 @@
 // The low-rank part of an adapted layer for a block of clients, forward and back.
 //
 // Shapes: K clients, M rows of each, D input width, O width of a slice of the output, S such slices, of which `targets`
-// (G,) are adapted, R rank, R' the rank rounded up to whole words. Factors A (K or 1, G, R, D) and B (K or 1, G, O, R) and
-// their gradients are fp32; all else are elements. D and O are even for bfloat16.
+// (G,) are adapted, R rank, R' the rank rounded up to whole words. Factors A (K or 1, G, R, D) and B (K or 1, G, O, R)
+// and their gradients are fp32; all else are elements. D and O are even for bfloat16.
 
 #include "products.h"
 
@@ -89,7 +89,8 @@ extern "C" void lora_forward(const Element *x, const float *a, const float *b, c
             for (long target = 0; target < adapted; target++) {
                 Factor left = as_rows(own + target * n.whole_rank(), n.hidden());
                 multiply(count, left, up + target * depth * wide, wide, depth, block, false);
-                add_to(out + (place * slices + targets[target]) * out_width, slices * out_width, block, count, out_width);
+                add_to(out + (place * slices + targets[target]) * out_width, slices * out_width, block, count,
+                       out_width);
             }
         }
     }
@@ -166,7 +167,8 @@ extern "C" void lora_backward(const Element *grad, const Element *x, const float
                 long target = (strip - a_strips) / b_strips, first = (strip - a_strips) % b_strips * STRIP;
                 long count = out_width - first < STRIP ? out_width - first : STRIP, wide = rounded_up(count, LANES);
                 interleaved(hidden + place * n.hidden() + target * whole, n.hidden(), rows, whole, left);
-                interleaved(grad + (place * slices + targets[target]) * out_width + first, slices * out_width, rows, count, right);
+                interleaved(grad + (place * slices + targets[target]) * out_width + first, slices * out_width, rows,
+                            count, right);
                 multiply(whole, {left, 1, rounded_up(whole, LANES)}, right, wide, depth, found, false);
                 float *to = grad_b + ((client * adapted + target) * out_width + first) * rank;
                 for (long column = 0; column < count; column++)

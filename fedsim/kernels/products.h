@@ -1,7 +1,7 @@
 // Products of matrices small enough for the cache, and the layouts that their factors want.
 //
-// Matrices are multiplied in words of 32 bits: one float, or two bfloat16 neighbours along the summed axis. T' and C' are
-// T and C rounded up to whole vectors.
+// Matrices are multiplied in words of 32 bits: one float, or two bfloat16 neighbours along the summed axis. T' and C'
+// are T and C rounded up to whole vectors.
 
 #pragma once
 
@@ -11,8 +11,7 @@
 
 #define WORD_ELEMENTS ((long)(4 / sizeof(Element)))
 // Sums stay in registers only if the compiler takes the loops over a tile apart early.
-#define UNROLL _Pragma("GCC unroll 8")
-#define UNROLL16 _Pragma("GCC unroll 16")
+#define UNROLL _Pragma("GCC unroll 16")
 #define TILE_ROWS 6
 #define TILE_VECTORS 4
 
@@ -40,20 +39,29 @@ struct Factor {
 template <int rows, int vectors>
 static void tile(Factor a, const Word *b, long width, long depth, float *out, bool add) {
     Floats total[rows][vectors];
-    UNROLL for (int row = 0; row < rows; row++)
-        UNROLL for (int part = 0; part < vectors; part++)
+    UNROLL
+    for (int row = 0; row < rows; row++) {
+        UNROLL
+        for (int part = 0; part < vectors; part++)
             total[row][part] = add ? load_floats(out + row * width + part * LANES) : splat(0);
+    }
     for (long step = 0; step < depth; step++) {
         Words right[vectors];
-        UNROLL for (int part = 0; part < vectors; part++) right[part] = *(const Words *)(b + step * width + part * LANES);
-        UNROLL for (int row = 0; row < rows; row++) {
+        UNROLL
+        for (int part = 0; part < vectors; part++) right[part] = *(const Words *)(b + step * width + part * LANES);
+        UNROLL
+        for (int row = 0; row < rows; row++) {
             Words left = a.words[row * a.row_stride + step * a.step_stride] - (Words){0};
-            UNROLL for (int part = 0; part < vectors; part++)
+            UNROLL
+            for (int part = 0; part < vectors; part++)
                 total[row][part] = multiply_add(total[row][part], left, right[part]);
         }
     }
-    UNROLL for (int row = 0; row < rows; row++)
-        UNROLL for (int part = 0; part < vectors; part++) store_floats(out + row * width + part * LANES, total[row][part]);
+    UNROLL
+    for (int row = 0; row < rows; row++) {
+        UNROLL
+        for (int part = 0; part < vectors; part++) store_floats(out + row * width + part * LANES, total[row][part]);
+    }
 }
 
 // As many rows as there are, of `vectors` * 16 columns.
@@ -93,12 +101,14 @@ INLINE Factor as_rows(const Element *from, long stride) { return {(const Word *)
 
 // Swap the off-diagonal squares, of `size`, in every square of twice that size along the diagonal of 16 x 16 words.
 template <int size> static void swap_squares(Words *rows) {
-    UNROLL16 for (int row = 0; row < LANES; row++) {
+    UNROLL
+    for (int row = 0; row < LANES; row++) {
         if (row & size) continue;
         Words upper = rows[row], lower = rows[row + size];
 #define FROM_UPPER(lane) ((lane) & size ? ((lane) ^ size) + 16 : (lane))
 #define FROM_LOWER(lane) ((lane) & size ? (lane) + 16 : (lane) ^ size)
-#define ALL(of) of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7), of(8), of(9), of(10), of(11), of(12), of(13), of(14), of(15)
+#define ALL(of)                                                                                                        \
+    of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7), of(8), of(9), of(10), of(11), of(12), of(13), of(14), of(15)
         rows[row] = __builtin_shufflevector(upper, lower, ALL(FROM_UPPER));
         rows[row + size] = __builtin_shufflevector(upper, lower, ALL(FROM_LOWER));
     }
@@ -111,7 +121,8 @@ static void transposed(const Element *from, long stride, long rows, long width, 
         for (long step = 0; step < steps; step += LANES) {
             long wide = steps - step < LANES ? steps - step : LANES;
             Words square[LANES];
-            UNROLL16 for (int row = 0; row < LANES; row++) {
+            UNROLL
+            for (int row = 0; row < LANES; row++) {
                 square[row] = (Words){0};
                 if (first + row < rows) {
                     const Word *place = (const Word *)(from + (first + row) * stride) + step;
@@ -122,7 +133,8 @@ static void transposed(const Element *from, long stride, long rows, long width, 
             swap_squares<4>(square);
             swap_squares<2>(square);
             swap_squares<1>(square);
-            UNROLL16 for (int row = 0; row < LANES; row++)
+            UNROLL
+            for (int row = 0; row < LANES; row++)
                 if (row < wide) *(Words *)(to + (step + row) * columns + first) = square[row];
         }
 }
@@ -142,7 +154,8 @@ static void interleaved(const Element *from, long stride, long rows, long width,
         for (long column = 0; column < width; column += LANES, to += LANES) {
             const Element *place = from + row * stride + column;
             Elements none = {0};
-            *(Words *)to = pair(load_some<Elements>(place, width - column), row + 1 < rows ? load_some<Elements>(place + stride, width - column) : none);
+            *(Words *)to = pair(load_some<Elements>(place, width - column),
+                                row + 1 < rows ? load_some<Elements>(place + stride, width - column) : none);
         }
 }
 

@@ -24,10 +24,11 @@ extern "C" void gelu_forward(const Element *x, Element *y, Element *slope, long 
     }
 }
 
-// LayerNorm of rows x (M, D), or of their sum with `branch`, with weight and bias (D,). x, the sum and all but branch and
-// `to` are fp32; `statistics` (M, 2) get mean and 1 / deviation. Without a branch it and `total` are NULL.
-extern "C" void norm_forward(const float *x, const Element *branch, const float *weight, const float *bias, float *total,
-                             Element *to, float *statistics, long rows, long width, float epsilon, long threads) {
+// LayerNorm of rows x (M, D), or of their sum with `branch`, with weight and bias (D,). x, the sum and all but branch
+// and `to` are fp32; `statistics` (M, 2) get mean and 1 / deviation. Without a branch it and `total` are NULL.
+extern "C" void norm_forward(const float *x, const Element *branch, const float *weight, const float *bias,
+                             float *total, Element *to, float *statistics, long rows, long width, float epsilon,
+                             long threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long row = 0; row < rows; row++) {
         const float *own = x + row * width;
@@ -58,8 +59,8 @@ extern "C" void norm_forward(const float *x, const Element *branch, const float 
     }
 }
 
-// The gradient (M, D) of x for `grad` (M, D), plus `besides` (M, D), unless NULL, in fp32 and, unless NULL, also as that
-// of the branch; x is the sum if there was a branch. See norm_forward.
+// The gradient (M, D) of x for `grad` (M, D), plus `besides` (M, D), unless NULL, in fp32 and, unless NULL, also as
+// that of the branch; x is the sum if there was a branch. See norm_forward.
 extern "C" void norm_backward(const Element *grad, const float *besides, const float *x, const float *weight,
                               const float *statistics, float *to, Element *to_branch, long rows, long width,
                               long threads) {

@@ -21,8 +21,6 @@ typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2)));
 
 INLINE Floats splat(float value) { return value - (Floats){0}; }
 
-INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
-
 INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 INLINE Floats widen(Floats values) { return values; }
@@ -33,7 +31,8 @@ INLINE Floats widen(Halves bits) { return (Floats)(__builtin_convertvector(bits,
 template <typename Item> INLINE auto as(Floats value) {
     if constexpr (sizeof(Item) == sizeof(float)) return value;
 #if defined(__AVX512BF16__)
-    else return (Halves)_mm512_cvtneps_pbh((__m512)value);
+    else
+        return (Halves)_mm512_cvtneps_pbh((__m512)value);
 #else
     else {
         Words bits = (Words)value;
@@ -67,8 +66,10 @@ template <typename Vector, typename Item> INLINE Vector load_some(const Item *fr
         return values;
     }
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
-    if constexpr (sizeof(Item) == 4) return (Vector)_mm512_maskz_loadu_epi32((1 << count) - 1, from);
-    else return (Vector)_mm256_maskz_loadu_epi16((1 << count) - 1, from);
+    if constexpr (sizeof(Item) == 4)
+        return (Vector)_mm512_maskz_loadu_epi32((1 << count) - 1, from);
+    else
+        return (Vector)_mm256_maskz_loadu_epi16((1 << count) - 1, from);
 #else
     memcpy(&values, from, count * sizeof(Item));
     return values;
@@ -77,8 +78,10 @@ template <typename Vector, typename Item> INLINE Vector load_some(const Item *fr
 
 template <typename Item> INLINE void store_some(Item *to, Floats value, long count) {
     auto narrowed = as<Item>(value);
-    if (count >= LANES) memcpy(to, &narrowed, sizeof narrowed);
-    else memcpy(to, &narrowed, count * sizeof(Item));
+    if (count >= LANES)
+        memcpy(to, &narrowed, sizeof narrowed);
+    else
+        memcpy(to, &narrowed, count * sizeof(Item));
 }
 
 // The first `count` numbers of a vector, all where it is 16 or more, and zeros.
