@@ -157,7 +157,7 @@ def gather(
     everyone = sim.group.gather_rows(rows, counts)
     if everyone is None:
         return {}
-    everyone = everyone[positions.argsort().to(everyone.device)]
+    everyone = everyone.index_select(0, positions.argsort().to(everyone.device))
     widths = [math.prod(value.shape[1:]) * value.element_size() for value in columns.values()]
     return {
         name: part.contiguous().view(value.dtype).reshape(-1, *value.shape[1:])
