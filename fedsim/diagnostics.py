@@ -28,13 +28,13 @@ def lora_diagnostics(factors_K: Mapping[str, Tensor], shared: Mapping[str, Tenso
     for layer in layers:
         a = _factor(factors_K, shared, f"{layer}.lora_a", len(weights))
         b = _factor(factors_K, shared, f"{layer}.lora_b", len(weights))
-        mean_a, mean_b = (torch.tensordot(weights, factor, 1) for factor in (a, b))
-        # sum over k of w_k B_k A_k is one product with the clients side by side along the rank
-        scaled_GOKR = (weights.view(-1, 1, 1, 1) * b).permute(1, 2, 0, 3).flatten(2)
-        mean_update = scaled_GOKR @ a.transpose(0, 1).flatten(1, 2)
-        update_of_means = mean_b @ mean_a
-        error = (mean_update - update_of_means).square().sum().item()
-        norm = mean_update.square().sum().item()
+        mean_a, mean_b = (torch.tensordot(weights, factor.double(), 1) for factor in (a, b))
+        # mean(B A) - mean(B) mean(A) is the sum over k of w_k (B_k - mean(B)) (A_k - mean(A)), where nothing cancels
+        # any more, so that float32 will do. With the clients side by side along the rank it is one product.
+        apart_a, apart_b = a - mean_a.float(), weights.float().view(-1, 1, 1, 1) * (b - mean_b.float())
+        difference = apart_b.permute(1, 2, 0, 3).flatten(2) @ apart_a.transpose(0, 1).flatten(1, 2)
+        error = difference.double().square().sum().item()
+        norm = (mean_b @ mean_a + difference).square().sum().item()
         per_layer[layer] = math.sqrt(error / norm) if norm > 0 else 0.0
         error_squared, norm_squared = error_squared + error, norm_squared + norm
         ranks.append(_effective_rank(mean_a, mean_b))
@@ -48,8 +48,8 @@ def lora_diagnostics(factors_K: Mapping[str, Tensor], shared: Mapping[str, Tenso
 
 def _factor(factors_K: Mapping[str, Tensor], shared: Mapping[str, Tensor], name: str, num_clients: int) -> Tensor:
     if name in factors_K:
-        return factors_K[name].double()
-    return shared[name].cpu().double().expand(num_clients, *shared[name].shape)
+        return factors_K[name].float()
+    return shared[name].cpu().float().expand(num_clients, *shared[name].shape)
 
 
 def _effective_rank(a_GRD: Tensor, b_GOR: Tensor) -> float:
