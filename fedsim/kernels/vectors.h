@@ -1,7 +1,7 @@
 // Vectors of 16 floats, loaded from and stored to the element type of the library: float, or bfloat16 with -DBF16.
 //
 // Written with the vector extensions of GCC and Clang, so that the compiler finds the instructions of the processor it
-// runs on; intrinsics only where a bfloat16 instruction has no other name.
+// runs on; intrinsics only where an instruction (bfloat16's, and loads of part of a vector) has no other name.
 
 #pragma once
 
