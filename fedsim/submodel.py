@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.errors import UserError
+from fedsim.models.frozen import plain
 
 LOOKED_FOR = "two nn.Linear layers, D -> F and F -> D: fc1 and fc2, c_fc and c_proj, or intermediate and output.dense"
 
@@ -35,7 +36,7 @@ class FeedForward:
 
     def product(self) -> Tensor:
         """Return outer inner, (D, D): what the feed-forward would be without its nonlinearity."""
-        return self.outer.weight @ self.inner.weight
+        return plain(self.outer.weight) @ plain(self.inner.weight)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What distillation trains, by its path in the block: the two modules that hold the matrices.

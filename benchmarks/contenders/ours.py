@@ -25,7 +25,7 @@ from fedsim.client import BlockTrainer
 from fedsim.config import Config, ModelConfig
 from fedsim.data import Dataset
 from fedsim.images import ImageSource
-from fedsim.memory import keep_freed_memory
+from fedsim.memory import keep_freed_memory, own_pages
 from fedsim.models.encoders import Encoder
 from fedsim.models.stacked import StackedModel
 from fedsim.models.timm_vit import TimmTower
@@ -105,7 +105,8 @@ def make_simulation(settings: Settings, group: Group) -> Simulation:
     names = tuple(map(str, range(regimes.NUM_CLASSES)))
     dataset = Dataset(regime.name, images, labels, names, everything, nothing, nothing, None, None, ())
     parts = np.split(everything, regime.num_clients)
-    model = make_model(regime, config.model, group.device)
+    with own_pages():
+        model = make_model(regime, config.model, group.device)
     algorithm = FedAvg(FedAvg.Config(), model.specs)
     source = ImageSource(dataset, model, ())
     trainer = BlockTrainer(config, model, algorithm, source, dataset, parts)

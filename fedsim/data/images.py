@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]  # scipy has no types
 
 from fedsim.data.cache import cached_folder
 from fedsim.data.dataset import Indices, Pixels
@@ -114,6 +113,9 @@ def difference_hash(image: Image.Image) -> npt.NDArray[np.bool_]:
 
 def near_duplicates(hashes: npt.NDArray[np.bool_]) -> Indices:
     """Number the clusters of images whose hashes (N, bits) differ by at most 12 bits, or are so chained."""
+    # Late: few runs need it, and it takes 10 MiB.
+    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]  # scipy has no types
+
     signs = np.where(hashes, 1, -1).astype(np.float32)
     distances = (hashes.shape[1] - signs @ signs.T) / 2
     _, clusters = connected_components(distances <= HASH_DISTANCE, directed=False)

@@ -1,4 +1,5 @@
-// Softmax attention, forward and back, one head of one image at a time, so that all it needs stays in the cache.
+// Softmax attention, forward and back, one head of one image at a time, so that all it needs stays in the cache. Of
+// the Q T probabilities two numbers a query are kept, from which the way back makes them again.
 //
 // Shapes: N images, H heads, Q query tokens, T key tokens, C width of a head.
 
@@ -13,8 +14,13 @@ static void exclusions(const uint8_t *mask, long tokens, float *to) {
         to[token] = token < tokens && (!mask || mask[token]) ? 0 : -__builtin_inff();
 }
 
-// Scores (T',) of one query to probabilities.
-INLINE void softmax(float *scores, const float *excluded, long columns, float scale, Element *to) {
+// A query's probabilities are exp((score - top) * scale) * share.
+struct Softmax {
+    float top, share;
+};
+
+// Of the scores (T',) of one query, which become powers.
+INLINE Softmax softmax(float *scores, const float *excluded, long columns, float scale) {
     Floats largest = splat(-__builtin_inff()), total = {0};
     for (long token = 0; token < columns; token += LANES) {
         Floats own = load_floats(scores + token) + load_floats(excluded + token);
@@ -27,8 +33,7 @@ INLINE void softmax(float *scores, const float *excluded, long columns, float sc
         store_floats(scores + token, power);
         total += power;
     }
-    float share = 1.0f / sum(total);
-    for (long token = 0; token < columns; token += LANES) store(to + token, load_floats(scores + token) * share);
+    return {top, 1.0f / sum(total)};
 }
 
 // Places of the tokens of image n and head h: n * image + token * stride + h * C.
@@ -40,12 +45,11 @@ INLINE long place(Strides strides, long index, long heads, long width) {
     return index / heads * strides.image + index % heads * width;
 }
 
-// out (N, Q, H, C) and, unless NULL, probabilities (N, H, Q, T') for q (N, Q, H, C), k and v (N, T, H, C) by their
-// strides, in elements; mask (N, T) or NULL. C is even for bfloat16.
+// out (N, Q, H, C) and what is kept (N, H, Q) for q (N, Q, H, C), k and v (N, T, H, C) by their strides, in elements;
+// mask (N, T) or NULL. C is even for bfloat16.
 extern "C" void attention_forward(const Element *q, const Element *k, const Element *v, const uint8_t *mask,
-                                  Element *out, Element *probabilities, long images, long heads, long queries,
-                                  long tokens, long width, long q_image, long q_token, long k_image, long k_token,
-                                  long threads) {
+                                  Element *out, Softmax *kept, long images, long heads, long queries, long tokens,
+                                  long width, long q_image, long q_token, long k_image, long k_token, long threads) {
     Strides q_at = {q_image, q_token}, k_at = {k_image, k_token}, out_at = {queries * heads * width, heads * width};
     long columns = rounded_up(tokens, LANES), wide = rounded_up(width, LANES);
     long most = columns > wide ? columns : wide;
@@ -54,7 +58,7 @@ extern "C" void attention_forward(const Element *q, const Element *k, const Elem
     {
         Scratch<Word> keys(width * columns), values(columns * wide);
         Scratch<float> block(BLOCK * most), excluded(columns);
-        Scratch<Element> spare(BLOCK * columns);
+        Scratch<Element> p(BLOCK * columns);
 #pragma omp for schedule(static)
         for (long index = 0; index < images * heads; index++) {
             const Element *own_q = q + place(q_at, index, heads, width);
@@ -64,13 +68,17 @@ extern "C" void attention_forward(const Element *q, const Element *k, const Elem
             interleaved(v + place(k_at, index, heads, width), k_token, tokens, width, values);
             for (long first = 0; first < queries; first += BLOCK) {
                 long rows = queries - first < BLOCK ? queries - first : BLOCK;
-                Element *own = probabilities ? probabilities + (index * queries + first) * columns : spare;
                 multiply(rows, as_rows(own_q + first * q_token, q_token), keys, columns, width / WORD_ELEMENTS, block,
                          false);
-                for (long row = 0; row < rows; row++)
-                    softmax(block + row * columns, excluded, columns, scale, own + row * columns);
+                for (long row = 0; row < rows; row++) {
+                    float *own = block + row * columns;
+                    Softmax found = softmax(own, excluded, columns, scale);
+                    for (long token = 0; token < columns; token += LANES)
+                        store(p + row * columns + token, load_floats(own + token) * found.share);
+                    kept[index * queries + first + row] = found;
+                }
                 long depth = rounded_up(tokens, WORD_ELEMENTS) / WORD_ELEMENTS;
-                multiply(rows, as_rows(own, columns), values, wide, depth, block, false);
+                multiply(rows, as_rows(p, columns), values, wide, depth, block, false);
                 narrowed(block, rows, width, own_out + first * out_at.token, out_at.token);
             }
         }
@@ -79,30 +87,41 @@ extern "C" void attention_forward(const Element *q, const Element *k, const Elem
 
 // The gradients of q, k and v, by the strides of q, k and v, for grad (N, Q, H, C).
 extern "C" void attention_backward(const Element *grad, const Element *q, const Element *k, const Element *v,
-                                   const Element *probabilities, Element *grad_q, Element *grad_k, Element *grad_v,
-                                   long images, long heads, long queries, long tokens, long width, long q_image,
-                                   long q_token, long k_image, long k_token, long threads) {
+                                   const uint8_t *mask, const Softmax *kept, Element *grad_q, Element *grad_k,
+                                   Element *grad_v, long images, long heads, long queries, long tokens, long width,
+                                   long q_image, long q_token, long k_image, long k_token, long threads) {
     Strides q_at = {q_image, q_token}, k_at = {k_image, k_token}, grad_at = {queries * heads * width, heads * width};
     long columns = rounded_up(tokens, LANES), wide = rounded_up(width, LANES);
     long most = columns > wide ? columns : wide;
     float scale = 1.0f / __builtin_sqrtf(width);
 #pragma omp parallel num_threads(threads)
     {
-        Scratch<Word> values(width * columns), keys(columns * wide), paired(BLOCK * columns), paired_rows(BLOCK * wide);
-        Scratch<float> block(BLOCK * most), sum_k(columns * wide), sum_v(columns * wide);
-        Scratch<Element> grad_scores(BLOCK * columns);
+        Scratch<Word> keys(width * columns), values(width * columns), key_rows(columns * wide);
+        Scratch<Word> paired(BLOCK * columns), paired_rows(BLOCK * wide);
+        Scratch<float> block(BLOCK * most), excluded(columns), sum_k(columns * wide), sum_v(columns * wide);
+        Scratch<Element> p(BLOCK * columns), grad_scores(BLOCK * columns);
 #pragma omp for schedule(static)
         for (long index = 0; index < images * heads; index++) {
-            const Element *own_q = q + place(q_at, index, heads, width),
-                          *kept = probabilities + index * queries * columns;
+            const Element *own_q = q + place(q_at, index, heads, width);
             const Element *own_grad = grad + place(grad_at, index, heads, width);
             long own_k = place(k_at, index, heads, width);
+            exclusions(mask ? mask + index / heads * tokens : NULL, tokens, excluded);
+            transposed(k + own_k, k_token, tokens, width, keys);
             transposed(v + own_k, k_token, tokens, width, values);
-            interleaved(k + own_k, k_token, tokens, width, keys);
+            interleaved(k + own_k, k_token, tokens, width, key_rows);
             for (long first = 0; first < queries; first += BLOCK) {
                 long rows = queries - first < BLOCK ? queries - first : BLOCK;
                 long depth = rounded_up(rows, WORD_ELEMENTS) / WORD_ELEMENTS;
-                const Element *p = kept + first * columns, *g = own_grad + first * grad_at.token;
+                const Element *g = own_grad + first * grad_at.token;
+                multiply(rows, as_rows(own_q + first * q_token, q_token), keys, columns, width / WORD_ELEMENTS, block,
+                         false);
+                for (long row = 0; row < rows; row++) {
+                    Softmax own = kept[index * queries + first + row];
+                    for (long token = 0; token < columns; token += LANES) {
+                        Floats score = load_floats(block + row * columns + token) + load_floats(excluded + token);
+                        store(p + row * columns + token, exponential((score - own.top) * scale) * own.share);
+                    }
+                }
                 multiply(rows, as_rows(g, grad_at.token), values, columns, width / WORD_ELEMENTS, block, false);
                 for (long row = 0; row < rows; row++) {
                     Floats along = {0};
@@ -123,7 +142,7 @@ extern "C" void attention_backward(const Element *grad, const Element *q, const 
                 interleaved(own_q + first * q_token, q_token, rows, width, paired_rows);
                 multiply(tokens, {paired, 1, columns}, paired_rows, wide, depth, sum_k, first > 0);
                 depth = rounded_up(tokens, WORD_ELEMENTS) / WORD_ELEMENTS;
-                multiply(rows, as_rows(grad_scores, columns), keys, wide, depth, block, false);
+                multiply(rows, as_rows(grad_scores, columns), key_rows, wide, depth, block, false);
                 narrowed(block, rows, width, grad_q + place(q_at, index, heads, width) + first * q_token, q_token);
             }
             narrowed(sum_k, tokens, width, grad_k + own_k, k_token);

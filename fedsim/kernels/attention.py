@@ -11,8 +11,6 @@ from torch.autograd.function import once_differentiable
 
 from fedsim.kernels.build import available, call
 
-LANES = 16  # numbers that a vector of the C++ code holds
-
 
 def suits(projected: Tensor, width: int) -> bool:
     """Whether ``CompiledAttention`` takes heads of this width in the type and on the device of ``projected``."""
@@ -31,28 +29,25 @@ class CompiledAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor | None, projected: Tensor, mask: Tensor | None) -> Tensor:
-        """Keep the probabilities (N, H, Q, T), in rows of whole vectors, where there is a way back."""
+        """Keep two numbers for each query, (N, H, Q, 2), from which the way back makes the probabilities again."""
         projected, queries = projected.contiguous(), None if queries is None else queries.contiguous()
         q, k, v = _parts(queries, projected)
-        num_images, num_queries, num_heads, _ = q.shape
-        out = q.new_empty(q.shape)
-        row = -(-k.shape[1] // LANES) * LANES
-        probabilities = q.new_empty(num_images, num_heads, num_queries, row) if any(ctx.needs_input_grad) else None
-        own_mask = None if mask is None else mask.contiguous()
-        call("attention_forward", q.dtype, q, k, v, own_mask, out, probabilities, *_sizes(q, k))
-        ctx.save_for_backward(queries, projected, probabilities)
+        mask, out = None if mask is None else mask.contiguous(), q.new_empty(q.shape)
+        kept = q.new_empty(len(q), q.shape[2], q.shape[1], 2, dtype=torch.float32)
+        call("attention_forward", q.dtype, q, k, v, mask, out, kept, *_sizes(q, k))
+        ctx.save_for_backward(queries, projected, mask, kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
         """Return the gradients of the projections; where the mask is false the probabilities are zero."""
-        queries, projected, probabilities = ctx.saved_tensors
+        queries, projected, mask, kept = ctx.saved_tensors
         grad_queries = None if queries is None else torch.empty_like(queries)
         grad_projected = torch.empty_like(projected)
         q, k, v = _parts(queries, projected)
         grads = _parts(grad_queries, grad_projected)
-        call("attention_backward", q.dtype, grad.contiguous(), q, k, v, probabilities, *grads, *_sizes(q, k))
+        call("attention_backward", q.dtype, grad.contiguous(), q, k, v, mask, kept, *grads, *_sizes(q, k))
         return grad_queries, grad_projected, None
 
 

@@ -24,11 +24,11 @@ extern "C" void gelu_forward(const Element *x, Element *y, Element *slope, long 
     }
 }
 
-// LayerNorm of rows x (M, D), or of their sum with `branch`, with weight and bias (D,). x, the sum and all but branch
-// and `to` are fp32; `statistics` (M, 2) get mean and 1 / deviation. Without a branch it and `total` are NULL.
+// LayerNorm of rows x (M, D), or of their sum with `branch`, with weight and bias (D,). For the way back `normal` (M,
+// D) gets what they scale and shift, `inverse` (M,) 1 / deviation. Without a branch it and `total`, the sum, are NULL.
 extern "C" void norm_forward(const float *x, const Element *branch, const float *weight, const float *bias,
-                             float *total, Element *to, float *statistics, long rows, long width, float epsilon,
-                             long threads) {
+                             float *total, Element *to, Element *normal, float *inverse, long rows, long width,
+                             float epsilon, long threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long row = 0; row < rows; row++) {
         const float *own = x + row * width;
@@ -47,41 +47,38 @@ extern "C" void norm_forward(const float *x, const Element *branch, const float 
             Floats deviation = first_lanes(load_some<Floats>(own + column, width - column) - mean, width - column);
             squares += deviation * deviation;
         }
-        float inverse = 1.0f / __builtin_sqrtf(sum(squares) / width + epsilon);
+        float scale = 1.0f / __builtin_sqrtf(sum(squares) / width + epsilon);
         for (long column = 0; column < width; column += LANES) {
-            long left = width - column;
-            Floats normal = (load_some<Floats>(own + column, left) - mean) * inverse;
-            Floats scaled = normal * load_some<Floats>(weight + column, left) + load_some<Floats>(bias + column, left);
-            store_some(to + row * width + column, scaled, left);
+            long left = width - column, place = row * width + column;
+            Floats found = (load_some<Floats>(own + column, left) - mean) * scale;
+            store_some(normal + place, found, left);
+            Floats shifted = found * load_some<Floats>(weight + column, left) + load_some<Floats>(bias + column, left);
+            store_some(to + place, shifted, left);
         }
-        statistics[2 * row] = mean;
-        statistics[2 * row + 1] = inverse;
+        inverse[row] = scale;
     }
 }
 
 // The gradient (M, D) of x for `grad` (M, D), plus `besides` (M, D), unless NULL, in fp32 and, unless NULL, also as
-// that of the branch; x is the sum if there was a branch. See norm_forward.
-extern "C" void norm_backward(const Element *grad, const float *besides, const float *x, const float *weight,
-                              const float *statistics, float *to, Element *to_branch, long rows, long width,
+// that of the branch. See norm_forward.
+extern "C" void norm_backward(const Element *grad, const float *besides, const Element *normal, const float *weight,
+                              const float *inverse, float *to, Element *to_branch, long rows, long width,
                               long threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long row = 0; row < rows; row++) {
-        const float *own = x + row * width;
-        float mean = statistics[2 * row], inverse = statistics[2 * row + 1];
         Floats plain = {0}, along = {0};
-        for (long column = 0; column < width; column += LANES) {
-            long left = width - column;
-            Floats arriving = widen(load_some<Elements>(grad + row * width + column, left));
-            Floats g = arriving * load_some<Floats>(weight + column, left);
-            plain += g;
-            along += g * (load_some<Floats>(own + column, left) - mean);
-        }
-        float shift = sum(plain) / width, slope = sum(along) * inverse * inverse / width;
         for (long column = 0; column < width; column += LANES) {
             long left = width - column, place = row * width + column;
             Floats g = widen(load_some<Elements>(grad + place, left)) * load_some<Floats>(weight + column, left);
-            Floats deviation = load_some<Floats>(own + column, left) - mean;
-            Floats found = (g - shift - deviation * slope) * inverse;
+            plain += g;
+            along += g * widen(load_some<Elements>(normal + place, left));
+        }
+        float shift = sum(plain) / width, slope = sum(along) / width;
+        for (long column = 0; column < width; column += LANES) {
+            long left = width - column, place = row * width + column;
+            Floats g = widen(load_some<Elements>(grad + place, left)) * load_some<Floats>(weight + column, left);
+            Floats own = widen(load_some<Elements>(normal + place, left));
+            Floats found = (g - shift - own * slope) * inverse[row];
             if (besides) found += load_some<Floats>(besides + place, left);
             store_some(to + place, found, left);
             if (to_branch) store_some(to_branch + place, found, left);

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -15,31 +16,37 @@ from fedsim.kernels.build import available, call
 
 
 class Gelu(nn.Module):
-    """GELU by the normal distribution, not by its tanh approximation."""
+    """GELU by the normal distribution, not by its tanh approximation.
+
+    ``alone``: nobody else reads the input, so that on a CPU what the way back needs may take its place.
+    """
+
+    def __init__(self, *, alone: bool = False) -> None:
+        super().__init__()
+        self.alone = alone
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and available(x.dtype):
-            out: Tensor = _Gelu.apply(x)
+            out: Tensor = _Gelu.apply(x, self.alone)
             return out
         return F.gelu(x)
 
 
 class _Gelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, alone: bool) -> Tensor:
         """Keep the slope, as large as the input, which then need not be kept."""
         x = x.contiguous()
-        out, slope = torch.empty_like(x), torch.empty_like(x)
+        out, slope = torch.empty_like(x), x.detach() if alone else torch.empty_like(x)
         call("gelu_forward", x.dtype, x, out, slope, x.numel())
         ctx.save_for_backward(slope)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        slope: Tensor
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (slope,) = ctx.saved_tensors
-        return slope * grad
+        return slope * grad, None
 
 
 class FrozenNorm(nn.LayerNorm):
@@ -96,22 +103,23 @@ class _Norm(torch.autograd.Function):
         rows = x.numel() // width
         total = None if branch is None else torch.empty_like(x)
         added = None if branch is None else branch.contiguous()
-        out, statistics = x.new_empty(x.shape, dtype=dtype), x.new_empty(rows, 2)
-        call("norm_forward", dtype, x, added, weight, bias, total, out, statistics, rows, width, epsilon)
-        ctx.save_for_backward(x if total is None else total, weight, statistics)
+        out, normal = (x.new_empty(x.shape, dtype=dtype) for _ in range(2))
+        inverse = x.new_empty(rows)
+        call("norm_forward", dtype, x, added, weight, bias, total, out, normal, inverse, rows, width, epsilon)
+        ctx.save_for_backward(normal, weight, inverse)
         return total, out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor | None, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, statistics = ctx.saved_tensors
+        normal, weight, inverse = ctx.saved_tensors
         besides = None if grad_total is None else grad_total.contiguous()
-        found = torch.empty_like(x)
+        found = torch.empty_like(normal, dtype=torch.float32)
         needs_branch = ctx.needs_input_grad[1]
         # In fp32 one gradient serves both.
-        narrow = torch.empty(x.shape, dtype=grad.dtype) if needs_branch and grad.dtype != x.dtype else None
-        sizes = len(statistics), x.shape[-1]
-        call("norm_backward", grad.dtype, grad.contiguous(), besides, x, weight, statistics, found, narrow, *sizes)
+        narrow = torch.empty_like(normal) if needs_branch and normal.dtype != torch.float32 else None
+        sizes = len(inverse), normal.shape[-1]
+        call("norm_backward", normal.dtype, grad.contiguous(), besides, normal, weight, inverse, found, narrow, *sizes)
         grad_branch = found if needs_branch and narrow is None else narrow
         return found, grad_branch, None, None, None, None
 
@@ -125,4 +133,6 @@ def replace_rows(block: nn.Module, norms: Collection[str]) -> None:
     for parent in block.modules():
         for name, child in parent.named_children():
             if type(child) is nn.GELU and child.approximate == "none":
-                setattr(parent, name, Gelu())
+                # What another module in these hands on nobody else reads.
+                within = type(parent) is Mlp or (type(parent) is nn.Sequential and parent[0] is not child)
+                setattr(parent, name, Gelu(alone=within))

@@ -14,7 +14,8 @@ from timm.layers import Attention as TimmAttention
 from torch import Tensor, nn
 
 from fedsim.kernels import attention as compiled
-from fedsim.models.lora import LoRALinear, rows_of
+from fedsim.models.frozen import FrozenLinear, frozen_linear
+from fedsim.models.lora import LoRALinear
 
 
 class Attention(nn.Module):
@@ -103,7 +104,11 @@ def slices_of(layer: nn.Module, x: Tensor, start: int, stop: int) -> Tensor:
     if isinstance(layer, LoRALinear):
         return layer.slices_of(x, start, stop)
     assert isinstance(layer, nn.Linear)
-    return F.linear(x, *rows_of(layer, 3, start, stop))
+    width = layer.out_features // 3
+    if isinstance(layer, FrozenLinear):
+        return frozen_linear(x, layer.product(width * start, width * stop))
+    bias = None if layer.bias is None else layer.bias[width * start : width * stop]
+    return F.linear(x, layer.weight[width * start : width * stop], bias)
 
 
 class ClipAttention(Attention):

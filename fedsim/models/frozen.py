@@ -1,8 +1,8 @@
 """Products with weights that never change, which may therefore be laid out once as the processor wants them.
 
 On a CPU oneDNN packs both the weight and its transpose, for the way forward and the way back; a linear layer of
-PyTorch's would do so at every call, or take a slower path (benchmarks/LOG.md). Elsewhere these are PyTorch's
-products.
+PyTorch's would do so at every call, or take a slower path (benchmarks/LOG.md). The packed weight takes the place of
+the plain one, whose values ``plain`` gives back. Elsewhere these are PyTorch's products.
 
 Shapes: M rows, D input width, O output width.
 """
@@ -15,34 +15,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fedsim.memory import own_pages
+
 
 class FrozenProduct:
-    """x W' + bias, and its way back, for a frozen weight (O, D) and bias (O,)."""
+    """x W' + bias, and its way back, for a frozen weight (O, D), plain or packed, and bias (O,)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight = weight.detach()
+        self.weight = packed(weight.detach())
         self.bias = None if bias is None else bias.detach()
-        self._packs = weight.device.type == "cpu" and can_pack(weight.dtype)
 
     def forward(self, x_MD: Tensor) -> Tensor:
         """Return (M, O); ``x_MD`` in the type of the weight."""
-        if self._packs:
-            return packed_linear(x_MD, self._there, self.bias)
-        return F.linear(x_MD, self.weight, self.bias)
+        return multiply(x_MD, self.weight, self.bias)
 
     def backward(self, grad_MO: Tensor) -> Tensor:
         """Return the gradient (M, D) of the input."""
-        if self._packs:
-            return packed_linear(grad_MO, self._back, None)
-        return grad_MO @ self.weight
+        return multiply(grad_MO, self.transposed, None)
 
     @cached_property
-    def _there(self) -> Tensor:
-        return pack(self.weight)
-
-    @cached_property
-    def _back(self) -> Tensor:
-        return pack(self.weight.T.contiguous())
+    def transposed(self) -> Tensor:
+        """The weight of the way back, (D, O)."""
+        return packed(plain(self.weight).T)
 
 
 def can_pack(dtype: torch.dtype) -> bool:
@@ -52,15 +46,25 @@ def can_pack(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def pack(weight: Tensor) -> Tensor:
-    """Return a weight as oneDNN wants it; the layout suits any number of rows."""
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
-    return packed
+def packed(weight: Tensor) -> Tensor:
+    """Return a weight as oneDNN wants it, where it multiplies such numbers; the layout suits any number of rows."""
+    if weight.is_mkldnn or weight.device.type != "cpu" or not can_pack(weight.dtype):
+        return weight
+    with own_pages():
+        out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    return out
 
 
-def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x W' + bias for a packed W."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+def plain(weight: Tensor) -> Tensor:
+    """Return a weight, packed or not, as PyTorch has it."""
+    return weight.to_dense() if weight.is_mkldnn else weight
+
+
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x W' + bias."""
+    if not weight.is_mkldnn:
+        return F.linear(x, weight, bias)
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
 
 
@@ -69,15 +73,16 @@ class FrozenLinear(nn.Linear):
 
     def __init__(self, source: nn.Linear) -> None:
         super().__init__(source.in_features, source.out_features, source.bias is not None, device="meta")
-        self.weight, self.bias = source.weight, source.bias
-
+        self.weight = nn.Parameter(packed(source.weight.detach()), requires_grad=False)
+        self.bias = source.bias
         self._products: dict[tuple[int, int], FrozenProduct] = {}
 
     def product(self, start: int, stop: int) -> FrozenProduct:
         """The product with the rows ``start`` to ``stop`` of the weight, which give these columns of the output."""
         if (start, stop) not in self._products:
             bias = None if self.bias is None else self.bias[start:stop]
-            self._products[start, stop] = FrozenProduct(self.weight[start:stop], bias)
+            weight = self.weight if stop - start == self.out_features else plain(self.weight)[start:stop]
+            self._products[start, stop] = FrozenProduct(weight, bias)
         return self._products[start, stop]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,6 +114,13 @@ def freeze_linears(root: nn.Module) -> None:
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
                 setattr(parent, name, FrozenLinear(child))
+
+
+def transpose_linears(root: nn.Module) -> None:
+    """Lay out all products below ``root`` for the way back before the first step, whose activations they split."""
+    for module in root.modules():
+        if isinstance(module, FrozenLinear):
+            _ = module.product(0, module.out_features).transposed
 
 
 def cast_products(root: nn.Module) -> None:

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fedsim.config import LoraConfig
 from fedsim.errors import UserError
 from fedsim.kernels import lora as compiled
-from fedsim.models.frozen import FrozenLinear, FrozenProduct
+from fedsim.models.frozen import FrozenLinear, FrozenProduct, frozen_linear
 from fedsim.seeding import torch_stream
 
 QKV = ("q", "k", "v")
@@ -54,7 +53,7 @@ class LoRALinear(nn.Module):
         product = self.base.product(start * self.slice_width, stop * self.slice_width)
         adapted = [place for place, index in enumerate(self.slices) if start <= index < stop]
         if not adapted:
-            return F.linear(x, product.weight, product.bias)
+            return frozen_linear(x, product)
         places = slice(adapted[0], adapted[-1] + 1)
         a, b = ((factor if factor.dim() == 4 else factor[None])[:, places] for factor in (self.lora_a, self.lora_b))
         # Products run in the type of the frozen weights; autocast would do the same, operation by operation.
@@ -123,12 +122,6 @@ class LowRankLinear(torch.autograd.Function):
             pairs = torch.bmm(hidden.mT, grad).unflatten(2, (num_slices, -1)).unflatten(1, (len(ctx.targets), -1))
             grad_b = torch.stack([pairs[:, place, :, target].mT for place, target in enumerate(ctx.targets)], 1)
         return grad_x, None, grad_a, grad_b, None, None
-
-
-def rows_of(layer: nn.Linear, num_slices: int, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias of some of the equal slices that a linear layer's output consists of."""
-    rows = slice(layer.out_features // num_slices * start, layer.out_features // num_slices * stop)
-    return layer.weight[rows], None if layer.bias is None else layer.bias[rows]
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import onnx
 import timm
 import torch
-from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -58,12 +56,16 @@ def build_packaged(image_size: int) -> nn.Module:
 
 
 def _convert(folder: Path) -> None:
+    import onnx  # late, here and below: only the first use of the weights needs it
+
     graph = onnx.load(fetch(ASSET) / "vit_s_focus.onnx").graph
     save_file(_in_timm_names(_in_file_names(graph)), folder / "model.safetensors")
 
 
 def _in_file_names(graph: Any) -> dict[str, Tensor]:
     """Every weight of the encoder by its path in the exporting program, matrices as nn.Linear keeps them."""
+    from onnx import numpy_helper
+
     stored = {entry.name: torch.from_numpy(numpy_helper.to_array(entry).copy()) for entry in graph.initializer}
     weights = {
         name.removeprefix("backbone."): tensor for name, tensor in stored.items() if name.startswith("backbone.")

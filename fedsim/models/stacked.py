@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedsim.config import ModelConfig
 from fedsim.models.amplitude import AmplitudeNorm
 from fedsim.models.encoders import Encoder, load_encoder
-from fedsim.models.frozen import cast_products, freeze_linears
+from fedsim.models.frozen import cast_products, freeze_linears, transpose_linears
 from fedsim.models.lora import LoraLayer, add_lora, initial_factor
 from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED, Kind, ParamSpec
 from fedsim.seeding import torch_stream
@@ -59,10 +59,13 @@ class StackedModel:
         if config.lora is not None:
             assert encoder.tower is not None, "load_encoder refuses LoRA without blocks"
             self._tower = encoder.tower
-            self.lora_layers = add_lora(self.blocks, "blocks", config.lora, config.adapted_layers)
             if config.precision == "bf16":
                 cast_products(self.blocks)
+            self.lora_layers = add_lora(self.blocks, "blocks", config.lora, config.adapted_layers)
             freeze_linears(self.blocks)
+            lowest = min(int(layer.path.split(".")[1]) for layer in self.lora_layers)
+            for block in self.blocks[lowest:]:
+                transpose_linears(block)
             self._tower.compile_rows()
         self.specs = self._make_specs()
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fedsim.config import ModelConfig
 from fedsim.models.encoders import load_encoder
+from fedsim.models.frozen import plain
 from fedsim.models.stacked import StackedModel
 from fedsim.models.tower import Tower
 from fedsim.submodel import choose_neurons, find_feed_forward
@@ -41,8 +42,8 @@ def keep(block: nn.Module, neurons: Tensor) -> None:
     layer = find_feed_forward(block, "")
     inner, outer = layer.inner, layer.outer
     for path, weight, bias in (
-        (layer.inner_path, inner.weight[neurons], inner.bias[neurons]),
-        (layer.outer_path, outer.weight[:, neurons], outer.bias),
+        (layer.inner_path, plain(inner.weight)[neurons], inner.bias[neurons]),
+        (layer.outer_path, plain(outer.weight)[:, neurons], outer.bias),
     ):
         new = nn.Linear(weight.shape[1], weight.shape[0])
         new.weight, new.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(bias.detach().clone())

@@ -15,6 +15,7 @@ from fedsim.config_distill import DistillSettings
 from fedsim.distill import Distiller, Pair, learning_rate
 from fedsim.errors import UserError
 from fedsim.images import ImageSource
+from fedsim.models.frozen import plain
 from fedsim.models.held import HeldModel, build_models
 from fedsim.models.specs import PROXIES
 from tests.helpers import IMAGE_SIZE, LORA, TINY_VIT, make_dataset, same_bits, tiny_submodel
@@ -62,7 +63,7 @@ def plain_loss(models: Models, tensors: Mapping[str, Tensor], places: np.ndarray
     total = torch.zeros(())
     for layer, block in enumerate(pair.full.blocks):
         inner, outer = (tensors[f"{PROXIES}{layer}.mlp.{name}.weight"] for name in ("fc1", "fc2"))
-        whole = block.mlp.fc2.weight @ block.mlp.fc1.weight  # type: ignore[union-attr,operator]  # a timm block
+        whole = plain(block.mlp.fc2.weight) @ plain(block.mlp.fc1.weight)  # type: ignore[union-attr]  # a timm block
         total = total + ((ours[layer] - theirs[layer]) ** 2).sum() / (theirs[layer] ** 2).sum()
         total = total + alpha * ((outer @ inner - whole) ** 2).sum() / (whole**2).sum()
     return total / len(pair.full.blocks)
@@ -175,7 +176,7 @@ def test_a_gradient_beyond_range_is_one_line(
 def test_a_sub_model_of_all_neurons_is_the_model(models: Models) -> None:
     full = models[0].full
     tensors = {
-        f"blocks.{number}.mlp.{name}": value.detach()
+        f"blocks.{number}.mlp.{name}": plain(value.detach())
         for number, block in enumerate(full.blocks)
         for name, value in block.mlp.named_parameters()  # type: ignore[union-attr,operator]  # a timm block
     }

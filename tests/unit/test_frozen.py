@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.models import frozen
-from fedsim.models.frozen import FrozenLinear, FrozenProduct
+from fedsim.models.frozen import FrozenLinear, FrozenProduct, can_pack, plain
 from fedsim.models.lora import LowRankLinear
 
 STREAM = torch.Generator().manual_seed(5)
@@ -69,6 +68,18 @@ def test_frozen_linear_is_the_linear_layer(dtype: torch.dtype, has_bias: bool) -
     torch.testing.assert_close(back, plain, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 64), (65, 33), (192, 576)])
+def test_a_packed_weight_keeps_its_bits(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    linear = torch.nn.Linear(shape[1], shape[0]).to(dtype)
+    layer = FrozenLinear(linear)
+    assert layer.weight.is_mkldnn == can_pack(dtype)
+    assert torch.equal(plain(layer.weight), linear.weight)
+    product = layer.product(0, shape[0])
+    assert product.weight is layer.weight or torch.equal(plain(product.weight), linear.weight)
+    assert torch.equal(plain(product.transposed), linear.weight.T)
+
+
 def test_some_rows_of_a_frozen_linear() -> None:
     frozen = FrozenLinear(torch.nn.Linear(24, 40))
     x = torch.randn(7, 24, generator=STREAM)
@@ -79,9 +90,10 @@ def test_some_rows_of_a_frozen_linear() -> None:
 def test_without_support_for_a_type_the_plain_products_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     linear = torch.nn.Linear(24, 40).requires_grad_(False).bfloat16()
-    monkeypatch.setattr(frozen, "pack", lambda _: pytest.fail("packed all the same"))
+    layer = FrozenLinear(linear)
+    assert not layer.weight.is_mkldnn
     x = draw(5, 24).detach().bfloat16().requires_grad_()
-    out = FrozenLinear(linear)(x)
+    out = layer(x)
     torch.testing.assert_close(out, linear(x))
     out.sum().backward()
     torch.testing.assert_close(x.grad, torch.ones(5, 40, dtype=torch.bfloat16) @ linear.weight)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedsim.kernels import build
 from fedsim.kernels.lora import CompiledLowRank, suits
 from fedsim.kernels.rows import FrozenNorm
-from fedsim.models.frozen import FrozenProduct
+from fedsim.models.frozen import FrozenProduct, plain
 from fedsim.models.lora import LowRankLinear
 
 pytestmark = pytest.mark.skipif(build.problem() is not None, reason=str(build.problem()))
@@ -65,7 +65,7 @@ def check(
     exact = [tensor.detach().double().requires_grad_(tensor.requires_grad) for tensor in tensors]
     bias = None if layer.bias is None else layer.bias.double()
     x64, a64, b64 = exact
-    out = F.linear(x64, layer.weight.double(), bias).unflatten(2, (3, -1))
+    out = F.linear(x64, plain(layer.weight).double(), bias).unflatten(2, (3, -1))
     low = torch.einsum("kmd,kgrd,kgor->kmgo", x64, *(f.expand(clients, *f.shape[1:]) for f in (a64, b64))) * SCALING
     out = out.index_add(2, torch.tensor(targets), low).flatten(2)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

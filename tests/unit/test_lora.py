@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fedsim.config import LoraConfig
 from fedsim.errors import UserError
+from fedsim.models.frozen import plain
 from fedsim.models.lora import LoRALinear, add_lora, initial_factor
 
 K, N, TOKENS, D, OUT, R = 3, 2, 4, 6, 5, 2
@@ -14,7 +15,7 @@ SCALING = 1.5
 
 def dense(layer: LoRALinear, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """One client: (W + scaling * B A on the targeted slices) x + bias."""
-    weight = layer.base.weight.detach().clone()
+    weight = plain(layer.base.weight).clone()
     for place, slice_ in enumerate(layer.slices):
         weight[slice_ * OUT : (slice_ + 1) * OUT] += SCALING * b[place] @ a[place]
     return x @ weight.T + layer.base.bias.detach()

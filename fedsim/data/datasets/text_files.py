@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 
 from fedsim.config_data import ColumnsConfig
 from fedsim.data.dataset import Source
@@ -75,6 +73,9 @@ def glue(task: str, root: str | None) -> Source:
 
 def read_table(path: Path) -> Rows:
     """Return the rows of one file as mappings from column names; UserError where it cannot be read."""
+    import pyarrow as pa  # late: few runs need it, and it takes 24 MiB
+    import pyarrow.parquet
+
     try:
         if path.suffix == ".tsv":
             with path.open(encoding="utf-8-sig", newline="") as file:

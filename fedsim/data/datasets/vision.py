@@ -9,9 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import scipy.io  # type: ignore[import-untyped]  # scipy has no types
 from PIL import Image
-from scipy.io.matlab import MatReadError  # type: ignore[import-untyped]  # as above
 
 from fedsim.data.cache import cached_folder, load_mapped
 from fedsim.data.dataset import Indices, Pixels, Source
@@ -123,6 +121,9 @@ def flowers102(root: str, image_size: int) -> Source:
 
 def _row(path: Path, name: str) -> Indices:
     """Return a row of whole numbers from a MATLAB file."""
+    import scipy.io  # type: ignore[import-untyped]  # scipy has no types; late: few runs need it
+    from scipy.io.matlab import MatReadError  # type: ignore[import-untyped]  # as above
+
     try:
         content = scipy.io.loadmat(path, variable_names=[name])
         return np.asarray(content[name]).ravel().astype(np.int64)
