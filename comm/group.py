@@ -43,6 +43,7 @@ class Group:
         self.backend = backend
         self.bytes_sent = 0
         self.bytes_received = 0
+        self._met_at = time.perf_counter()
         self._store = store
         self._ending = threading.Event()
         if store is not None:
@@ -52,6 +53,11 @@ class Group:
     @property
     def is_server(self) -> bool:
         return self.rank == 0
+
+    @property
+    def seconds_since_meeting(self) -> float:
+        """Seconds since the last collective that no rank leaves before all have come."""
+        return time.perf_counter() - self._met_at
 
     def sum_exact(self, values: Tensor) -> Tensor:
         """Sum an int64 tensor of the same shape on every rank; the result is on the device of the argument."""
@@ -63,11 +69,11 @@ class Group:
         return self._all_reduce(values)
 
     def _all_reduce(self, values: Tensor) -> Tensor:
-        if self._store is None:
-            return values
-        on_wire = values.to(self._wire_device).contiguous()
-        dist.all_reduce(on_wire)
-        self._count(on_wire, on_wire)
+        on_wire = values.to(self._wire_device).contiguous() if self._store is not None else values
+        if self._store is not None:
+            dist.all_reduce(on_wire)
+            self._count(on_wire, on_wire)
+        self._met_at = time.perf_counter()
         return on_wire.to(values.device)
 
     def gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor | None:

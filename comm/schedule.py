@@ -1,15 +1,16 @@
-"""Which rank trains which block: longest first onto the least loaded rank (Graham's LPT rule)."""
+"""Which rank trains which block: longest first onto the rank that is free first (Graham's LPT rule)."""
 
 from collections.abc import Sequence
 
 
-def assign_blocks(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
-    """Return, per rank, the indices of its blocks, longest first. Costs in any unit; ties go to the lower index.
+def assign_blocks(costs: Sequence[float], busy: Sequence[float]) -> list[list[int]]:
+    """Return, per rank, the indices of its blocks, longest first; ties go to the lower index.
 
-    The result depends on its arguments alone, so every rank computes the same plan without a message.
+    ``busy``: of every rank what it has to do before it trains, in the unit of the costs. The result depends on
+    the arguments alone, so every rank computes the same plan without a message.
     """
-    loads = [0.0] * num_ranks
-    blocks: list[list[int]] = [[] for _ in range(num_ranks)]
+    loads = list(busy)
+    blocks: list[list[int]] = [[] for _ in loads]
     for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
         rank = loads.index(min(loads))
         blocks[rank].append(index)

@@ -49,6 +49,8 @@ def train_phase(
     ``figures`` takes in, if given, what the clients' models are worth before the aggregation.
     """
     total = ExactSum(len(cohort.clients))
+    busy = torch.zeros(sim.group.num_ranks, dtype=torch.float64)
+    busy[sim.group.rank] = sim.group.seconds_since_meeting
     losses, seconds = torch.zeros(2, len(cohort.clients), dtype=torch.float64)
     gathered: list[dict[str, Tensor]] = []
     # The first block has no clients: it tells an idle rank the names and shapes of the sums.
@@ -68,13 +70,15 @@ def train_phase(
         losses[block.start : block.stop] = block_losses
         seconds[block.start : block.stop] = (time.perf_counter() - started) / max(1, len(clients))
 
-    # The phase's one collective: exact sums, and per client numbers as their bits, which are zero on other ranks.
+    # The phase's one collective: exact sums, and per client and rank numbers as bits, which are zero on other ranks.
     summed = total.flat
-    table = torch.cat([losses, seconds]).view(torch.int64).to(summed.device)
+    table = torch.cat([losses, seconds, busy]).view(torch.int64).to(summed.device)
     reduced = sim.group.sum_exact(torch.cat([summed, table]))
-    losses, seconds = reduced[len(summed) :].cpu().view(torch.float64).split(len(cohort.clients))
+    losses, seconds, busy = (
+        reduced[len(summed) :].cpu().view(torch.float64).split([len(losses), len(seconds), len(busy)])
+    )
     values = total.read(reduced[: len(summed)])
-    sim.remember_seconds(cohort, seconds)
+    sim.remember_seconds(cohort, seconds, busy.tolist())
     return Outcome(
         Aggregate(
             cohort.clients,

@@ -22,7 +22,7 @@ from fedsim.data import Dataset, load_dataset, partition_clients
 from fedsim.errors import UserError
 from fedsim.evaluate import evaluation_rows
 from fedsim.images import ImageSource
-from fedsim.memory import keep_freed_memory
+from fedsim.memory import keep_freed_memory, own_pages
 from fedsim.models.held import build_models
 from fedsim.models.stacked import StackedModel
 from fedsim.public import PublicInputs, load_public
@@ -50,8 +50,11 @@ class Simulation:
     store: ClientStore
     per_block: int
     public: PublicInputs | None = None
-    # Measured seconds per local step of each client, 1 before its first measurement; steers the schedule only.
+    # The least seconds measured so far, which steer the schedule only; what disturbs a measurement adds to it.
+    # Per local step of each client, 1 before its first one:
     step_seconds: dict[int, float] = field(default_factory=dict)
+    # Of every rank, for what it does between the ranks' last meeting and its training:
+    busy_seconds: list[float] = field(default_factory=list)
 
     @property
     def held(self) -> StackedModel:
@@ -79,10 +82,16 @@ class Simulation:
         usual = float(np.mean(list(self.step_seconds.values()))) if self.step_seconds else 1.0
         return sum(self._steps(c) * self.step_seconds.get(c, usual) for c in clients)
 
-    def remember_seconds(self, cohort: Cohort, seconds_K: Tensor) -> None:
-        """Take the measured seconds of a phase, the same on every rank."""
+    def expected_busy(self) -> list[float]:
+        """Return how long every rank should be busy before it trains, the server with its records."""
+        return self.busy_seconds or [0.0] * self.group.num_ranks
+
+    def remember_seconds(self, cohort: Cohort, seconds_K: Tensor, busy: Sequence[float]) -> None:
+        """Take the measured seconds of a phase, the same on every rank: of its clients and of the ranks before it."""
+        self.busy_seconds = [min(times) for times in zip(self.busy_seconds or busy, busy, strict=True)]
         for client, seconds in zip(cohort.clients, seconds_K.tolist(), strict=True):
-            self.step_seconds[client] = seconds / self._steps(client)
+            per_step = seconds / self._steps(client)
+            self.step_seconds[client] = min(per_step, self.step_seconds.get(client, per_step))
 
     def _steps(self, client: int) -> int:
         return num_local_steps(self.config.train, len(self.parts[client]))
@@ -141,7 +150,8 @@ def build_simulation(
     dataset = load_dataset(config.data)
     task_of(dataset, config).decisive(config.evaluate.best_by)
     parts = partition_clients(dataset, config.clients, config.seed)
-    model, held = build_models(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
+    with own_pages():
+        model, held = build_models(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
     check_outputs(config, model, dataset)
     check_batches(config, model, parts)
     method = resolve(config.algorithm.name)

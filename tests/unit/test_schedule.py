@@ -1,29 +1,53 @@
 """Blocks to ranks: longest first onto the least loaded."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
+import torch
 
 from comm import assign_blocks
+from fedsim.simulation import Simulation
 
 
 def test_by_hand() -> None:
     # 7 to rank 0, 5 to rank 1, 4 to rank 1 (5 < 7), 3 to rank 0 (7 < 9), 1 to rank 1 (9 < 10)
-    assert assign_blocks([3, 7, 5, 1, 4], 2) == [[1, 0], [2, 4, 3]]
+    assert assign_blocks([3, 7, 5, 1, 4], [0, 0]) == [[1, 0], [2, 4, 3]]
 
 
 def test_ties_go_to_the_lower_index() -> None:
-    assert assign_blocks([2, 2, 2, 2], 2) == [[0, 2], [1, 3]]
+    assert assign_blocks([2, 2, 2, 2], [0, 0]) == [[0, 2], [1, 3]]
 
 
 def test_more_ranks_than_blocks() -> None:
-    assert assign_blocks([1.0], 3) == [[0], [], []]
-    assert assign_blocks([], 2) == [[], []]
+    assert assign_blocks([1.0], [0, 0, 0]) == [[0], [], []]
+    assert assign_blocks([], [0, 0]) == [[], []]
+
+
+def test_a_rank_that_is_busy_first_gets_less() -> None:
+    # Equal blocks but for the last: without its own work rank 0 would get the longer half.
+    assert assign_blocks([17, 17, 17, 17, 17, 15], [0, 0]) == [[0, 2, 4], [1, 3, 5]]
+    assert assign_blocks([17, 17, 17, 17, 17, 15], [2, 0]) == [[1, 3, 5], [0, 2, 4]]
+    assert assign_blocks([1, 1], [5, 0, 1]) == [[], [0, 1], []]
+
+
+def test_the_least_measured_seconds_count() -> None:
+    sim: Any = SimpleNamespace(
+        step_seconds={}, busy_seconds=[], group=SimpleNamespace(num_ranks=2), _steps=[4, 2].__getitem__
+    )
+    cohort: Any = SimpleNamespace(clients=(1, 0))
+    assert Simulation.expected_busy(sim) == [0, 0]
+    for seconds, busy in (([3.0, 4.0], [0.5, 0.3]), ([2.0, 8.0], [0.4, 0.7])):
+        Simulation.remember_seconds(sim, cohort, torch.tensor(seconds), busy)
+    assert sim.step_seconds == {1: 1.0, 0: 1.0}
+    assert Simulation.expected_busy(sim) == [0.4, 0.3]
 
 
 def test_every_block_once_and_no_rank_far_above_the_mean() -> None:
     stream = np.random.default_rng(0)
     for _ in range(50):
         costs, ranks = stream.uniform(0, 10, stream.integers(1, 30)), int(stream.integers(1, 6))
-        plan = assign_blocks(costs.tolist(), ranks)
+        plan = assign_blocks(costs.tolist(), [0.0] * ranks)
         assert sorted(index for own in plan for index in own) == list(range(len(costs)))
         longest = max(sum(costs[index] for index in own) for own in plan)
         # What any list schedule keeps (Graham, 1966): the mean load, and less than one more block.
