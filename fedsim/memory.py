@@ -27,7 +27,7 @@ def keep_freed_memory() -> None:
 def own_pages() -> Iterator[None]:
     """Give what is allocated meanwhile pages of its own, which go back to the system with it.
 
-    Weights that stay would otherwise lie between the activations of the step that first uses them and leave gaps.
+    The heap, which keeps what is freed in it, is then left to the activations. Not to be used within itself.
     """
     _set(M_MMAP_THRESHOLD, SMALLEST_MAPPED_BYTES)
     try:

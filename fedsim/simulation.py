@@ -22,7 +22,7 @@ from fedsim.data import Dataset, load_dataset, partition_clients
 from fedsim.errors import UserError
 from fedsim.evaluate import evaluation_rows
 from fedsim.images import ImageSource
-from fedsim.memory import keep_freed_memory, own_pages
+from fedsim.memory import keep_freed_memory
 from fedsim.models.held import build_models
 from fedsim.models.stacked import StackedModel
 from fedsim.public import PublicInputs, load_public
@@ -150,8 +150,7 @@ def build_simulation(
     dataset = load_dataset(config.data)
     task_of(dataset, config).decisive(config.evaluate.best_by)
     parts = partition_clients(dataset, config.clients, config.seed)
-    with own_pages():
-        model, held = build_models(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
+    model, held = build_models(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
     check_outputs(config, model, dataset)
     check_batches(config, model, parts)
     method = resolve(config.algorithm.name)

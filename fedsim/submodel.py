@@ -53,7 +53,7 @@ class FeedForward:
 
     def cut(self, neurons: Tensor) -> dict[str, Tensor]:
         """Return copies of what ``trained`` names, with these neurons alone (indices in rising order)."""
-        tensors = {name: parameter.detach().clone() for name, parameter in self.trained().items()}
+        tensors = {name: plain(parameter.detach()).clone() for name, parameter in self.trained().items()}
         for name, axis in self.neuron_axes().items():
             tensors[name] = tensors[name].index_select(axis, neurons)
         return tensors
@@ -87,7 +87,8 @@ def find_feed_forward(block: nn.Module, where: str) -> FeedForward:
 
 def neuron_saliency(layer: FeedForward) -> Tensor:
     """Return for each neuron the norm of its row of ``inner`` and its column of ``outer`` together, (F,); no biases."""
-    return (layer.inner.weight.square().sum(1) + layer.outer.weight.square().sum(0)).sqrt()
+    inner, outer = plain(layer.inner.weight), plain(layer.outer.weight)
+    return (inner.square().sum(1) + outer.square().sum(0)).sqrt()
 
 
 def choose_neurons(

@@ -73,6 +73,7 @@ def make_config(settings: Settings) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"classifier": "text"})})
 
 
+@own_pages()
 def make_model(regime: regimes.Regime, config: ModelConfig, device: torch.device) -> StackedModel:
     vit = timm.create_model(
         config.name.removeprefix("timm:"),
@@ -105,8 +106,7 @@ def make_simulation(settings: Settings, group: Group) -> Simulation:
     names = tuple(map(str, range(regimes.NUM_CLASSES)))
     dataset = Dataset(regime.name, images, labels, names, everything, nothing, nothing, None, None, ())
     parts = np.split(everything, regime.num_clients)
-    with own_pages():
-        model = make_model(regime, config.model, group.device)
+    model = make_model(regime, config.model, group.device)
     algorithm = FedAvg(FedAvg.Config(), model.specs)
     source = ImageSource(dataset, model, ())
     trainer = BlockTrainer(config, model, algorithm, source, dataset, parts)

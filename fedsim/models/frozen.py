@@ -15,8 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fedsim.memory import own_pages
-
 
 class FrozenProduct:
     """x W' + bias, and its way back, for a frozen weight (O, D), plain or packed, and bias (O,)."""
@@ -50,8 +48,7 @@ def packed(weight: Tensor) -> Tensor:
     """Return a weight as oneDNN wants it, where it multiplies such numbers; the layout suits any number of rows."""
     if weight.is_mkldnn or weight.device.type != "cpu" or not can_pack(weight.dtype):
         return weight
-    with own_pages():
-        out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     return out
 
 
@@ -117,7 +114,7 @@ def freeze_linears(root: nn.Module) -> None:
 
 
 def transpose_linears(root: nn.Module) -> None:
-    """Lay out all products below ``root`` for the way back before the first step, whose activations they split."""
+    """Lay out all products below ``root`` for the way back now; the first step would do so between its activations."""
     for module in root.modules():
         if isinstance(module, FrozenLinear):
             _ = module.product(0, module.out_features).transposed

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedsim.config import ModelConfig
 from fedsim.errors import UserError
+from fedsim.memory import own_pages
 from fedsim.models.encoders import load_encoder
 from fedsim.models.frozen import FrozenProduct, frozen_linear
 from fedsim.models.specs import NUM_TOKENS, PROXIES, ZEROS, ParamSpec
@@ -186,6 +187,7 @@ class HeldModel(StackedModel):
             cut.bind(params, mask)
 
 
+@own_pages()
 def build_models(
     config: ModelConfig, image_size: int, class_names: Sequence[str], seed: int, device: torch.device
 ) -> tuple[StackedModel, StackedModel]:

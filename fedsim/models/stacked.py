@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.config import ModelConfig
 from fedsim.models.amplitude import AmplitudeNorm
-from fedsim.models.encoders import Encoder, load_encoder
+from fedsim.models.encoders import Encoder
 from fedsim.models.frozen import cast_products, freeze_linears, transpose_linears
 from fedsim.models.lora import LoraLayer, add_lora, initial_factor
 from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED, Kind, ParamSpec
@@ -292,11 +292,3 @@ class StackedModel:
 def float_type(inputs: Tensor) -> torch.dtype:
     """Return the type of features: that of the inputs, float32 for token ids."""
     return inputs.dtype if inputs.is_floating_point() else torch.float32
-
-
-def build_model(
-    config: ModelConfig, image_size: int, class_names: Sequence[str], seed: int, device: torch.device
-) -> StackedModel:
-    """Load the encoder and put the classifier and the LoRA layers on it."""
-    encoder = load_encoder(config, image_size, class_names, seed)
-    return StackedModel(config, encoder, len(class_names), device)

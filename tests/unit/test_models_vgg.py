@@ -10,7 +10,8 @@ from torch import nn
 from fedsim.config import Config, ModelConfig
 from fedsim.config_errors import KeyedError
 from fedsim.errors import UserError
-from fedsim.models.stacked import StackedModel, build_model
+from fedsim.models.held import build_models
+from fedsim.models.stacked import StackedModel
 from fedsim.simulation import check_batches
 from tests.helpers import make_config
 
@@ -23,7 +24,7 @@ def model_words(name: str = "fedsim:vgg16_slim", **changes: Any) -> dict[str, An
 
 def build(name: str = "fedsim:vgg16_slim", image_size: int = 32, seed: int = 0) -> StackedModel:
     config = ModelConfig.model_validate(model_words(name))
-    return build_model(config, image_size, NAMES, seed, torch.device("cpu"))
+    return build_models(config, image_size, NAMES, seed, torch.device("cpu"))[0]
 
 
 def test_layers_are_those_of_the_release() -> None:
@@ -97,7 +98,7 @@ def test_batches_of_one_are_fine_where_no_layer_minds_them() -> None:
     check_batches(vgg_config(16, model_words(train="head")), build(), parts)
     check_batches(vgg_config(16), build(), [np.arange(32), np.arange(18), np.arange(0)])
     words = {"name": "timm:test_resnet", "weights": "random", "train": "all"}
-    resnet = build_model(ModelConfig.model_validate(words), 64, NAMES, 0, torch.device("cpu"))
+    resnet, _ = build_models(ModelConfig.model_validate(words), 64, NAMES, 0, torch.device("cpu"))
     before = {name: value.clone() for name, value in resnet.net.state_dict().items()}
     assert not resnet.normalises_over_batch(64)
     assert resnet.normalises_over_batch(32), "its last map is one pixel then"
