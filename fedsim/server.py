@@ -69,7 +69,7 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
     # Every rank draws the same clients and cuts the same blocks; only who trains a block depends on the ranks.
     cohort = draw_cohort(sim.config.clients, sim.config.train, sim.sizes, sim.config.seed, round)
     blocks = cohort.blocks(sim.per_block)
-    shares = assign_blocks([sim.expected_seconds(cohort, b) for b in blocks], sim.expected_busy())
+    shares = assign_blocks(sim.expected_seconds(cohort, blocks), sim.expected_busy())
     plan = [[blocks[index] for index in share] for share in shares]
     if sim.store.is_used:
         sim.store.move({cohort.clients[p]: rank for rank, mine in enumerate(plan) for block in mine for p in block})

@@ -1,9 +1,11 @@
 """Everything that a run holds beside the server's state, built from the config the same way on every rank."""
 
 import math
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, median
 
 import numpy as np
 import torch
@@ -30,6 +32,13 @@ from fedsim.store import GIB, Budget, ClientStore
 from fedsim.tasks import Classification, Task, task_of
 from fedsim.texts import input_source
 
+Seconds = deque[float]
+
+
+def recent_seconds() -> Seconds:
+    """Room for so many measurements that a single one, or a checkpoint now and then, does not count."""
+    return deque(maxlen=9)
+
 
 @dataclass
 class Simulation:
@@ -50,11 +59,10 @@ class Simulation:
     store: ClientStore
     per_block: int
     public: PublicInputs | None = None
-    # The least seconds measured so far, which steer the schedule only; what disturbs a measurement adds to it.
-    # Per local step of each client, 1 before its first one:
-    step_seconds: dict[int, float] = field(default_factory=dict)
-    # Of every rank, for what it does between the ranks' last meeting and its training:
-    busy_seconds: list[float] = field(default_factory=list)
+    # Seconds of the last phases, whose medians steer the schedule only: each client's per local step, ...
+    step_seconds: dict[int, Seconds] = field(default_factory=lambda: defaultdict(recent_seconds))
+    # ... and every rank's from the ranks' last meeting to its training.
+    busy_seconds: dict[int, Seconds] = field(default_factory=lambda: defaultdict(recent_seconds))
 
     @property
     def held(self) -> StackedModel:
@@ -76,22 +84,23 @@ class Simulation:
         """Each client's own validation and test images: ``{"val": [...], "test": [...]}``, indices like ``parts``."""
         return self.trainer.own.held_out
 
-    def expected_seconds(self, cohort: Cohort, block: range) -> float:
-        """Return what training a block should take, relative to the other blocks."""
-        clients = cohort.clients[block.start : block.stop]
-        usual = float(np.mean(list(self.step_seconds.values()))) if self.step_seconds else 1.0
-        return sum(self._steps(c) * self.step_seconds.get(c, usual) for c in clients)
+    def expected_seconds(self, cohort: Cohort, blocks: Sequence[range]) -> list[float]:
+        """Return how long training each block should take; in steps before the first measurement."""
+        known = {client: median(self.step_seconds[client]) for client in cohort.clients if client in self.step_seconds}
+        usual = fmean(known.values()) if known else 1.0
+        seconds = [self._steps(client) * known.get(client, usual) for client in cohort.clients]
+        return [sum(seconds[block.start : block.stop]) for block in blocks]
 
     def expected_busy(self) -> list[float]:
         """Return how long every rank should be busy before it trains, the server with its records."""
-        return self.busy_seconds or [0.0] * self.group.num_ranks
+        return [median(self.busy_seconds[rank] or [0.0]) for rank in range(self.group.num_ranks)]
 
     def remember_seconds(self, cohort: Cohort, seconds_K: Tensor, busy: Sequence[float]) -> None:
         """Take the measured seconds of a phase, the same on every rank: of its clients and of the ranks before it."""
-        self.busy_seconds = [min(times) for times in zip(self.busy_seconds or busy, busy, strict=True)]
+        for rank, seconds in enumerate(busy):
+            self.busy_seconds[rank].append(seconds)
         for client, seconds in zip(cohort.clients, seconds_K.tolist(), strict=True):
-            per_step = seconds / self._steps(client)
-            self.step_seconds[client] = min(per_step, self.step_seconds.get(client, per_step))
+            self.step_seconds[client].append(seconds / self._steps(client))
 
     def _steps(self, client: int) -> int:
         return num_local_steps(self.config.train, len(self.parts[client]))

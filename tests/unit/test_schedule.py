@@ -1,5 +1,6 @@
 """Blocks to ranks: longest first onto the least loaded."""
 
+from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 
 from comm import assign_blocks
-from fedsim.simulation import Simulation
+from fedsim.simulation import Simulation, recent_seconds
 
 
 def test_by_hand() -> None:
@@ -31,16 +32,18 @@ def test_a_rank_that_is_busy_first_gets_less() -> None:
     assert assign_blocks([1, 1], [5, 0, 1]) == [[], [0, 1], []]
 
 
-def test_the_least_measured_seconds_count() -> None:
-    sim: Any = SimpleNamespace(
-        step_seconds={}, busy_seconds=[], group=SimpleNamespace(num_ranks=2), _steps=[4, 2].__getitem__
-    )
-    cohort: Any = SimpleNamespace(clients=(1, 0))
+def test_the_median_of_what_was_measured_counts() -> None:
+    sim: Any = SimpleNamespace(group=SimpleNamespace(num_ranks=2), _steps=[4, 2, 3].__getitem__)
+    sim.step_seconds, sim.busy_seconds = defaultdict(recent_seconds), defaultdict(recent_seconds)
+    both: Any = SimpleNamespace(clients=(1, 0))
+    assert Simulation.expected_seconds(sim, both, [range(2)]) == [6]
     assert Simulation.expected_busy(sim) == [0, 0]
-    for seconds, busy in (([3.0, 4.0], [0.5, 0.3]), ([2.0, 8.0], [0.4, 0.7])):
-        Simulation.remember_seconds(sim, cohort, torch.tensor(seconds), busy)
-    assert sim.step_seconds == {1: 1.0, 0: 1.0}
-    assert Simulation.expected_busy(sim) == [0.4, 0.3]
+    for seconds, busy in (([3.0, 4.0], [0.5, 0.3]), ([2.0, 8.0], [0.4, 0.7]), ([2.0, 99.0], [9.0, 0.3])):
+        Simulation.remember_seconds(sim, both, torch.tensor(seconds), busy)
+    # Per step 1 for client 1 and 2 for client 0; client 2 is new, and taken to be as the mean of both.
+    cohort: Any = SimpleNamespace(clients=(0, 1, 2))
+    assert Simulation.expected_seconds(sim, cohort, [range(2), range(2, 3)]) == [10, 4.5]
+    assert Simulation.expected_busy(sim) == [0.5, 0.3]
 
 
 def test_every_block_once_and_no_rank_far_above_the_mean() -> None:
