@@ -11,7 +11,7 @@ import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import NamedTuple
 
 import torch
@@ -80,18 +80,12 @@ def main() -> None:
         settings = Settings(regime, words.rounds, threads, group.num_ranks, words.precision, Path())
         turns = measure(settings, group, words.turns)
         if group.is_server:
-            rates = [
-                regime.num_clients / median(column)
-                for column in ([t.alone for t in turns], [t.together for t in turns])
-            ]
+            print(f"one rank: {regime.num_clients / median(turn.alone for turn in turns):.3g} clients/s")
             together = [turn.alone / turn.together for turn in turns]
             apart = [sum(turn.alone / seconds for seconds in turn.apart) for turn in turns]
-            print(f"one rank {rates[0]:.3g} clients/s, {group.num_ranks} ranks {rates[1]:.3g}")
             for name, ratios in ((f"{group.num_ranks} ranks", together), ("ranks that do not talk", apart)):
-                low, _, high = (sorted(ratios)[round(share * (len(ratios) - 1))] for share in (0.25, 0.5, 0.75))
-                print(
-                    f"{name}: {median(ratios):.2f} times one rank (middle half of the turns: {low:.2f} to {high:.2f})"
-                )
+                low, middle, high = quantiles(ratios, n=4, method="inclusive")
+                print(f"{name}: {middle:.2f} times that, in the middle half of the turns {low:.2f} to {high:.2f}")
 
 
 if __name__ == "__main__":
