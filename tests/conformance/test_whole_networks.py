@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from algorithms.base import Phase
-from fedsim.models.stacked import StackedModel, build_model
+from fedsim.models.held import build_models
+from fedsim.models.stacked import StackedModel
 from tests.helpers import (
     IMAGE_SIZE,
     TINY_VIT,
@@ -57,7 +58,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 def double_model(words: dict[str, Any], image_size: int = IMAGE_SIZE) -> StackedModel:
     """The model in float64: BatchNorm over a handful of values makes much of float32's rounding."""
     config = make_config(model=words)
-    model = build_model(config.model, image_size, ("a", "b", "c"), 0, torch.device("cpu"))
+    model, _ = build_models(config.model, image_size, ("a", "b", "c"), 0, torch.device("cpu"))
     start = model.initial(0)
     model.net.double()
     model._mean = model._mean.double()
