@@ -69,12 +69,14 @@ class Group:
         return self._all_reduce(values)
 
     def _all_reduce(self, values: Tensor) -> Tensor:
-        on_wire = values.to(self._wire_device).contiguous() if self._store is not None else values
+        total = values
         if self._store is not None:
+            on_wire = values.to(self._wire_device).contiguous()
             dist.all_reduce(on_wire)
             self._count(on_wire, on_wire)
+            total = on_wire.to(values.device)
         self._met_at = time.perf_counter()
-        return on_wire.to(values.device)
+        return total
 
     def gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor | None:
         """Collect rows (counts[rank], ...) of every rank on the server, in rank order; None on the other ranks."""
