@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -83,14 +83,15 @@ class Group:
         assert rows.shape[0] == counts[self.rank]
         if self._store is None:
             return rows
-        on_wire = rows.new_zeros((max(counts), *rows.shape[1:]), device=self._wire_device)
-        on_wire[: len(rows)] = rows.to(self._wire_device)
-        parts = [torch.empty_like(on_wire) for _ in counts] if self.is_server else None
-        dist.gather(on_wire, parts, dst=0)
-        self._count(on_wire, *(parts or []))
-        if parts is None:
+        own = rows.to(self._wire_device).contiguous()
+        if not self.is_server:
+            self._send_and_take({0: own}, {})
             return None
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(rows.device)
+        everyone = own.new_empty(sum(counts), *rows.shape[1:])
+        parts = dict(enumerate(everyone.split(list(counts))))
+        parts.pop(0).copy_(own)
+        self._send_and_take({}, parts)
+        return everyone.to(rows.device)
 
     def gather_to_all(self, value: Any) -> list[Any]:
         """Give every rank the JSON value of each rank, in rank order."""
@@ -116,16 +117,20 @@ class Group:
 
         Both ends know the plan.
         """
-        if not outgoing and not incoming:
-            return {}
-        wire = {rank: torch.empty(size, dtype=torch.uint8, device=self._wire_device) for rank, size in incoming.items()}
-        operations = [dist.P2POp(dist.isend, data.to(self._wire_device), rank) for rank, data in outgoing.items()]
-        operations += [dist.P2POp(dist.irecv, data, rank) for rank, data in wire.items()]
-        for work in dist.batch_isend_irecv(operations):
+        device = self._wire_device
+        taken = {rank: torch.empty(size, dtype=torch.uint8, device=device) for rank, size in incoming.items()}
+        self._send_and_take({rank: data.to(device) for rank, data in outgoing.items()}, taken)
+        return {rank: data.cpu() for rank, data in taken.items()}
+
+    def _send_and_take(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
+        """Send tensors to ranks and fill those of ``incoming``; what is empty does not travel."""
+        sent, taken = ({rank: part for rank, part in ends.items() if part.numel()} for ends in (outgoing, incoming))
+        operations = [dist.P2POp(dist.isend, part, rank) for rank, part in sent.items()]
+        operations += [dist.P2POp(dist.irecv, part, rank) for rank, part in taken.items()]
+        for work in dist.batch_isend_irecv(operations) if operations else []:
             work.wait()
-        self.bytes_sent += sum(len(data) for data in outgoing.values())
-        self.bytes_received += sum(incoming.values())
-        return {rank: data.cpu() for rank, data in wire.items()}
+        self.bytes_sent += sum(part.nbytes for part in sent.values())
+        self.bytes_received += sum(part.nbytes for part in taken.values())
 
     def check_equal(self, what: str, digest: str) -> None:
         """Raise RuntimeError unless every rank holds the same digest."""

@@ -53,8 +53,8 @@ def train_phase(
     busy[sim.group.rank] = sim.group.seconds_since_meeting
     losses, seconds = torch.zeros(2, len(cohort.clients), dtype=torch.float64)
     gathered: list[dict[str, Tensor]] = []
-    # The first block has no clients: it tells an idle rank the names and shapes of the sums.
-    for block in [range(0), *plan[sim.group.rank]]:
+    # An idle rank trains a block without clients: it tells the names and shapes of the sums.
+    for block in plan[sim.group.rank] or [range(0)]:
         started = time.perf_counter()
         clients = cohort.clients[block.start : block.stop]
         weights = cohort.weights[block.start : block.stop]
@@ -161,9 +161,9 @@ def gather(
     everyone = sim.group.gather_rows(rows, counts)
     if everyone is None:
         return {}
-    everyone = everyone.index_select(0, positions.argsort().to(everyone.device))
+    order = positions.argsort().to(everyone.device)
     widths = [math.prod(value.shape[1:]) * value.element_size() for value in columns.values()]
     return {
-        name: part.contiguous().view(value.dtype).reshape(-1, *value.shape[1:])
+        name: part.index_select(0, order).view(value.dtype).reshape(-1, *value.shape[1:])
         for (name, value), part in zip(columns.items(), everyone.split(widths, dim=1), strict=True)
     }
