@@ -1,6 +1,6 @@
 """The process group: every collective of the simulator, the only door to torch.distributed.
 
-A rank without work joins every collective with zeros. With one process nothing is opened and every collective
+A rank without work joins every sum with zeros. With one process nothing is opened and every collective
 is the identity. Bytes are counted as each rank hands them to and takes them from a collective.
 """
 
