@@ -1,101 +1,228 @@
-"""Exact sums: floats become int64 multiples of a fixed grid, and integer addition has no order.
+"""Exact sums: floats become int64 multiples of a grid, and integer addition has no order.
 
 Any number of ranks, blocks and reduction trees gives the same bits, because nothing is rounded after the one
-rounding of each client's own term. Shapes: K clients in a block, then the shape of the tensor that is summed.
+rounding of each client's own term. Each tensor takes the finest of a few grids on which its largest element over all
+clients has room; a maximum has no order either.
+
+Shapes: K clients in a block, T tensors with P numbers in all.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from comm.group import Group
 from fedsim.errors import UserError
 
-GRID_BITS = 40
+# The grids, as multiples of 2^-bits, finest first. Until it is known which one a tensor takes it is summed on all
+# that its elements fit, so they are few.
+MEAN_GRIDS = (80, 60, 40)
+SUM_GRIDS = (60, 40, 20, 0)
 # Terms of a sum together stay below 2^62, so that neither a partial sum nor the total can wrap around.
-SUM_BITS = 62
+ROOM_BITS = 62
 # Whole numbers up to this are exact in float64, through which all terms go.
 WHOLE_BITS = 53
+# Small tensors are summed side by side up to so many numbers, since each operation has a price of its own.
+COLUMNS_AT_ONCE = 2**16
 
-
-def quantise(
-    values_K: Tensor,
-    weights_K: Tensor,
-    limit: float,
-    name: str,
-    clients: Sequence[int],
-    bits: int = GRID_BITS,
-    who: str = "client",
-) -> Tensor:
-    """Return round(weight * value * 2^bits) as int64, shape of ``values_K`` (K, ...).
-
-    ``weights_K`` is float64 (K,). Raises UserError naming client (or ``who`` else) and tensor where a value is not
-    finite or its absolute value exceeds ``limit``.
-    """
-    weights = weights_K.to(values_K.device).reshape(-1, *[1] * (values_K.dim() - 1))
-    bad = ~((values_K >= -limit) & (values_K <= limit))
-    if bad.any():
-        row = int(bad.nonzero()[0, 0])
-        worst = values_K[row][bad[row]][0].item()
-        raise UserError(
-            f"{who} {clients[row]}, tensor {name}",
-            f"an element {worst:g}",
-            f"finite values of at most {limit:g}, the range of the exact sum (did the training diverge?)",
-        )
-    return (values_K.double() * (weights * 2.0**bits)).round_().to(torch.int64)
+Refuse = Callable[[str, Tensor], UserError]
 
 
 class ExactSum:
-    """Running sums of named tensors over clients, held as int64; ``flat`` is what the ranks add up.
+    """Running sums of named tensors over clients, held as int64.
 
     ``num_terms`` bounds the number of clients that all ranks together will add. Complex numbers travel as pairs.
-    ``who``: what the terms belong to, if not to clients, for messages.
+    ``who``: what the terms belong to, if not to clients, for messages. Ranks that each hold a part ``agree`` on the
+    largest of their ``peaks``, add up their ``flat`` and ``read`` that; a sum of one rank is read as it is.
     """
 
     def __init__(self, num_terms: int, who: str = "client") -> None:
         self.num_terms = num_terms
         self._who = who
-        self._sums: dict[str, Tensor] = {}
-        self._dtypes: dict[str, torch.dtype] = {}
-        self._bits: dict[str, int] = {}
+        self._columns: dict[str, list[_Columns]] = {}
+        self._agreed: Tensor | None = None
 
     def add_mean(self, terms: Mapping[str, Tensor], weights_K: Tensor, clients: Sequence[int]) -> None:
-        """Add weighted terms (K, ...) to be read as a mean; the weights of all clients sum to one."""
-        for name, values in terms.items():
-            self._add(name, values, weights_K, 2.0 ** (SUM_BITS - 1 - GRID_BITS), clients, GRID_BITS)
+        """Add weighted terms (K, ...) to be read as a mean; the weights of all clients, float64 (K,), sum to one.
+
+        UserError naming client and tensor where an element is not finite or beyond the coarsest grid's range.
+        """
+        limits = {bits: 2.0 ** (ROOM_BITS - 1 - bits) for bits in MEAN_GRIDS}
+        self._add("mean", terms, weights_K, limits, clients)
 
     def add_sum(self, terms: Mapping[str, Tensor], clients: Sequence[int]) -> None:
-        """Add terms (K, ...) as they are; whole numbers need no grid, and may be as large as float64 counts."""
-        ones = torch.ones(len(clients), dtype=torch.float64)
-        for name, values in terms.items():
-            is_whole = not (values.is_floating_point() or values.is_complex())
-            bits, range_bits = (0, WHOLE_BITS) if is_whole else (GRID_BITS, SUM_BITS - GRID_BITS)
-            self._add(name, values, ones, 2.0**range_bits / self.num_terms, clients, bits)
+        """Add terms (K, ...) as they are; whole numbers need no grid, and may be as large as float64 counts.
 
-    def _add(self, name: str, values: Tensor, weights: Tensor, limit: float, clients: Sequence[int], bits: int) -> None:
-        reals = torch.view_as_real(values) if values.is_complex() else values
-        total = quantise(reals, weights, limit, name, clients, bits, self._who).sum(0)
-        if name in self._sums:
-            self._sums[name] += total
-        else:
-            self._sums[name], self._dtypes[name], self._bits[name] = total, values.dtype, bits
+        UserError as for ``add_mean``; the range is that of the sum of ``num_terms`` terms.
+        """
+        whole = {name: v for name, v in terms.items() if not (v.is_floating_point() or v.is_complex())}
+        broken = {name: v for name, v in terms.items() if name not in whole}
+        ones = torch.ones(len(clients), dtype=torch.float64)
+        limits = {bits: 2.0 ** (ROOM_BITS - bits) / self.num_terms for bits in SUM_GRIDS}
+        self._add("sum", broken, ones, limits, clients)
+        self._add("whole", whole, ones, {0: 2.0**WHOLE_BITS / self.num_terms}, clients)
+
+    def _add(
+        self, how: str, terms: Mapping[str, Tensor], weights: Tensor, limits: dict[int, float], clients: Sequence[int]
+    ) -> None:
+        if how not in self._columns:
+            self._columns[how] = [_Columns(some, limits) for some in side_by_side(terms)]
+        for columns in self._columns[how]:
+            columns.add(terms, weights, lambda name, values: self._refuse(how, name, values, limits, clients))
+
+    def _refuse(
+        self, how: str, name: str, values: Tensor, limits: Mapping[int, float], clients: Sequence[int]
+    ) -> UserError:
+        limit = max(limits.values())
+        bad = ~(values.abs() <= limit)
+        row = int(bad.nonzero()[0, 0])
+        found = f"an element {values[row][bad[row]][0].item():g}"
+        of = "(did the training diverge?)" if how == "mean" else f"of {self.num_terms} terms"
+        expected = f"finite values of at most {limit:g}, the range of the exact sum {of}"
+        return UserError(f"{self._who} {clients[row]}, tensor {name}", found, expected)
+
+    @property
+    def peaks(self) -> Tensor:
+        """The largest absolute value of each tensor so far, float64 (T,)."""
+        return torch.cat([torch.zeros(0, dtype=torch.float64), *(columns.peaks_T for columns in self._all())])
+
+    def agree(self, peaks_T: Tensor) -> None:
+        """Let each tensor's grid follow from the ``peaks`` of all ranks, element by element the largest."""
+        self._agreed = peaks_T
 
     @property
     def flat(self) -> Tensor:
-        """All sums in the order of their names, int64 (P,)."""
-        # The order of adding may follow a checkpoint, which is read in another one on every rank.
-        return torch.cat([self._sums[name].flatten() for name in sorted(self._sums)])
+        """What the ranks add up: all sums, then how many numbers unlike zero were sent, and how many fell to zero.
+
+        int64 (P + 2,), in an order that depends on the names and shapes alone.
+        """
+        parts, counts = [], []
+        for columns, bits in self._chosen():
+            parts += columns.sums(bits)
+            counts.append(columns.counts(bits))
+        return torch.cat([*parts, torch.stack(counts).sum(0)]) if counts else torch.zeros(2, dtype=torch.int64)
 
     def read(self, flat: Tensor) -> dict[str, Tensor]:
         """Cut a reduced ``flat`` back into named float64 or complex128 tensors, integers into their own dtype."""
-        sums = sorted(self._sums.items())
-        parts = flat.split([total.numel() for _, total in sums])
-        result = {}
-        for (name, total), part in zip(sums, parts, strict=True):
-            value = part.reshape(total.shape).double() * 2.0 ** -self._bits[name]
-            dtype = self._dtypes[name]
-            if dtype.is_complex:
-                result[name] = torch.view_as_complex(value)
-            else:
-                result[name] = value if dtype.is_floating_point else value.round().to(dtype)
+        result: dict[str, Tensor] = {}
+        for columns, bits in self._chosen():
+            parts = flat.split([*columns.sizes, len(flat) - sum(columns.sizes)])
+            result |= columns.read(parts[:-1], bits)
+            flat = parts[-1]
         return result
+
+    def meet(self, group: Group) -> dict[str, Tensor]:
+        """Add up with the other ranks, all of which call this, and read the result."""
+        self.agree(group.max_exact(self.peaks))
+        return self.read(group.sum_exact(self.flat))
+
+    def below_grid(self, flat: Tensor) -> float:
+        """Return the share of the numbers unlike zero that became zero on their grid, 0..1, from a reduced ``flat``."""
+        sent, lost = (int(count) for count in flat[-2:])
+        return lost / max(1, sent)
+
+    def _all(self) -> list["_Columns"]:
+        return [columns for _, some in sorted(self._columns.items()) for columns in some]
+
+    def _chosen(self) -> Iterator[tuple["_Columns", list[int]]]:
+        """Each group of columns with the grids of its tensors."""
+        peaks = (self.peaks if self._agreed is None else self._agreed).tolist()
+        for columns in self._all():
+            own, peaks = peaks[: len(columns.sizes)], peaks[len(columns.sizes) :]
+            yield columns, [columns.finest(peak) for peak in own]
+
+
+def side_by_side(terms: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Cut tensors (K, ...), in the order of their names, into groups of few numbers, or of a single tensor."""
+    some: dict[str, Tensor] = {}
+    for name in sorted(terms):
+        # The order of adding may follow a checkpoint, which is read in another one on every rank.
+        numbers = sum(math.prod(value.shape[1:]) for value in some.values()) + math.prod(terms[name].shape[1:])
+        if some and numbers > COLUMNS_AT_ONCE:
+            yield some
+            some = {}
+        some[name] = terms[name]
+    if some:
+        yield some
+
+
+class _Columns:
+    """Tensors side by side, P numbers of T tensors, summed on every grid that some of them have fitted so far."""
+
+    def __init__(self, terms: Mapping[str, Tensor], limits: Mapping[int, float]) -> None:
+        self.limits = limits
+        first = next(iter(terms.values()))
+        self._dtypes = {name: value.dtype for name, value in terms.items()}
+        self._shapes = {name: _reals(value).shape[1:] for name, value in terms.items()}
+        self.sizes = [math.prod(shape) for shape in self._shapes.values()]
+        self.peaks_T = torch.zeros(len(terms), dtype=torch.float64)
+        zeros = torch.zeros(sum(self.sizes), dtype=torch.int64, device=first.device)
+        # A grid that no tensor fits any more is given up: peaks only grow.
+        self._sums_P = dict.fromkeys(limits, zeros)
+        counts = torch.zeros(len(terms), dtype=torch.int64, device=first.device)
+        self._sent_T = counts
+        self._left_T = dict.fromkeys(limits, counts)
+
+    def add(self, terms: Mapping[str, Tensor], weights_K: Tensor, refuse: Refuse) -> None:
+        """Add the terms (K, ...) of a block, or raise what ``refuse`` makes of a tensor that no grid fits."""
+        if not len(weights_K):
+            return
+        num_clients = len(weights_K)
+        values_KP = torch.cat([_reals(terms[name]).reshape(num_clients, -1).double() for name in self._shapes], dim=1)
+        peaks_T = torch.stack([_largest(part) for part in values_KP.abs().amax(0).split(self.sizes)]).cpu()
+        if not (peaks_T <= max(self.limits.values())).all():
+            parts = zip(self._shapes, values_KP.split(self.sizes, dim=1), peaks_T.tolist(), strict=True)
+            raise next(refuse(name, part) for name, part, peak in parts if not peak <= max(self.limits.values()))
+        self.peaks_T = torch.maximum(self.peaks_T, peaks_T)
+        values_KP *= weights_K.to(values_KP.device)[:, None]
+        self._sent_T = self._sent_T + self._nonzero(values_KP)
+        scaled_KP = torch.empty_like(values_KP)
+        for bits, limit in self.limits.items():
+            if bits in self._sums_P and not (self.peaks_T <= limit).any():
+                del self._sums_P[bits], self._left_T[bits]
+            elif bits in self._sums_P:
+                # What does not fit this grid becomes some number here that nobody reads.
+                multiples_KP = torch.mul(values_KP, 2.0**bits, out=scaled_KP).round_().to(torch.int64)
+                self._sums_P[bits] = self._sums_P[bits] + multiples_KP.sum(0)
+                self._left_T[bits] = self._left_T[bits] + self._nonzero(multiples_KP)
+
+    def _nonzero(self, values_KP: Tensor) -> Tensor:
+        if len(self.sizes) == 1:
+            return values_KP.count_nonzero()[None]
+        return torch.stack([part.sum() for part in values_KP.count_nonzero(0).split(self.sizes)])
+
+    def finest(self, peak: float) -> int:
+        """Return the finest grid with room for elements up to ``peak``."""
+        return next(bits for bits, limit in self.limits.items() if peak <= limit)
+
+    def sums(self, bits_T: Sequence[int]) -> list[Tensor]:
+        """Return the tensors' sums, each on its grid, int64."""
+        parts = {bits: sums.split(self.sizes) for bits, sums in self._sums_P.items()}
+        return [parts[bits][place] for place, bits in enumerate(bits_T)]
+
+    def counts(self, bits_T: Sequence[int]) -> Tensor:
+        """Return how many numbers unlike zero were sent and how many of them became zero on their grids, int64 (2,)."""
+        left = torch.stack([self._left_T[bits][place] for place, bits in enumerate(bits_T)])
+        sent = self._sent_T.sum()
+        return torch.stack([sent, sent - left.sum()])
+
+    def read(self, sums: Sequence[Tensor], bits_T: Sequence[int]) -> dict[str, Tensor]:
+        """Return the tensors by name from their sums on these grids."""
+        result = {}
+        for (name, shape), part, bits in zip(self._shapes.items(), sums, bits_T, strict=True):
+            value, dtype = part.reshape(shape).double() * 2.0**-bits, self._dtypes[name]
+            if dtype.is_complex:
+                value = torch.view_as_complex(value)
+            # Whole numbers that were averaged are whole no more, but for rounding.
+            result[name] = value if dtype.is_complex or dtype.is_floating_point else value.round().to(dtype)
+        return result
+
+
+def _reals(value: Tensor) -> Tensor:
+    return torch.view_as_real(value) if value.is_complex() else value
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.amax() if values.numel() else values.new_zeros(())

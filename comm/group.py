@@ -68,11 +68,15 @@ class Group:
         """Merge float tensors of which every element is nonzero on one rank at most; exact, since x + 0 = x."""
         return self._all_reduce(values)
 
-    def _all_reduce(self, values: Tensor) -> Tensor:
+    def max_exact(self, values: Tensor) -> Tensor:
+        """Return the largest of every element over the ranks; exact, since a maximum rounds nothing."""
+        return self._all_reduce(values, dist.ReduceOp.MAX)
+
+    def _all_reduce(self, values: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
         total = values
         if self._store is not None:
             on_wire = values.to(self._wire_device).contiguous()
-            dist.all_reduce(on_wire)
+            dist.all_reduce(on_wire, operation)
             self._count(on_wire, on_wire)
             total = on_wire.to(values.device)
         self._met_at = time.perf_counter()

@@ -152,7 +152,7 @@ class Distiller:
             with torch.no_grad():
                 found = self._errors(part)
             total.add_mean(numbers(*found), share(part, places), [0])
-        mean = total.read(self._group.sum_exact(total.flat))
+        mean = total.meet(self._group)
         return Errors(mean[STATES].item(), mean[PRODUCTS].item())
 
     def _step(self, number: int) -> Step:
@@ -161,7 +161,7 @@ class Distiller:
         total = self._empty_sum("step", self._chosen)
         for part in self._own_parts(batch):
             total.add_mean(self._gradient(part), share(part, batch), [number])
-        mean = total.read(self._group.sum_exact(total.flat))
+        mean = total.meet(self._group)
         gradient = torch.cat([mean[name] for name in self._chosen]).float()
         lr = learning_rate(self.settings, number, self.num_steps)
         self._optimizer.step(self._flat, gradient[None], lr)

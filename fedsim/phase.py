@@ -23,7 +23,8 @@ class Outcome:
     """What a phase gave, the same on every rank but for ``gathered``.
 
     ``losses``, ``seconds``: float64 (K,) in the cohort's order. ``squared_norm``: weighted mean over the clients of
-    the squared norm of what they send to be averaged, see ``of_parameters``. ``bytes_up``: what all clients together
+    the squared norm of what they send to be averaged, see ``of_parameters``. ``below_grid``: share of the numbers
+    unlike zero that the exact sum could not hold. ``bytes_up``: what all clients together
     sent, floats counted as float32.
     ``gathered``: tensors (K, ...) on the server, empty on the other ranks.
     """
@@ -32,6 +33,7 @@ class Outcome:
     losses: Tensor
     seconds: Tensor
     squared_norm: float
+    below_grid: float
     bytes_up: int
     gathered: Mapping[str, Tensor]
 
@@ -51,7 +53,7 @@ def train_phase(
     total = ExactSum(len(cohort.clients))
     busy = torch.zeros(sim.group.num_ranks, dtype=torch.float64)
     busy[sim.group.rank] = sim.group.seconds_since_meeting
-    losses, seconds = torch.zeros(2, len(cohort.clients), dtype=torch.float64)
+    losses, seconds, squared_norms = torch.zeros(3, len(cohort.clients), dtype=torch.float64)
     gathered: list[dict[str, Tensor]] = []
     # An idle rank trains a block without clients: it tells the names and shapes of the sums.
     for block in plan[sim.group.rank] or [range(0)]:
@@ -63,21 +65,23 @@ def train_phase(
             payload = sim.algorithm.pre_aggregate(replace(update, cohort=cohort.clients))
             if figures is not None:
                 figures.measure_before(block, update, states, state.params)
-        squared_norms = sum_of_squares(of_parameters(sim, payload.mean), len(clients))
-        total.add_mean({**payload.mean, "/squared_norm": squared_norms}, weights, clients)
+        total.add_mean(payload.mean, weights, clients)
         total.add_sum(payload.total, clients)
         gathered.append({**payload.gather, **averaged_factors(sim, update, payload)})
         losses[block.start : block.stop] = block_losses
+        squared_norms[block.start : block.stop] = sum_of_squares(of_parameters(sim, payload.mean), len(clients))
         seconds[block.start : block.stop] = (time.perf_counter() - started) / max(1, len(clients))
 
-    # The phase's one collective: exact sums, and per client and rank numbers as bits, which are zero on other ranks.
+    # Which grids the sums are on follows from their largest elements on any rank.
+    total.agree(sim.group.max_exact(total.peaks))
+    # Then one collective: exact sums, and per client and rank numbers as bits, which are zero on other ranks.
     summed = total.flat
-    table = torch.cat([losses, seconds, busy]).view(torch.int64).to(summed.device)
-    reduced = sim.group.sum_exact(torch.cat([summed, table]))
-    losses, seconds, busy = (
-        reduced[len(summed) :].cpu().view(torch.float64).split([len(losses), len(seconds), len(busy)])
-    )
-    values = total.read(reduced[: len(summed)])
+    table = torch.cat([losses, squared_norms, seconds, busy])
+    reduced = sim.group.sum_exact(torch.cat([summed, table.view(torch.int64).to(summed.device)]))
+    table = reduced[len(summed) :].cpu().view(torch.float64)
+    losses, squared_norms, seconds, busy = table.split([len(cohort.clients)] * 3 + [len(busy)])
+    reduced = reduced[: len(summed)]
+    values = total.read(reduced)
     sim.remember_seconds(cohort, seconds, busy.tolist())
     return Outcome(
         Aggregate(
@@ -87,7 +91,8 @@ def train_phase(
         ),
         losses,
         seconds,
-        values["/squared_norm"].item(),
+        float((cohort.weights * squared_norms).sum()),
+        total.below_grid(reduced),
         num_bytes(payload) * len(cohort.clients),
         gather(sim, gathered, plan),
     )
@@ -110,7 +115,7 @@ def with_stand_ins(sim: Simulation, state: ServerState) -> ServerState:
         own = sim.algorithm.stand_in([sim.store.read(client) for client in some], state.params)
         change = {name: value.double() - state.params[name].double() for name, value in own.items()}
         total.add_mean(change, torch.tensor([weight[client] for client in some], dtype=torch.float64), some)
-    mean = total.read(sim.group.sum_exact(total.flat))
+    mean = total.meet(sim.group)
     return replace(state, params=state.params | {n: add_exact(state.params[n], mean[n]) for n in names})
 
 
