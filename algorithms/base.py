@@ -154,16 +154,12 @@ class Algorithm:
         return {}
 
     def stand_in(self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return (K, ...) what only clients hold of the global model; its mean is measured as the server's.
+        """Return (K, ...) what only clients hold of the global model; its mean is measured, drawn and exported.
 
         Also called for zero clients.
         """
         del states, params
         return {}
-
-    def evaluate_model(self, state: ServerState) -> Mapping[str, Tensor]:
-        """Return the parameters to evaluate."""
-        return state.params
 
     def diagnostics(self, state: ServerState, aggregate: Aggregate) -> dict[str, float]:
         """Return the method's own numbers for the round's log."""

@@ -14,7 +14,7 @@ OWN = "own/"
 class Personal(Algorithm):
     """FedAvg but for parameters of ``kept_kinds``: a client trains these from its own last values and sends none.
 
-    A client that takes part for the first time starts from the server's.
+    A client that takes part for the first time starts from the server's, which nobody trains: the initial ones.
     """
 
     keeps_client_state = True

@@ -36,7 +36,8 @@ class PRRFL(Algorithm):
     the last round. ``released``, as in the published code: half-open window, plain mean over the clients present,
     and the last round a step short of ``low_freq_end``.
 
-    The server's share of a transformed tensor is the mean of the deputies', brought up to date at evaluations.
+    What is measured as the server's share of a transformed tensor is the mean of the deputies'. A client that takes
+    part for the first time starts from the server's, which nobody trains: the initial one.
     """
 
     summary = "Fourier aggregation, and a deputy for each personal model (Chen et al., 2021)"

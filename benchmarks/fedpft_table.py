@@ -35,6 +35,7 @@ from fedsim.checkpoint import Checkpoints
 from fedsim.config import load_config
 from fedsim.evaluate import evaluation_rows
 from fedsim.files import write_json
+from fedsim.global_model import global_model
 from fedsim.simulation import build_simulation
 
 SEEDS, CHOICE_SEEDS = (10, 11, 12), (1, 2)
@@ -139,7 +140,8 @@ def accuracies(folder: Path) -> dict[str, float]:
         saved = Checkpoints(folder / "checkpoints", config, group).load("best")
         assert saved is not None, "the run has finished"
         sim = build_simulation(config, group)
-        params = sim.algorithm.evaluate_model(saved.state)
+        sim.store.adopt(saved.clients)
+        params = global_model(sim, saved.state)
         places, size = sim.dataset.test, config.evaluate.batch_size
         rows = evaluation_rows(sim.task, sim.model, params, sim.images, places, size, group)
     hits = (rows.argmax(1) == sim.dataset.labels[torch.from_numpy(places)]).double()

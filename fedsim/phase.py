@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from algorithms.base import Aggregate, Payload, Phase, ServerState, Update, add_exact
+from algorithms.base import Aggregate, Payload, Phase, ServerState, Update
 from comm import ExactSum
-from fedsim.cohort import Cohort, client_weights
+from fedsim.cohort import Cohort
 from fedsim.figures import ClientFigures
 from fedsim.simulation import Simulation
 
@@ -96,27 +96,6 @@ def train_phase(
         num_bytes(payload) * len(cohort.clients),
         gather(sim, gathered, plan),
     )
-
-
-def with_stand_ins(sim: Simulation, state: ServerState) -> ServerState:
-    """Put in the server's place the mean of what only clients hold, see ``Algorithm.stand_in``, to be measured.
-
-    It runs over all clients that hold a state, weighted as in a round. The method itself sends none of it.
-    """
-    clients = sorted(sim.store.holder)
-    names = sim.algorithm.stand_in([], state.params)
-    if not names or not clients:
-        return state
-    weight = dict(zip(clients, client_weights(sim.config.clients, sim.sizes, clients).tolist(), strict=True))
-    total = ExactSum(len(clients))
-    here = list(sim.store.sizes())
-    for start in [None, *range(0, len(here), sim.per_block)]:
-        some = here[start : start + sim.per_block] if start is not None else []
-        own = sim.algorithm.stand_in([sim.store.read(client) for client in some], state.params)
-        change = {name: value.double() - state.params[name].double() for name, value in own.items()}
-        total.add_mean(change, torch.tensor([weight[client] for client in some], dtype=torch.float64), some)
-    mean = total.meet(sim.group)
-    return replace(state, params=state.params | {n: add_exact(state.params[n], mean[n]) for n in names})
 
 
 def sum_of_squares(tensors_K: Mapping[str, Tensor], num_clients: int) -> Tensor:

@@ -39,7 +39,7 @@ class RoundRecord:
         row["bytes_down"] += self._bytes_down(before, after, cohort, outcome)
         # A phase that sends nothing leaves the server nothing new to give.
         self._changed_kinds = phase.kinds if outcome.bytes_up else frozenset()
-        diagnostics: dict[str, Any] = {"below_grid": outcome.below_grid}
+        diagnostics: dict[str, Any] = {"below_grid": outcome.below_grid} if outcome.bytes_up else {}
         if mean_delta := of_parameters(self._sim, outcome.aggregate.mean):
             diagnostics["client_drift"] = client_drift(outcome.squared_norm, mean_delta)
         if outcome.gathered:

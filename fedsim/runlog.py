@@ -93,6 +93,10 @@ class RunLog:
         self._write_scalars(record.row)
         self._screen.end_round(record.row, record.timing["seconds"])
 
+    def last_row(self) -> dict[str, Any]:
+        """Return the last round's row of metrics.jsonl; on rank 0 only."""
+        return read_rows(self.folder / "metrics.jsonl")[-1]
+
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write results.json, and show the final table and where the run folder is."""
         self.close()

@@ -5,12 +5,16 @@ sent; rank 0 alone writes the run folder.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from algorithms.base import ServerState
 from comm import assign_blocks, open_group
+from fedsim.adapter import export_adapter
 from fedsim.alignment import align
 from fedsim.checkpoint import Checkpoints, Progress, server_tensors
 from fedsim.cohort import draw_cohort
@@ -20,8 +24,8 @@ from fedsim.data import draw_partition, partition_table
 from fedsim.errors import UserError
 from fedsim.figures import ClientFigures
 from fedsim.files import write_json
-from fedsim.models.export import export_peft
-from fedsim.phase import train_phase, with_stand_ins
+from fedsim.global_model import global_model
+from fedsim.phase import train_phase
 from fedsim.pictures import draw_predictions
 from fedsim.records import RoundRecord
 from fedsim.runlog import RunLog
@@ -50,8 +54,7 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
             # Measure the new global model, and keep it if it is the best so far.
             is_last = state.round == config.rounds
             if is_evaluated(config, state.round):
-                state = with_stand_ins(sim, state)
-                record.measure(sim.evaluate(sim.algorithm.evaluate_model(state)))
+                record.measure(sim.evaluate(global_model(sim, state)))
                 if note_evaluation(best_by, progress, record):
                     checkpoints.save_best(state, sim.store, progress)
 
@@ -60,7 +63,7 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
             is_last = is_last or out_of_patience(config, progress)
             if is_last or state.round % config.checkpoint.every == 0:
                 checkpoints.save(state, sim.store, progress)
-        return finish(sim, state, progress, log)
+        return finish(sim, state, progress, checkpoints, log)
 
 
 def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: RunLog) -> ServerState:
@@ -141,8 +144,10 @@ def out_of_patience(config: Config, progress: Progress) -> bool:
     return patience is not None and progress.evaluations_since_best >= patience
 
 
-def finish(sim: Simulation, state: ServerState, progress: Progress, log: RunLog) -> dict[str, Any]:
-    """Check that all ranks agree, export the adapter, and write and return the results."""
+def finish(
+    sim: Simulation, state: ServerState, progress: Progress, checkpoints: Checkpoints, log: RunLog
+) -> dict[str, Any]:
+    """Check that all ranks agree, export the best and the last model, and write and return the results."""
     digest = digest_tensors(server_tensors(state))
     sim.group.check_equal("the server's state at the end", digest)
     results = {
@@ -153,12 +158,27 @@ def finish(sim: Simulation, state: ServerState, progress: Progress, log: RunLog)
         "state_sha256": sim.store.digest(digest),
         "costs": costs(sim),
     }
+    last = global_model(sim, state)
+    is_last = progress.best_round in (0, state.round)
+    best = last if is_last else best_model(sim, checkpoints)
     if sim.group.is_server and sim.model.lora_layers:
-        export_peft(log.folder / "adapter", state.params, sim.model, sim.config.data.max_tokens)
+        row = log.last_row()
+        export_adapter(log.folder / "adapter_last", sim, last, row)
+        row = row if is_last else {"round": progress.best_round, **progress.best_metrics}
+        export_adapter(log.folder / "adapter", sim, best, row)
     if sim.group.is_server and sim.dataset.masks is not None:
-        draw_predictions(sim, sim.algorithm.evaluate_model(state), log.folder / "predictions.png")
+        draw_predictions(sim, best, log.folder / "predictions.png")
     log.finish(results)
     return results
+
+
+def best_model(sim: Simulation, checkpoints: Checkpoints) -> Mapping[str, Tensor]:
+    """Return the global model of the best round, from its checkpoint."""
+    saved = checkpoints.load("best")
+    assert saved is not None, "the best round was saved"
+    store = sim.store.emptied("best")
+    store.adopt(saved.clients)
+    return global_model(sim, saved.state.to(sim.group.device), store)
 
 
 def describe_partition(sim: Simulation, log: RunLog) -> None:
@@ -177,4 +197,5 @@ def evaluate_run(run_dir: Path, which: str) -> dict[str, dict[str, float]]:
         if saved is None:
             raise UserError(str(run_dir / "checkpoints"), "no checkpoint", "a run with at least one finished round")
         sim = build_simulation(config, group)
-        return sim.evaluate(sim.algorithm.evaluate_model(saved.state.to(group.device)))
+        sim.store.adopt(saved.clients)
+        return sim.evaluate(global_model(sim, saved.state.to(group.device)))

@@ -11,7 +11,7 @@ import math
 import shutil
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +73,7 @@ class ClientStore:
         self, group: Group, create: Callable[[int], State] | None = None, budget: Budget | None = None
     ) -> None:
         budget = budget or Budget()
+        self._budget = budget
         self.holder: dict[int, int] = {}
         self._group = group
         self._create = create
@@ -80,6 +81,11 @@ class ClientStore:
         self._tiers = [Tier(group.device, budget.device), Tier(HOST, budget.host)]
         self._spilled: dict[int, int] = {}
         self._open: set[int] = set()
+
+    def emptied(self, place: str) -> "ClientStore":
+        """Return a store like this one without states; what it spills goes to a folder ``place`` of its own."""
+        folder = self._folder and self._folder / place
+        return ClientStore(self._group, self._create, replace(self._budget, folder=folder))
 
     @property
     def is_used(self) -> bool:
@@ -203,7 +209,7 @@ class ClientStore:
     def _spill(self, client: int, packed: Packed) -> None:
         path = self._path(client)
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_packed(path, packed)
         except OSError as error:
             found = f"{error.strerror}, writing the {packed.num_bytes:,} bytes of a client's state"

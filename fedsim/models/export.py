@@ -32,8 +32,8 @@ Pair = tuple[Tensor, Tensor]
 
 README = """# LoRA adapter for {name}
 
-`adapter_model.safetensors` holds the low-rank factors, `head.safetensors` the classifier. To load both, in
-the root of fedsim:
+`adapter_model.safetensors` holds the low-rank factors, `head.safetensors` the classifier; `about.json` says of which
+round they are, with metrics, class names and preprocessing. To load both, in the root of fedsim:
 
 ```python
 import peft, safetensors.torch, torch.nn.functional as F
