@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedsim.config_errors import KeyedError, nearest
-from fedsim.config_words import Count, Positive, Seed, Share, Text, Whole, Words
+from fedsim.config_words import Count, Seed, Share, Text, Whole, Words
 
 MEDMNIST_FLAGS = (
     *("pathmnist", "chestmnist", "dermamnist", "octmnist", "pneumoniamnist", "retinamnist"),
@@ -126,7 +126,14 @@ class DirichletPartition(Words):
     """Each class divided by a Dirichlet draw: the smaller alpha, the more the clients differ."""
 
     name: Literal["dirichlet"] = Field(description="Each class divided by a Dirichlet draw.")
-    alpha: Positive = Field(description="Concentration; 0.1 is strongly uneven, 100 nearly iid.")
+    alpha: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
+        description="Concentration; 0.1 is strongly uneven, 100 nearly iid."
+    )
+    form: Literal["paper", "released"] = Field(
+        default="paper",
+        description="How shares become counts. paper: a count's mean is its share; released: as DEeR's code, every "
+        "count rounded by itself, the rest to the last client.",
+    )
     min_size: Whole = Field(default=0, description="Fewest images a client may have; drawn again until it holds.")
 
 

@@ -46,7 +46,7 @@ def _dirichlet(dataset: Dataset, config: "ClientsConfig", stream: np.random.Rand
     labels = dataset.labels.numpy()[dataset.train]
     _require(dataset, config.count * words.min_size, "clients.count * clients.partition.min_size")
     for _ in range(MAX_DRAWS):
-        parts = dirichlet(labels, words.alpha, len(dataset.class_names), config.count, stream)
+        parts = dirichlet(labels, words.alpha, len(dataset.class_names), config.count, stream, words.form)
         if min(map(len, parts)) >= words.min_size:
             return [dataset.train[part] for part in parts]
     raise UserError(
@@ -57,27 +57,60 @@ def _dirichlet(dataset: Dataset, config: "ClientsConfig", stream: np.random.Rand
 
 
 def dirichlet(
-    labels: Indices, alpha: float, num_classes: int, num_clients: int, stream: np.random.RandomState
+    labels: Indices,
+    alpha: float,
+    num_classes: int,
+    num_clients: int,
+    stream: np.random.RandomState,
+    form: str = "released",
 ) -> list[Indices]:
-    """Divide each class among the clients by a draw from Dir(alpha, ..., alpha), as DEeR's release does.
+    """Divide each class among the clients by a draw from Dir(alpha, ..., alpha).
 
-    ``labels`` (N,) -> for each client positions in ``labels``, in random order. Draws, in this order: a
-    shuffle of every class, the proportions of all classes, a shuffle of every client. Counts are rounded per
-    client, so the last client takes what is left and a client may get nothing. (Hsu et al., arXiv 1909.06335,
-    name the scheme.)
+    ``labels`` (N,) -> for each client positions in ``labels``, in random order; a client may get nothing. Draws, in
+    this order: a shuffle of every class, where all classes are cut, a shuffle of every client. (Hsu et al., arXiv
+    1909.06335, name the scheme.) ``form`` says how shares become counts: ``paper_cuts`` or ``released_cuts``, which
+    has its own UserError.
     """
     by_class = [np.flatnonzero(labels == label) for label in range(num_classes)]
     for members in by_class:
         stream.shuffle(members)
-    shares_CK = stream.dirichlet(np.full(num_clients, alpha), num_classes)
-    pieces = [
-        np.split(members, np.rint(shares * len(members)).astype(np.int64).cumsum()[:-1])
-        for members, shares in zip(by_class, shares_CK, strict=True)
-    ]
+    sizes_C = np.array([len(members) for members in by_class])
+    cuts = DIRICHLET_FORMS[form](sizes_C, alpha, num_clients, stream)
+    pieces = [np.split(members, places) for members, places in zip(by_class, cuts, strict=True)]
     parts = [np.concatenate(client_pieces) for client_pieces in zip(*pieces, strict=True)]
     for part in parts:
         stream.shuffle(part)
     return parts
+
+
+def paper_cuts(sizes_C: Indices, alpha: float, num_clients: int, stream: np.random.RandomState) -> Indices:
+    """Draw where each class is cut into pieces, (C, K - 1), so that every count's expectation is n * share.
+
+    Cuts lie at floor(n * (share of this client and all before it) + u), with one u from [0, 1) for a class:
+    counts are n * share rounded up or down, and the floor of x + u is x in the mean. Without u the cuts of all
+    classes would fall at the same clients where shares are nearly equal. Gammas of a small alpha underflow, so the
+    shares are made of their logarithms: log G(alpha) = log G(alpha + 1) + log(U) / alpha.
+    """
+    shape = (len(sizes_C), num_clients)
+    logs_CK = np.log(stream.standard_gamma(alpha + 1, shape)) - stream.standard_exponential(shape) / alpha
+    shares_CK = np.exp(logs_CK - logs_CK.max(1, keepdims=True))
+    cuts_CK = (shares_CK / shares_CK.sum(1, keepdims=True)).cumsum(1) * sizes_C[:, None]
+    return np.floor(cuts_CK + stream.uniform(size=(len(sizes_C), 1))).astype(np.int64)[:, :-1]
+
+
+def released_cuts(sizes_C: Indices, alpha: float, num_clients: int, stream: np.random.RandomState) -> Indices:
+    """Draw the same as DEeR's release does: each count is rounded by itself, and the last client takes the rest.
+
+    UserError where the draw underflows: a class without shares would go to the last client.
+    """
+    shares_CK = stream.dirichlet(np.full(num_clients, alpha), len(sizes_C))
+    if not np.isfinite(shares_CK).all():
+        found = f"{alpha:g}, whose draw with form: released is no number for a class"
+        raise UserError("clients.partition.alpha", found, "a larger alpha, or form: paper")
+    return np.rint(shares_CK * sizes_C[:, None]).astype(np.int64).cumsum(1)[:, :-1]
+
+
+DIRICHLET_FORMS = {"paper": paper_cuts, "released": released_cuts}
 
 
 def _shards(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomState) -> list[Indices]:

@@ -46,8 +46,8 @@ def assert_divides(dataset: Dataset, parts: list[Indices]) -> None:
     ("count", "partition"),
     [
         (7, {"name": "iid"}),
-        (7, {"name": "dirichlet", "alpha": 0.3, "min_size": 0}),
-        (7, {"name": "dirichlet", "alpha": 0.3, "min_size": 5}),
+        (7, {"name": "dirichlet", "alpha": 0.3, "min_size": 0, "form": "paper"}),
+        (7, {"name": "dirichlet", "alpha": 0.3, "min_size": 5, "form": "paper"}),
         (7, {"name": "shards", "per_client": 2}),
         (7, {"name": "diversity", "share": 0.5}),
         (7, {"name": "diversity", "share": 1.0}),
@@ -71,17 +71,17 @@ def test_iid_sizes_differ_by_one_at_most() -> None:
 
 def test_dirichlet_is_drawn_again_until_everyone_has_enough() -> None:
     dataset = make_dataset()
-    free = partition_clients(dataset, clients(7, name="dirichlet", alpha=0.1, min_size=0), 1)
+    free = partition_clients(dataset, clients(7, name="dirichlet", alpha=0.1, min_size=0, form="paper"), 1)
     assert min(map(len, free)) < 5
-    enough = partition_clients(dataset, clients(7, name="dirichlet", alpha=0.1, min_size=5), 1)
+    enough = partition_clients(dataset, clients(7, name="dirichlet", alpha=0.1, min_size=5, form="paper"), 1)
     assert min(map(len, enough)) >= 5
 
 
 def test_dirichlet_that_cannot_be_met_ends_in_one_line() -> None:
     with pytest.raises(UserError, match=r"min_size: found 17, which 1000 draws with alpha 0.01 did not meet"):
-        partition_clients(make_dataset(), clients(7, name="dirichlet", alpha=0.01, min_size=17), 0)
+        partition_clients(make_dataset(), clients(7, name="dirichlet", alpha=0.01, min_size=17, form="paper"), 0)
     with pytest.raises(UserError, match=r"min_size: found 126; expected at most the 120 training images"):
-        partition_clients(make_dataset(), clients(7, name="dirichlet", alpha=1.0, min_size=18), 0)
+        partition_clients(make_dataset(), clients(7, name="dirichlet", alpha=1.0, min_size=18, form="paper"), 0)
 
 
 def test_shards_give_each_client_few_classes() -> None:
