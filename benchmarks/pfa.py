@@ -45,7 +45,7 @@ class Stopwatch:
 def draw_weights(client: int) -> Weights:
     """One client's weights, with a leading client axis."""
     shapes = {name: value.shape for name, value in build_vgg(32).named_parameters() if value.dim() > 1}
-    stream = torch_stream(0, "benchmark", client=client)
+    stream = torch_stream(client, "benchmark")
     return {name: torch.randn(1, *shape, generator=stream) for name, shape in shapes.items()}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.data import Dataset
 from fedsim.data.augment import NUM_DRAWS, augment, augment_masks
 from fedsim.models.stacked import StackedModel
-from fedsim.seeding import torch_stream
+from fedsim.seeding import numpy_stream
 
 PREFIX_BUDGET_BYTES = 4 * 2**30
 
@@ -83,9 +83,9 @@ class ImageSource:
         """
         if not self.augmentations or not clients:
             return None
-        streams = [torch_stream(seed, f"augment/{phase}", round=round, client=client) for client in clients]
-        rows = [torch.rand(*shape, NUM_DRAWS, generator=stream) for stream in streams]
-        return torch.stack(rows).to(self.images.device)
+        streams = [numpy_stream(seed, f"augment/{phase}", round=round, client=client) for client in clients]
+        rows = [stream.random((*shape, NUM_DRAWS), dtype=np.float32) for stream in streams]
+        return torch.from_numpy(np.stack(rows)).to(self.images.device)
 
     def _fill(self, places: np.ndarray) -> None:
         if self._prefixes is None or self._known[places].all():

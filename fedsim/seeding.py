@@ -21,8 +21,12 @@ def numpy_stream(seed: int, purpose: str, *, round: int = 0, client: int = 0) ->
     return np.random.Generator(np.random.Philox(derive(seed, purpose, round=round, client=client)))
 
 
-def torch_stream(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> torch.Generator:
-    """Return a torch generator on the CPU for one purpose."""
+def torch_stream(seed: int, purpose: str) -> torch.Generator:
+    """Return a torch generator on the CPU for one purpose, which must be one of few in a run.
+
+    PyTorch keeps the lower 32 bits of a seed, so that among 100,000 streams two would be the same: what has a client
+    or a round draws from a ``numpy_stream``.
+    """
     generator = torch.Generator()
-    generator.manual_seed(derive(seed, purpose, round=round, client=client) >> 1)
+    generator.manual_seed(derive(seed, purpose) >> 1)
     return generator

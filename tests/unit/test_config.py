@@ -104,7 +104,7 @@ def test_override_with_an_equals_sign_in_its_value(file: Path) -> None:
         [
             "algorithm={name: deer}",
             "clients.partition={name: shards, per_client: 2}",
-            "seed=9223372036854775807",
+            "seed=4294967295",
         ],
     ],
 )

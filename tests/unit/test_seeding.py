@@ -36,5 +36,13 @@ def test_global_generators_are_left_alone() -> None:
 
 def test_a_stream_begins_the_same_however_much_is_drawn() -> None:
     """Augmentation counts on it: a client's draws do not depend on how long its block trains."""
-    few, many = (torch.rand(steps, 8, 6, generator=torch_stream(3, "augment")) for steps in (2, 9))
-    assert torch.equal(few, many[:2])
+    few, many = (numpy_stream(3, "augment").random((steps, 8, 6), dtype=np.float32) for steps in (2, 9))
+    assert np.array_equal(few, many[:2])
+
+
+def test_no_two_of_200_000_clients_draw_the_same() -> None:
+    """PyTorch's generators keep 32 bits of a seed: of so many clients about five pairs augmented alike."""
+    draws = [numpy_stream(0, "augment/train", round=1, client=client).random(4).tobytes() for client in range(200_000)]
+    assert len(set(draws)) == 200_000
+    seeds = {derive(0, "augment/train", round=1, client=client) >> 1 & 0xFFFFFFFF for client in range(200_000)}
+    assert len(seeds) < 200_000, "the reason for numpy's streams"
