@@ -9,68 +9,26 @@ step, P trained parameters of one model.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from algorithms.base import Algorithm, Batch, Phase, ServerState, Update
+from fedsim.block import Block, StepInputs
 from fedsim.config import Config, TrainConfig
 from fedsim.data import Dataset
 from fedsim.images import ImageSource
 from fedsim.layout import Layout
+from fedsim.method_checks import check_agreement, check_loss, check_params
+from fedsim.models.ragged import ragged_features
 from fedsim.models.specs import NUM_TOKENS
 from fedsim.models.stacked import Counting, StackedModel
 from fedsim.optim import StackedOptimizer, learning_rate
 from fedsim.own import OwnImages, macro_f1
 from fedsim.steps import Steps, plan_steps
 from fedsim.tasks import task_of
-
-
-@dataclass
-class Block:
-    """The models of a block's clients in training: ``flat`` (R, P) and ``buffers`` (R, ...) change, ``held`` stay.
-
-    Running statistics and counts are ``buffers``. ``held`` (R, ...) are parameters that the phase does not train and a
-    client nevertheless has for its own.
-    """
-
-    clients: tuple[int, ...]
-    state: ServerState
-    phase: Phase
-    layout: Layout
-    flat: Tensor
-    buffers: dict[str, Tensor]
-    held: dict[str, Tensor]
-
-    def params(self, leaf: Tensor) -> dict[str, Tensor]:
-        """Return all parameters of the first rows, the trained ones from ``leaf``, a copy of their ``flat``."""
-        own = {name: value[: len(leaf)] for name, value in (self.held | self.buffers).items()}
-        return {**self.state.params, **own, **self.layout.unpack(leaf)}
-
-    def by_client(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return views (K, M, ...) of tensors (R, ...), or (K, ...) where a client has one model."""
-        if self.phase.models == 1:
-            return dict(rows)
-        models = self.phase.models
-        return {name: value.unflatten(0, (len(value) // models, models)) for name, value in rows.items()}
-
-
-@dataclass(frozen=True)
-class StepInputs:
-    """What the first clients of a block have in front of them at one step.
-
-    ``fixed`` (K, B, ...): the images' prefixes; ``targets`` (K, B, ...); ``weights`` (K, B); ``counts`` (K,): the
-    clients' own batch sizes, B the largest of them; ``decided`` (K, ...); ``states``: what the clients keep.
-    """
-
-    fixed: Tensor
-    targets: Tensor
-    weights: Tensor
-    counts: list[int]
-    decided: Mapping[str, Tensor]
-    states: Sequence[Mapping[str, Tensor]]
 
 
 class BlockTrainer:
@@ -92,6 +50,8 @@ class BlockTrainer:
         self.images = images
         self.parts = parts
         self.own = OwnImages(config, self.task, model, images, dataset, parts)
+        #: How far the first step's gradient was from those of its clients one by one, see ``check_agreement``.
+        self.agreement: float | None = None
 
     def train(
         self,
@@ -132,8 +92,11 @@ class BlockTrainer:
         self, clients: tuple[int, ...], state: ServerState, phase: Phase, client_states: list[dict[str, Tensor]]
     ) -> Block:
         """Lay out the clients' models: the server's parameters but for what the method says they begin with."""
-        specs = self.model.specs
-        rows = self._by_row(self.algorithm.begin(state, phase, client_states))
+        specs, num_clients = self.model.specs, len(clients)
+        begun = self.algorithm.begin(state, phase, client_states)
+        axes = [(num_clients,), (num_clients, phase.models)] if phase.models > 1 else [(num_clients,)]
+        check_params(self.algorithm, "begin", begun, specs, axes)
+        rows = self._by_row(begun)
         trained = {name: spec.shape for name, spec in specs.items() if spec.kind in phase.kinds}
         num_rows = len(clients) * phase.models
         for name in trained.keys() - rows.keys():
@@ -192,15 +155,34 @@ class BlockTrainer:
                 {key: value[:active] for key, value in decided.items()},
                 states[:active],
             )
-            at = flat_RP[: active * phase.models]
-            loss_K, grad = self._gradient(block, at, inputs)
-            rise = self._rise(block, at, grad)
-            if rise is not None:
-                # The step is taken from where the weights are, with the gradient at where they were moved.
-                _, grad = self._gradient(block, at + rise, inputs, again=True)
+            if self.agreement is None and active > 1:
+                self.agreement = self._agreement(block, inputs)
+            loss_K, grad = self._direction(block, flat_RP[: active * phase.models], inputs)
             optimizer.step(flat_RP, grad, lr)
             losses[:active] += loss_K
         return losses.cpu()
+
+    def _agreement(self, block: Block, inputs: StepInputs) -> float:
+        """Compare a first step's gradient with those of its clients one by one, see ``check_agreement``."""
+        num_rows = len(inputs.counts) * block.phase.models
+        together = replace(block, buffers={name: value.clone() for name, value in block.buffers.items()})
+        _, stacked = self._direction(together, block.flat[:num_rows], inputs)
+        alone = [
+            self._direction(one, one.flat, inputs.row(client))[1]
+            for client, one in enumerate(map(block.row, range(len(inputs.counts))))
+        ]
+        num_clients, precision = len(inputs.counts), self.config.model.precision
+        alone_KP = torch.cat(alone).reshape(num_clients, -1)
+        return check_agreement(self.algorithm, stacked.reshape(num_clients, -1), alone_KP, precision)
+
+    def _direction(self, block: Block, at: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        """Return the losses (K,) and the gradient (R, P) of a step from ``at`` (R, P)."""
+        loss_K, grad = self._gradient(block, at, inputs)
+        rise = self._rise(block, at, grad)
+        if rise is not None:
+            # The step is taken from where the weights are, with the gradient at where they were moved.
+            _, grad = self._gradient(block, at + rise, inputs, again=True)
+        return loss_K, grad
 
     def _gradient(self, block: Block, at: Tensor, inputs: StepInputs, again: bool = False) -> tuple[Tensor, Tensor]:
         """Return the method's losses (K,) and their gradient (R, P) for trained parameters ``at`` (R, P).
@@ -213,8 +195,7 @@ class BlockTrainer:
             params = self.model.with_fixed_amplitude(params)
         features = self._features(params, block, inputs)
         logits = self.model.classify(params, features)
-        stacked = {*block.layout.shapes, *block.buffers, *block.held}
-        own = block.by_client({name: params[name] for name in stacked})
+        own = block.by_client({name: params[name] for name in block.own_names})
         seen = block.by_client({"features": features, "logits": logits})
         batch = Batch(
             seen["logits"],
@@ -231,6 +212,7 @@ class BlockTrainer:
             lambda other: self._features_of(other, block, inputs),
         )
         loss_K = self.algorithm.loss(batch)
+        check_loss(self.algorithm, loss_K, len(inputs.counts))
         (grad,) = torch.autograd.grad(loss_K.sum(), leaf)
         return loss_K.detach(), grad
 
@@ -240,37 +222,21 @@ class BlockTrainer:
             return None
         params, grads = (block.by_client(block.layout.unpack(flat)) for flat in (at, grad))
         rise = self.algorithm.ascend(params, grads)
+        shapes = [tuple(value.shape[: value.dim() - len(self.model.specs[n].shape)]) for n, value in params.items()]
+        check_params(self.algorithm, "ascend", rise, self.model.specs, shapes[:1])
         return block.layout.pack(self._by_row(rise)) if rise else None
 
     def _features(self, params: Mapping[str, Tensor], block: Block, inputs: StepInputs) -> Tensor:
-        """Return what the classifier sees, (R, B, ...).
-
-        What normalises over the batch must not see the places that a smaller batch leaves empty, so clients with
-        equal batch sizes go together. Running statistics that the phase freezes are used, not changed; its counts grow.
-        """
-        num_models, counts = block.phase.models, inputs.counts
+        """Return what the classifier sees, (R, B, ...); running statistics that the phase freezes are not changed."""
+        num_models = block.phase.models
         fixed = inputs.fixed.repeat_interleave(num_models, 0) if num_models > 1 else inputs.fixed
         counting = None
         if NUM_TOKENS in block.buffers:
             filled = (inputs.weights > 0).repeat_interleave(num_models, 0)
             counting = Counting(filled, block.phase.counts_padding)
+        sizes = [count for count in inputs.counts for _ in range(num_models)]
         training = "buffer" in block.phase.kinds
-        if len(set(counts)) == 1 or not self.model.mixes_images(training=training):
-            return self.model.features(params, fixed, training=training, counting=counting)
-        stacked = {*block.layout.shapes, *block.buffers, *block.held}
-        groups = []
-        for count in sorted(set(counts)):
-            rows = [row for row in range(len(fixed)) if counts[row // num_models] == count]
-            own = {name: value[rows] if name in stacked else value for name, value in params.items()}
-            some = counting and replace(counting, places=counting.places[rows, :count])
-            groups.append((rows, self.model.features(own, fixed[rows, :count], training=training, counting=some)))
-            for name in block.buffers:
-                params[name][rows] = own[name]
-        first = groups[0][1]
-        features = first.new_zeros(*fixed.shape[:2], *first.shape[2:])
-        for rows, part in groups:
-            features[rows, : part.shape[1]] = part
-        return features
+        return ragged_features(self.model, params, block.own_names, fixed, sizes, training=training, counting=counting)
 
     def _features_of(self, params: Mapping[str, Tensor], block: Block, inputs: StepInputs) -> Tensor:
         """Return what the classifier of other models sees at a step, see ``Batch.features_of``."""

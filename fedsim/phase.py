@@ -15,6 +15,7 @@ from algorithms.base import Aggregate, Payload, Phase, ServerState, Update
 from comm import ExactSum
 from fedsim.cohort import Cohort
 from fedsim.figures import ClientFigures
+from fedsim.method_checks import check_kept, check_payload
 from fedsim.simulation import Simulation
 
 
@@ -63,6 +64,8 @@ def train_phase(
         with sim.store.open(clients) as states:
             update, block_losses = sim.trainer.train(clients, weights, state, phase, states)
             payload = sim.algorithm.pre_aggregate(replace(update, cohort=cohort.clients))
+            check_payload(sim.algorithm, payload, len(clients))
+            check_kept(sim.algorithm, states)
             if figures is not None:
                 figures.measure_before(block, update, states, state.params)
         total.add_mean(payload.mean, weights, clients)

@@ -25,6 +25,7 @@ from fedsim.errors import UserError
 from fedsim.figures import ClientFigures
 from fedsim.files import write_json
 from fedsim.global_model import global_model
+from fedsim.method_checks import check_phases, check_state
 from fedsim.phase import train_phase
 from fedsim.pictures import draw_predictions
 from fedsim.records import RoundRecord
@@ -45,11 +46,14 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
         checkpoints = Checkpoints(out / "checkpoints", sim.config, group)
         state, progress = start_or_resume(sim, checkpoints, log, resume)
         best_by = sim.task.decisive(config.evaluate.best_by)
+        first = state.round + 1
 
         while state.round < config.rounds and not out_of_patience(config, progress):
             log.start_round(state.round + 1)
             record = RoundRecord(sim, state.round + 1)
             state = run_round(sim, state, record, log)
+            if sim.trainer.agreement is not None and state.round == first:
+                log.message(f"a step in one batch is each client's own to {sim.trainer.agreement:.0e}")
 
             # Measure the new global model, and keep it if it is the best so far.
             is_last = state.round == config.rounds
@@ -80,12 +84,14 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
     measures = is_evaluated(sim.config, round) and sim.config.evaluate.clients
     figures = ClientFigures(sim, cohort) if measures else None
     phases = sim.algorithm.phases(round)
+    check_phases(sim.algorithm, phases)
     for phase in phases:
         log.progress(f"phase {phase.name}: {len(blocks)} blocks of up to {sim.per_block} clients")
         before = state
         outcome = train_phase(sim, state, phase, cohort, plan, figures if phase is phases[-1] else None)
         # Same input, same output on every rank: the new state needs no broadcast.
         state = sim.algorithm.post_aggregate(state, outcome.aggregate)
+        check_state(sim.algorithm, before, state)
         for block in plan[sim.group.rank] if sim.clients_receive else []:
             with sim.store.open(cohort.clients[block.start : block.stop]) as states:
                 sim.algorithm.receive(state, states, outcome.aggregate)
