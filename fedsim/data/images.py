@@ -1,4 +1,4 @@
-"""Reading image files, resizing them, and telling near-duplicates.
+"""Reading image files and resizing them.
 
 Every image becomes square by stretching: nothing is cut off, and no border tells the original shape, which in
 collections from several scanners can give the class away.
@@ -12,16 +12,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from fedsim.data.cache import cached_folder
-from fedsim.data.dataset import Indices, Pixels
+from fedsim.data.dataset import Pixels
 from fedsim.errors import UserError
 
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
-HASH_SIDE = 16
-HASH_DISTANCE = 12
 
 
 @contextmanager
@@ -102,21 +99,3 @@ def listing(base: Path, paths: Sequence[Path]) -> list[object]:
         [str(path.relative_to(base)), stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)
     ]
     return [str(base.resolve()), files]
-
-
-def difference_hash(image: Image.Image) -> npt.NDArray[np.bool_]:
-    """Return 256 bits: where a 16 x 17 thumbnail gets brighter from left to right (dHash)."""
-    thumbnail = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BILINEAR)
-    cells = np.asarray(thumbnail)
-    return (cells[:, 1:] > cells[:, :-1]).ravel()
-
-
-def near_duplicates(hashes: npt.NDArray[np.bool_]) -> Indices:
-    """Number the clusters of images whose hashes (N, bits) differ by at most 12 bits, or are so chained."""
-    # Late: few runs need it, and it takes 10 MiB.
-    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]  # scipy has no types
-
-    signs = np.where(hashes, 1, -1).astype(np.float32)
-    distances = (hashes.shape[1] - signs @ signs.T) / 2
-    _, clusters = connected_components(distances <= HASH_DISTANCE, directed=False)
-    return np.asarray(clusters, np.int64)

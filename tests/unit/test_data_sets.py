@@ -12,7 +12,7 @@ from PIL import Image
 from fedsim.config import DataConfig
 from fedsim.data import load_dataset
 from fedsim.data.datasets import PACKAGED
-from fedsim.data.images import near_duplicates, resized
+from fedsim.data.images import resized
 from fedsim.errors import UserError
 from tests.helpers import class_counts, load_set
 
@@ -41,15 +41,14 @@ def test_no_group_leaks_between_the_splits(name: str, split_seed: int) -> None:
     data = load_set(name, split_seed=split_seed)
     held = [set(data.groups[part].tolist()) for part in (data.train, data.val, data.test)]
     assert sum(map(len, held)) == len(held[0] | held[1] | held[2])
+    largest = np.bincount(data.groups).max()
     for part, share in (("train", 0.65), ("val", 0.15), ("test", 0.2)):
         per_class = np.array(class_counts(data, part)) / np.bincount(data.labels)
-        np.testing.assert_allclose(per_class, share, atol=0.01)
+        np.testing.assert_allclose(per_class, share, atol=max(0.01, largest / 2 / np.bincount(data.labels).min()))
 
 
-def test_brain_mri_has_the_published_groups_and_sites() -> None:
+def test_brain_mri_has_the_published_sites() -> None:
     data = load_set("brain_mri")
-    pairs = set(zip(data.groups.tolist(), data.labels.tolist(), strict=True))
-    assert len(pairs) == len(set(data.groups.tolist())) == 1231, "1,231 groups, each of one class"
     counts = [np.bincount(data.labels[data.sites == site]).tolist() for site in range(len(data.site_names))]
     assert counts == [[120, 25], [804, 265], [181, 848], [252, 156], [143, 206]]
 
@@ -173,18 +172,6 @@ def test_an_unknown_set_is_answered_with_the_nearest_and_all() -> None:
 
 
 # --- images
-
-
-def test_near_duplicates_are_chained() -> None:
-    hashes = np.zeros((5, 256), np.bool_)
-    hashes[1, :12] = True  # 12 from image 0
-    hashes[2, :24] = True  # 12 from image 1, 24 from image 0
-    hashes[3, 100:113] = True  # 13 from image 0
-    hashes[4, 100:113] = True
-    clusters = near_duplicates(hashes).tolist()
-    assert clusters[0] == clusters[1] == clusters[2]
-    assert clusters[3] == clusters[4]
-    assert len(set(clusters)) == 2
 
 
 def test_resizing_stretches_and_averages_what_it_shrinks() -> None:
