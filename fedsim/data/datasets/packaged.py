@@ -59,8 +59,8 @@ def dermoscopy_pairs(image_size: int) -> Source:
     The two patches of a pair are the left and the right half of one image, each stretched to its half (which
     also takes in the five patches that are not 32 x 32). The 59 pairs of pixel-identical patches are dropped:
     they are all "similar" and teach nothing. Groups are the lesions: no pair has a near-copy in another lesion. Of 512
-    pairs one patch also stands in a pair of another lesion, for that is how pairs that are not similar were made; joined
-    by patches, 122 of the 199 lesions would be one group.
+    pairs one patch also stands in a pair of another lesion, as that is how pairs that are not similar were made;
+    joined by patches, 122 of the 199 lesions would be one group.
     """
     asset = ASSETS["dermoscopy_pairs"]
     folder = fetch("dermoscopy_pairs")
