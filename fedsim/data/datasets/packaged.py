@@ -33,13 +33,16 @@ def brain_mri(image_size: int) -> Source:
     index = cached_folder("brain_mri-index", [key, "eight orientations", rule], partial(_index_slices, paths))
     pixels = cached_folder("brain_mri-images", [key, image_size], partial(write_resized, paths, image_size))
     longest = np.load(index / "longest_side.npy", allow_pickle=False)
+    labels = np.array([path.parent.name == "yes" for path in paths], np.int64)
+    sites = np.searchsorted(SITE_BOUNDS, longest).astype(np.int64)
     return Source(
         images=load_mapped(pixels / "images.npy"),
-        labels=np.array([path.parent.name == "yes" for path in paths], np.int64),
+        labels=labels,
         class_names=("no tumour", "tumour"),
         groups=np.load(index / "groups.npy", allow_pickle=False),
-        sites=np.searchsorted(SITE_BOUNDS, longest).astype(np.int64),
+        sites=sites,
         site_names=SITE_NAMES,
+        strata=2 * sites + labels,
     )
 
 
