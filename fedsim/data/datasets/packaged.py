@@ -33,13 +33,16 @@ def brain_mri(image_size: int) -> Source:
     index = cached_folder("brain_mri-index", [key, "eight orientations", rule], partial(_index_slices, paths))
     pixels = cached_folder("brain_mri-images", [key, image_size], partial(write_resized, paths, image_size))
     longest = np.load(index / "longest_side.npy", allow_pickle=False)
+    labels = np.array([path.parent.name == "yes" for path in paths], np.int64)
+    sites = np.searchsorted(SITE_BOUNDS, longest).astype(np.int64)
     return Source(
         images=load_mapped(pixels / "images.npy"),
-        labels=np.array([path.parent.name == "yes" for path in paths], np.int64),
+        labels=labels,
         class_names=("no tumour", "tumour"),
         groups=np.load(index / "groups.npy", allow_pickle=False),
-        sites=np.searchsorted(SITE_BOUNDS, longest).astype(np.int64),
+        sites=sites,
         site_names=SITE_NAMES,
+        strata=2 * sites + labels,
     )
 
 
@@ -59,8 +62,8 @@ def dermoscopy_pairs(image_size: int) -> Source:
     The two patches of a pair are the left and the right half of one image, each stretched to its half (which
     also takes in the five patches that are not 32 x 32). The 59 pairs of pixel-identical patches are dropped:
     they are all "similar" and teach nothing. Groups are the lesions: no pair has a near-copy in another lesion. Of 512
-    pairs one patch also stands in a pair of another lesion, for that is how pairs that are not similar were made; joined
-    by patches, 122 of the 199 lesions would be one group.
+    pairs one patch also stands in a pair of another lesion, as that is how pairs that are not similar were made;
+    joined by patches, 122 of the 199 lesions would be one group.
     """
     asset = ASSETS["dermoscopy_pairs"]
     folder = fetch("dermoscopy_pairs")
