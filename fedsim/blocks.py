@@ -8,7 +8,6 @@ import math
 
 import torch
 
-from fedsim.cohort import cohort_size
 from fedsim.config import Config
 
 # Measured on 2-core CPUs (benchmarks/LOG.md): blocks gain until one activation of a step is about 2 MB.
@@ -30,7 +29,7 @@ def choose_block_size(config: Config, num_elements: int, num_layers: int, device
     """
     if config.clients.per_block != "auto":
         return config.clients.per_block
-    cohort = cohort_size(config.clients, config.clients.count)
+    cohort = config.clients.num_per_round
     per_client = num_elements * config.train.batch_size
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory * CUDA_SHARE

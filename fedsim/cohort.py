@@ -40,7 +40,7 @@ def draw_cohort(config: ClientsConfig, train: TrainConfig, sizes: Sequence[int],
     present = [client for client, size in enumerate(sizes) if size > 0]
     if not present:
         raise UserError("clients.partition", "no client with training images", "at least one")
-    number = cohort_size(config, len(present))
+    number = min(config.num_per_round, len(present))
     drawn = np.array(present)
     if number < len(present) or config.sampling == "multinomial":
         drawn = draw_clients(config, sizes, present, number, numpy_stream(seed, "cohort", round=round))
@@ -72,15 +72,6 @@ def client_weights(
     counts = [1 if times is None else times[client] for client in clients]
     volume = np.array(counts) * [sizes[client] if config.weighting == "samples" else 1 for client in clients]
     return torch.from_numpy(volume / volume.sum())
-
-
-def cohort_size(config: ClientsConfig, num_present: int) -> int:
-    """Return how many of ``num_present`` clients with images take part in a round."""
-    if config.per_round == "all":
-        return num_present
-    if isinstance(config.per_round, float):
-        return min(num_present, max(1, round(config.per_round * config.count)))
-    return min(num_present, config.per_round)
 
 
 def num_local_steps(train: TrainConfig, size: int) -> int:

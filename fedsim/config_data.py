@@ -182,10 +182,13 @@ class ClientsConfig(Words):
     sampling: Literal["uniform", "volume", "multinomial"] = Field(
         default="uniform",
         description="Who takes part: all alike; in proportion to the number of images; multinomial: the same with "
-        "replacement, a client drawn twice counts twice (FedProx, MLSys 2020).",
+        "replacement, a client drawn twice counts twice (FedProx, MLSys 2020). Of volume's cohorts of several clients "
+        "a large one is in less often than its images are worth, so only multinomial's mean weight is exactly that.",
     )
     weighting: Literal["samples", "uniform"] = Field(
-        default="samples", description="Weight of a client's update: its number of images, or all alike."
+        default_factory=lambda seen: "samples" if seen.get("sampling", "uniform") == "uniform" else "uniform",
+        description="Weight of a client's update: its number of images, or all alike. Default: samples; uniform where "
+        "sampling goes by the number of images already.",
     )
     per_block: Literal["auto"] | Count = Field(default="auto", description="Clients trained together as one batch.")
     partition: PartitionConfig = Field(description="How the training images are divided among the clients.")
@@ -194,4 +197,16 @@ class ClientsConfig(Words):
     def _enough_clients(self) -> Self:
         if isinstance(self.per_round, int) and self.per_round > self.count:
             raise KeyedError("per_round", str(self.per_round), f"at most clients.count = {self.count}")
+        if self.sampling != "uniform" and self.weighting == "samples":
+            found = f"samples with sampling: {self.sampling}, which counts a client's images twice"
+            raise KeyedError("weighting", found, "uniform")
+        if self.sampling == "volume" and self.num_per_round == self.count:
+            raise KeyedError("sampling", f"volume with per_round: {self.per_round}", "fewer clients than all per round")
         return self
+
+    @property
+    def num_per_round(self) -> int:
+        """How many clients a round draws, where so many have images."""
+        if self.per_round == "all":
+            return self.count
+        return max(1, round(self.per_round * self.count)) if isinstance(self.per_round, float) else self.per_round

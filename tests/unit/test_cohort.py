@@ -77,15 +77,37 @@ def test_who_is_drawn_twice_counts_twice() -> None:
         assert drawn[client] / 2000 == pytest.approx(odd, abs=4 * (odd / 2000) ** 0.5)
 
 
-def test_repeats_weigh_their_images_as_often() -> None:
-    found = next(
-        one
-        for one in (cohort(number, per_round=3, sampling="multinomial") for number in range(1, 100))
-        if len(one.clients) == 2
-    )
-    both = [SIZES[client] for client in found.clients]
-    expected = [[2 * both[0], both[1]], [both[0], 2 * both[1]]]
-    assert found.weights.tolist() in [[n / sum(row) for n in row] for row in expected]
+def test_with_multinomial_the_mean_weight_is_the_share_of_the_images() -> None:
+    """Volumes 1 : 3 : 6, two draws a round; the weights that the config leaves open."""
+    sizes, draws = [10, 30, 60], 4000
+    total = torch.zeros(3, dtype=torch.float64)
+    for number in range(draws):
+        found = cohort(number, sizes=sizes, per_round=2, sampling="multinomial")
+        total[list(found.clients)] += found.weights
+    for mean, odd in zip((total / draws).tolist(), (0.1, 0.3, 0.6), strict=True):
+        assert mean == pytest.approx(odd, abs=4 * (odd * (1 - odd) / (2 * draws)) ** 0.5)
+
+
+@pytest.mark.parametrize(("per_round", "right"), [(1, (0.1, 0.3, 0.6)), (2, (41 / 280, 47 / 120, 97 / 210))])
+def test_with_volume_the_mean_weight_is_that_of_draws_without_replacement(
+    per_round: int, right: tuple[float, ...]
+) -> None:
+    """Two of three: a client is in with p_i + sum over j of p_j p_i / (1 - p_j), and its weight is then a half."""
+    sizes, draws = [10, 30, 60], 4000
+    total = torch.zeros(3, dtype=torch.float64)
+    for number in range(draws):
+        found = cohort(number, sizes=sizes, per_round=per_round, sampling="volume")
+        assert found.weights.tolist() == [1 / per_round] * per_round
+        total[list(found.clients)] += found.weights
+    for mean, odd in zip((total / draws).tolist(), right, strict=True):
+        inside = odd * per_round
+        assert mean == pytest.approx(odd, abs=4 * (inside * (1 - inside) / draws) ** 0.5 / per_round)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "volume", "multinomial"])
+def test_the_default_weighting_counts_the_images_once(sampling: str) -> None:
+    config = make_config(clients={"count": 3, "per_round": 2, "sampling": sampling}).clients
+    assert config.weighting == ("samples" if sampling == "uniform" else "uniform")
 
 
 def test_nobody_has_images() -> None:
