@@ -163,7 +163,11 @@ class FilePartition(Words):
     """A JSON file says which images each client has."""
 
     name: Literal["file"] = Field(description="Read from a JSON file.")
-    path: Text = Field(description="JSON file of image indices per client.")
+    path: Text = Field(
+        description='JSON file {"clients": [[index, ...], ...]}: for each client the indices of its training images. '
+        'Beside it "val" and "test" of the same form: its own images of these splits, for what is measured on them '
+        "(evaluate.clients, prrfl)."
+    )
 
 
 PartitionConfig = Annotated[

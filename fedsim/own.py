@@ -44,8 +44,17 @@ class OwnImages:
         return divide_held_out(self._dataset, self._config.clients, self.parts, self._config.seed)
 
     def places(self, split: str) -> Sequence[np.ndarray]:
-        """Return each client's own images of a split, as indices into the data set."""
-        return self.parts if split == "train" else self.held_out[split]
+        """Return each client's own images of a split, as indices into the data set.
+
+        UserError where a partition's file does not say whose the images of the split are.
+        """
+        if split == "train":
+            return self.parts
+        if split not in self.held_out:
+            file = self._config.clients.partition.model_dump()["path"]
+            expected = f'"{split}": [[index, ...], ...], since clients are measured on their own images of that split'
+            raise UserError(file, f'no "{split}"', expected)
+        return self.held_out[split]
 
     def require(self, split: str) -> None:
         """Raise UserError where a client that trains has no image of the split."""

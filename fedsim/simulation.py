@@ -177,6 +177,8 @@ def build_simulation(
             raise UserError("algorithm.name", found, "a set of classes, or another method")
         if phase.assess_on is not None and (config.train.epochs or 1) > 1:
             trainer.own.require(phase.assess_on)
+    for split in ("val", "test") if config.evaluate.clients else ():
+        trainer.own.places(split)  # refuses a partition's file that does not say whose they are
     create = algorithm.init_client if keeps_states(config, algorithm) else None
     store = ClientStore(group, create, state_budget(config.store, group.device, scratch))
     aligns = any(algorithm.aligns_after(round) for round in range(1, config.rounds + 1))

@@ -1,15 +1,16 @@
 """Each client's own validation and test images.
 
 K clients. What the data set holds out is divided as its training images are: nobody gets images of a stratum of
-which it trains on none.
+which it trains on none. Whoever brings a partition brings its held-out images too.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedsim.data.dataset import Dataset, Indices
+from fedsim.data.partition_file import read_partition
 from fedsim.seeding import numpy_stream
 
 if TYPE_CHECKING:
@@ -23,8 +24,13 @@ def divide_held_out(
 
     With the ``sites`` partition a client's images are its site's, shared by the clients of one site in proportion
     to their training images. With any other, every class is divided in proportion to the clients' training images
-    ``parts`` of it. No image goes to two clients; a client with few training images may get none.
+    ``parts`` of it. No image goes to two clients; a client with few training images may get none. A ``file`` says whose
+    they are: nobody could deal out a hospital's images by class. A split that it leaves out is not in the result.
     """
+    words: Any = config.partition
+    if words.name == "file":
+        brought = read_partition(words.path, dataset, config.count)
+        return {name: list(map(np.sort, brought[name])) for name in ("val", "test") if name in brought}
     by_site = config.partition.name == "sites"
     strata = dataset.sites if by_site else dataset.labels.numpy()
     assert strata is not None, "partition_clients refuses sites where there are none"

@@ -4,15 +4,14 @@ K clients, N images, C classes. Every partition is a list with one array of imag
 seed gives the same list.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedsim.data.dataset import Dataset, Indices
+from fedsim.data.partition_file import read_partition
 from fedsim.data.splits import training_by_site
 from fedsim.errors import UserError
 from fedsim.seeding import derive
@@ -174,34 +173,9 @@ def _sites(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomSt
 
 
 def _file(dataset: Dataset, config: "ClientsConfig", _: np.random.RandomState) -> list[Indices]:
-    """``{"clients": [[index, ...], ...]}``: indices into the images, out of the training split, each once."""
+    """The training images that the user's file gives to each client."""
     words: Any = config.partition
-    form = '{"clients": [[index, ...], ...]}'
-    try:
-        content = json.loads(Path(words.path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(words.path, str(error), f"a JSON file {form}") from error
-    clients = content.get("clients") if isinstance(content, dict) else None
-    if not isinstance(clients, list) or not all(
-        isinstance(part, list) and all(type(index) is int for index in part) for part in clients
-    ):
-        raise UserError(words.path, "another content", form)
-    if len(clients) != config.count:
-        raise UserError(words.path, f"{len(clients)} clients", f"clients.count = {config.count}")
-    owner: dict[int, int] = {}
-    train = set(dataset.train.tolist())
-    for client, part in enumerate(clients):
-        for index in part:
-            if index not in train:
-                raise UserError(f"{words.path} client {client}", f"index {index}", "indices of training images")
-            if index in owner:
-                raise UserError(
-                    f"{words.path} client {client}",
-                    f"index {index}, which client {owner[index]} has",
-                    "each index once",
-                )
-            owner[index] = client
-    return [np.array(part, np.int64) for part in clients]
+    return read_partition(words.path, dataset, config.count)["clients"]
 
 
 PARTITIONS: dict[str, Callable[[Dataset, "ClientsConfig", np.random.RandomState], list[Indices]]] = {

@@ -1,13 +1,21 @@
 """Each client's own validation and test images, against divisions counted by hand."""
 
+import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from comm import open_group
 from fedsim.data import Dataset, divide_held_out, partition_clients
 from fedsim.data.dataset import Indices
+from fedsim.errors import UserError
+from fedsim.simulation import build_simulation
+from tests.helpers import IMAGE_SIZE, load_set, make_config
 
 
 def make_dataset(labels: list[int], splits: str, sites: list[int] | None = None) -> Dataset:
@@ -72,6 +80,23 @@ def test_clients_of_one_site_share_its_images() -> None:
         assert [dataset.sites[own].tolist() for own in found[name]] == [[0], [0], [1], [1]]
 
 
+def test_a_partition_that_is_brought_says_whose_the_held_out_images_are(tmp_path: Path) -> None:
+    """Both hospitals have the same class; each is measured on its own images, not on a share of all."""
+    dataset = make_dataset([0] * 12, "tttt" + "vvvv" + "eeee")
+    content = {"clients": [[0, 1], [3]], "val": [[7, 4], [5]], "test": [[], [11, 8, 9]]}
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps(content), encoding="utf-8")
+    config: Any = SimpleNamespace(count=2, partition=SimpleNamespace(name="file", path=str(file)))
+    parts = partition_clients(dataset, config, 0)
+    found = divide_held_out(dataset, config, parts, 0)
+    assert {name: [own.tolist() for own in split] for name, split in found.items()} == {
+        "val": [[4, 7], [5]],
+        "test": [[], [8, 9, 11]],
+    }
+    file.write_text(json.dumps({"clients": content["clients"]}), encoding="utf-8")
+    assert divide_held_out(dataset, config, parts, 0) == {}
+
+
 def test_the_seed_decides_who_gets_which() -> None:
     dataset = make_dataset([0] * 40 + [0] * 40 + [0], "t" * 40 + "v" * 40 + "e")
     parts = np.split(np.arange(40), 2)
@@ -79,3 +104,37 @@ def test_the_seed_decides_who_gets_which() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
     assert all(np.all(np.diff(own) > 0) for own in first)
+
+
+MEASURED = {
+    "evaluate.clients": {"evaluate": {"clients": True}},
+    "decide_on": {"algorithm": {"name": "prrfl"}, "train": {"epochs": 2}},
+}
+
+
+@pytest.mark.parametrize(
+    ("sections", "brought", "missing"),
+    [
+        (MEASURED["evaluate.clients"], (), "val"),
+        (MEASURED["evaluate.clients"], ("val",), "test"),
+        (MEASURED["evaluate.clients"], ("val", "test"), None),
+        (MEASURED["decide_on"], ("test",), "val"),
+        (MEASURED["decide_on"], ("val",), None),
+        ({}, (), None),
+    ],
+)
+def test_a_file_without_the_images_that_are_measured_is_refused(
+    sections: dict[str, Any], brought: tuple[str, ...], missing: str | None, tmp_path: Path
+) -> None:
+    dataset = load_set("digits", image_size=IMAGE_SIZE)
+    content = {"clients": dataset.train, "val": dataset.val, "test": dataset.test}
+    halves = {name: [half.tolist() for half in np.array_split(places, 2)] for name, places in content.items()}
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps({name: halves[name] for name in ("clients", *brought)}), encoding="utf-8")
+    config = make_config(clients={"count": 2, "partition": {"name": "file", "path": str(file)}}, **sections)
+    if missing is None:
+        build_simulation(config, open_group())
+        return
+    message = f'{file}: found no "{missing}"; expected "{missing}": [[index, ...], ...], since clients are measured'
+    with pytest.raises(UserError, match=re.escape(message)):
+        build_simulation(config, open_group())

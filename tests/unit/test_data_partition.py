@@ -169,7 +169,7 @@ def test_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"clients": [[0], [3]]}, "client 1: found index 3; expected indices of training images"),
+        ({"clients": [[0], [3]]}, "clients, client 1: found index 3; expected indices of training images"),
         ({"clients": [[0], [-1]]}, "client 1: found index -1"),
         (
             {"clients": [[0, 1], [2, 0]]},
@@ -179,7 +179,14 @@ def test_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
         ({"clients": [[0]]}, "found 1 clients; expected clients.count = 2"),
         ({"clients": [[0], [1.5]]}, "found another content"),
         ({"clients": [[0], [True]]}, "found another content"),
-        ([[0], [1]], "found another content"),
+        ([[0], [1]], "found a list"),
+        ({"val": [[3], []]}, "found the keys 'val'"),
+        ({"clients": [[0], [1]], "tests": [[4], []]}, "found the keys 'clients', 'tests'"),
+        ({"clients": [[0], [1]], "val": [[3], [4]]}, "val, client 1: found index 4; expected indices of validation"),
+        ({"clients": [[0], [1]], "test": [[4], [0]]}, "test, client 1: found index 0; expected indices of test"),
+        ({"clients": [[0], [1]], "test": [[4], [4]]}, "test, client 1: found index 4, which client 0 has"),
+        ({"clients": [[0], [1]], "val": [[3]]}, "val: found 1 clients; expected clients.count = 2"),
+        ({"clients": [[0], [1]], "val": {"0": [3]}}, "val: found another content"),
         ("{", "expected a JSON file"),
     ],
 )
