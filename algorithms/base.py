@@ -22,6 +22,7 @@ from algorithms.exchange import (
     ServerState,
     Update,
 )
+from fedsim.config_train import TrainConfig
 from fedsim.models.specs import ParamSpec
 
 __all__ = [
@@ -48,6 +49,9 @@ class Algorithm:
         """The method's own keys beside ``name``."""
 
         model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+        def check_training(self, train: TrainConfig) -> None:
+            """Raise KeyedError for a key of the method or of ``train`` that has no effect beside the other's."""
 
     #: One line for ``launch.py list algorithms``.
     summary: ClassVar[str] = ""

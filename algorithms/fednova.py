@@ -3,6 +3,8 @@
 from torch import Tensor
 
 from algorithms.base import Aggregate, Algorithm, Payload, ServerState, Update
+from fedsim.config_errors import KeyedError
+from fedsim.config_train import TrainConfig
 
 BEYOND = "beyond a step"
 
@@ -17,6 +19,12 @@ class FedNova(Algorithm):
     """
 
     summary = "changes are averaged per local step (Wang et al., 2020)"
+
+    class Config(Algorithm.Config):
+        def check_training(self, train: TrainConfig) -> None:
+            if train.keep_optimizer and train.momentum:
+                found = "true with fednova and momentum, whose length of a training assumes that it begins anew"
+                raise KeyedError("train.keep_optimizer", found, "false, or momentum: 0 with adam or adamw")
 
     def pre_aggregate(self, update: Update) -> Payload:
         length_K = training_length(update.num_steps, update.momentum)

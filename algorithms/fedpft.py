@@ -5,14 +5,15 @@ Shapes: K clients in a block, R neurons of a cut feed-forward.
 
 import random
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from algorithms.base import TRAINED_KINDS, Aggregate, Algorithm, Alignment, Payload, Phase, ServerState, Update
 from fedsim.config_distill import DistillSettings, DistillSteps
+from fedsim.config_errors import refuse_idle
 from fedsim.errors import UserError
 from fedsim.models.specs import NUM_TOKENS, PROXIES, ZEROS, ParamSpec
 
@@ -58,6 +59,14 @@ class FedPFT(Algorithm):
             description="Weight of the error of the feed-forward's product of matrices. Default: 0.01; released: 0.",
         )
         distill: AlignmentSteps = Field(AlignmentSteps(), description="The steps of one alignment.")
+
+        @model_validator(mode="after")
+        def _alignment_is_used(self) -> Self:
+            if self.align_interval is None:
+                refuse_idle(self, ["form", "retained_ratio", "alpha", "distill"], "align_interval: null")
+            elif self.form == "released":
+                refuse_idle(self, ["alpha"], "form: released, where that error has no gradient")
+            return self
 
     def __init__(self, config: Any, specs: Mapping[str, ParamSpec], num_rounds: int = 1) -> None:
         super().__init__(config, specs, num_rounds)

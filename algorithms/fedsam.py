@@ -1,12 +1,14 @@
 """FedSAM: FedAvg whose clients look for flat optima."""
 
 from collections.abc import Mapping
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from algorithms.base import Algorithm
 from fedsim.ascent import adaptive, steepest
+from fedsim.config_errors import refuse_idle
 
 
 class FedSAM(Algorithm):
@@ -21,6 +23,12 @@ class FedSAM(Algorithm):
     class Config(Algorithm.Config):
         radius: float = Field(0.05, ge=0, description="Length of the move, rho; 0 is FedAvg.")
         adaptive: bool = Field(False, description="Whether the length is measured relative to the weights, as in ASAM.")
+
+        @model_validator(mode="after")
+        def _radius_is_used(self) -> Self:
+            if self.radius == 0:
+                refuse_idle(self, ["adaptive"], "radius: 0")
+            return self
 
     def ascend(self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         radius: float = self.config.radius

@@ -1,11 +1,17 @@
 """MOON: a client's features are drawn towards the server's and away from its own of the last time."""
 
+from collections.abc import Mapping
+from typing import Any, Self
+
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from algorithms.base import Algorithm, Batch, Payload, Update, keep, recall
+from fedsim.config_errors import refuse_idle
+from fedsim.errors import UserError
+from fedsim.models.specs import ParamSpec
 
 PREVIOUS = "previous/"
 
@@ -23,6 +29,19 @@ class MOON(Algorithm):
     class Config(Algorithm.Config):
         mu: float = Field(1.0, ge=0, description="Weight of the contrastive loss; 0 is FedAvg.")
         temperature: float = Field(0.5, gt=0, description="Divisor of the cosine similarities.")
+
+        @model_validator(mode="after")
+        def _contrast_is_used(self) -> Self:
+            if self.mu == 0:
+                refuse_idle(self, ["temperature"], "mu: 0")
+            return self
+
+    def __init__(self, config: Any, specs: Mapping[str, ParamSpec], num_rounds: int = 1) -> None:
+        super().__init__(config, specs, num_rounds)
+        kinds = {spec.kind for spec in specs.values()}
+        if not kinds & {"lora_a", "lora_b", "body", "norm"}:
+            found = f"moon on a model that trains {sorted(kinds)}, and no features"
+            raise UserError("algorithm.name", found, "model.train: lora or all")
 
     def loss(self, batch: Batch) -> Tensor:
         if self.config.mu == 0:

@@ -17,7 +17,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from algorithms.base import Aggregate, Algorithm, Batch, Payload, Phase, ServerState, Update, keep, recall
-from fedsim.config_errors import KeyedError
+from fedsim.config_errors import KeyedError, refuse_idle
+from fedsim.config_train import TrainConfig
+from fedsim.errors import UserError
 from fedsim.fourier import Form, from_matrices, low_amplitudes, to_matrices, with_low_amplitudes
 from fedsim.models.specs import ParamSpec
 
@@ -58,7 +60,16 @@ class PRRFL(Algorithm):
         def _stages_in_order(self) -> Self:
             if self.alpha1 > self.alpha2:
                 raise KeyedError("alpha1", f"{self.alpha1:g}", f"at most alpha2 = {self.alpha2:g}")
+            if self.low_freq_start > self.low_freq_end:
+                found, end = f"{self.low_freq_start:g}", f"{self.low_freq_end:g}"
+                raise KeyedError("low_freq_start", found, f"at most low_freq_end = {end}: the share grows")
             return self
+
+        def check_training(self, train: TrainConfig) -> None:
+            """The stages are decided before each local pass but the first."""
+            if train.epochs is None or train.epochs == 1:
+                passes = f"train.steps: {train.steps}" if train.epochs is None else "train.epochs: 1"
+                refuse_idle(self, ["alpha1", "alpha2", "decide_on"], f"{passes}: no stages", "algorithm.")
 
     def __init__(self, config: Any, specs: Mapping[str, ParamSpec], num_rounds: int = 1) -> None:
         super().__init__(config, specs, num_rounds)
@@ -68,6 +79,8 @@ class PRRFL(Algorithm):
             for name, spec in self.trained(specs).items()
             if not is_transformed(spec) and spec.kind not in ("norm", "buffer")
         ]
+        if self.averaged and not self.transformed:
+            raise UserError("algorithm.name", f"prrfl on a model that trains {self.averaged}", "matrices, convolutions")
 
     def phases(self, round: int) -> tuple[Phase, ...]:
         del round

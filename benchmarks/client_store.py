@@ -24,7 +24,7 @@ CONFIG = {
     "name": "client_store",
     "seed": 1,
     "rounds": 1,
-    "algorithm": {"name": "prrfl", "decide_on": "train"},
+    "algorithm": {"name": "prrfl"},
     "model": {"name": "fedsim:vgg16_slim", "weights": "random"},
     "train": {"lr": 0.01, "batch_size": 4, "steps": 1},
 }

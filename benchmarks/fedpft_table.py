@@ -67,7 +67,7 @@ TASKS = {
     "text": Task("sentences", "minilm", ("accuracy",)),
     "vision": Task("brain_mri", "vit_small", ("balanced_accuracy", "auroc")),
 }
-UNALIGNED = ("algorithm.align_interval=null",)
+UNALIGNED = ("algorithm={name: fedpft, align_interval: null}",)
 METHODS = {
     "fedpetuning": Method("FedPETuning, LoRA on the full model", "fedpetuning"),
     "fedpft": Method("FedPFT", "fedpft", distillation=()),

@@ -148,6 +148,9 @@ class Checkpoints:
         if not rounds:
             return None
         saved = self._read(rounds[-1])
+        if which == "best" and saved.progress.best_round == 0:
+            found = "no best round: the metric that decides was no number in any validation"
+            raise UserError(str(self.folder), found, "--checkpoint last")
         return saved if which == "last" else self._read(self._best(saved.progress.best_round))
 
     def _read(self, folder: Path) -> Saved:

@@ -86,7 +86,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     source.check_paths(config.model, config.data)
     if config.clients.partition.name == "file":
         require_file(Path(config.clients.partition.path), source.where("clients.partition.path"))
-    return config.model_copy(update={"algorithm": _with_method_defaults(config.algorithm, source)})
+    return config.model_copy(update={"algorithm": _with_method_defaults(config, source)})
 
 
 class Source:
@@ -123,11 +123,11 @@ class Source:
             require_file(Path(model.submodel.folder), self.where("model.submodel.folder"), folder=True)
 
 
-def _with_method_defaults(algorithm: AlgorithmConfig, source: Source) -> AlgorithmConfig:
-    """Check the method's own keys with the method's own model, and fill in its defaults."""
+def _with_method_defaults(config: Config, source: Source) -> AlgorithmConfig:
+    """Check the method's own keys with the method's own model, also beside ``train``, and fill in its defaults."""
     import algorithms  # late: the methods bring torch, which a mistake above should not wait for
 
-    where = source.where("algorithm.name")
+    algorithm, where = config.algorithm, source.where("algorithm.name")
     if "." not in algorithm.name and algorithm.name not in algorithms.METHODS:
         raise UserError(where, show(algorithm.name), nearest(algorithm.name, algorithms.METHODS))
     try:
@@ -139,6 +139,10 @@ def _with_method_defaults(algorithm: AlgorithmConfig, source: Source) -> Algorit
     except ValidationError as error:
         found = mistakes(error, algorithm.settings, model)
         source.refuse([Mistake(f"algorithm.{one.key}", one.found, one.expected) for one in found])
+    try:
+        settings.check_training(config.train)
+    except KeyedError as error:
+        source.refuse([Mistake(error.key, error.found, error.expected)])
     return AlgorithmConfig(name=algorithm.name, **settings.model_dump(mode="json"))
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedsim.config_errors import KeyedError, nearest
+from fedsim.config_errors import KeyedError, nearest, refuse_idle, show
 from fedsim.config_words import Count, Seed, Share, Text, Whole, Words
 
 MEDMNIST_FLAGS = (
@@ -15,8 +15,11 @@ Augmentation = Literal[
     "flip", "rotate90", "crop", "color", "vertical_flip", "brightness", "blur_or_noise", "shift_scale_rotate"
 ]
 GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+PACKAGED_TEXTS = ("rated_sentences", "sentence_ratings", "neutral_sentences")
+PACKAGED_SETS = ("brain_mri", "cells", "dermoscopy_pairs", "digits", *PACKAGED_TEXTS)
 TEXT_NAMES = (
-    *("rated_sentences", "sentence_ratings", "neutral_sentences", "text_files"),
+    *PACKAGED_TEXTS,
+    "text_files",
     *(f"glue:{task}" for task in GLUE_TASKS),
 )
 TORCHVISION_SETS = ("torchvision:cifar10", "torchvision:cifar100", "torchvision:flowers102")
@@ -105,6 +108,10 @@ class DataConfig(Words):
             raise KeyedError(
                 "columns", f"{given} with name: {self.name}", "columns with name: text_files, and only there"
             )
+        if self.name in PACKAGED_SETS and self.root is not None:
+            raise KeyedError("root", f"{show(self.root)} with name: {self.name}", "null: the set is packaged")
+        if self.name in TEXT_NAMES:
+            refuse_idle(self, ["image_size"], f"name: {self.name}, which has no images")
         if self.name not in TEXT_NAMES and self.max_tokens is not None:
             raise KeyedError("max_tokens", f"{self.max_tokens} with name: {self.name}", "null: only texts have tokens")
         if self.name in TEXT_NAMES and self.augment:

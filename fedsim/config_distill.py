@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from fedsim.config import SCHEMA_VERSION, Source
 from fedsim.config_data import DataConfig
-from fedsim.config_errors import KeyedError, mistakes
+from fedsim.config_errors import KeyedError, mistakes, refuse_idle
 from fedsim.config_train import ADAM_BETAS, Beta
 from fedsim.config_words import Count, ModelConfig, Name, Positive, Seed, Whole, Words
 from fedsim.config_yaml import apply_overrides, read_mapping
@@ -99,6 +99,8 @@ class DistillConfig(Words):
             raise KeyedError("model.submodel", "a sub-model", "null: this is what makes one")
         if self.data.augment:
             raise KeyedError("data.augment", f"{list(self.data.augment)}", "none: inputs are distilled as they are")
+        if self.distill.form == "released":
+            refuse_idle(self.distill, ["alpha"], "form: released, where that error has no gradient", "distill.")
         return self
 
 

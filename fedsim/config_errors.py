@@ -63,6 +63,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"{close[0]} (nearest; known: {listing})" if close else f"one of: {listing}"
 
 
+def refuse_idle(section: BaseModel, keys: Iterable[str], cause: str, path: str = "") -> None:
+    """Raise KeyedError for the first key of a section that is not at its default, since ``cause`` leaves it unused.
+
+    A default may stand there: a run's own config.yaml names every key. ``path`` stands in front of the key.
+    """
+    for key in keys:
+        field, value = type(section).model_fields[key], getattr(section, key)
+        default = field.get_default(call_default_factory=True, validated_data=vars(section))
+        if value != default:
+            shown = show(value.model_dump(mode="json") if isinstance(value, BaseModel) else value)
+            raise KeyedError(path + key, f"{shown} with {cause}", "no such key: nothing would use it")
+
+
 def show(value: object) -> str:
     """A value in YAML's words on one short line."""
     if value is None or isinstance(value, bool):

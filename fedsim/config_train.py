@@ -88,22 +88,17 @@ class TrainConfig(Words):
             raise KeyedError("momentum", f"{self.momentum:g} with optimizer: {used}", f"0: {used} uses betas instead")
         if self.optimizer == "sgd" and self.betas != ADAM_BETAS:
             raise KeyedError("betas", f"{list(self.betas)} with optimizer: sgd", "no betas: sgd uses momentum")
+        if self.keep_optimizer and self.optimizer == "sgd" and self.momentum == 0:
+            raise KeyedError("keep_optimizer", "true with sgd without momentum", "false: there is nothing to keep")
         return self
 
 
-BestBy = Literal[
-    "balanced_accuracy",
-    "accuracy",
-    "auroc",
-    "f1",
-    "f1_positive",
-    "matthews",
-    "spearman",
-    "pearson",
-    "dice",
-    "iou",
-    "loss",
+# What the tasks measure, see ``Task.metrics``; of images with masks also Dice and IoU of every class, by its name.
+Metric = Literal[
+    *("accuracy", "balanced_accuracy", "recall", "precision", "f1", "auroc", "f1_positive", "matthews"),
+    *("spearman", "pearson", "mae", "dice", "iou", "dice_all", "iou_all", "loss"),
 ]
+ClassMetric = Annotated[str, Field(pattern=r"^(dice|iou)/.+$")]
 
 
 class EvaluateConfig(Words):
@@ -111,10 +106,10 @@ class EvaluateConfig(Words):
 
     every: Count = Field(default=1, description="Rounds between two evaluations; the last round is always evaluated.")
     batch_size: Count = Field(default=64, description="Images per forward pass.")
-    best_by: BestBy | None = Field(
+    best_by: Metric | ClassMetric | None = Field(
         default=None,
         description="Validation metric that decides on the best round. null: accuracy; for images with masks dice, for "
-        "numbers to be told spearman.",
+        "numbers to be told spearman. dice/CLASS and iou/CLASS: of one class of the masks.",
     )
     absent_class: Literal["skip", "zero"] = Field(
         default="skip",

@@ -3,6 +3,7 @@
 Shapes: K clients, B images per client and step, N images, C classes, H and W pixels.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedsim.data.dataset import Dataset, Indices
 from fedsim.tasks import Task
 
 SMOOTH = 1e-5  # of the Dice loss, as in HarmoFL's code
@@ -57,6 +59,16 @@ class Segmentation(Task):
         losses = self.loss(outputs[:, None], targets[:, None], counts.new_ones(len(counts), 1))
         is_finite = torch.isfinite(outputs).flatten(1).all(1)
         return torch.cat([counts.float(), torch.where(is_finite, losses, torch.nan)[:, None]], dim=1)
+
+    def undecided(self, dataset: Dataset, places: Indices) -> Mapping[str, str]:
+        """Those of classes that no mask has."""
+        assert dataset.masks is not None, "task_of looks at this"
+        present = dataset.masks[torch.from_numpy(places)].unique().tolist()
+        absent = {
+            name: "no mask of that class" for number, name in enumerate(self.class_names) if number not in present
+        }
+        means = {} if max(present, default=0) else {"dice": "no mask with foreground", "iou": "no mask with foreground"}
+        return means | {f"{metric}/{name}": why for metric in ("dice", "iou") for name, why in absent.items()}
 
     def measure(self, rows: Tensor, labels: Tensor) -> dict[str, float]:
         """Return Dice and IoU, 0..1, and the mean loss.

@@ -157,7 +157,7 @@ def build_simulation(
     set_arithmetic(config.model.precision, config.deterministic, group.device)
     keep_freed_memory()
     dataset = load_dataset(config.data)
-    task_of(dataset, config).decisive(config.evaluate.best_by)
+    task_of(dataset, config).check_decisive(config.evaluate.best_by, dataset)
     parts = partition_clients(dataset, config.clients, config.seed)
     model, held = build_models(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
     check_outputs(config, model, dataset)

@@ -7,6 +7,7 @@ Shapes: K clients, B images per client and step, N images, C classes, S numbers 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from fedsim.errors import UserError
 
 if TYPE_CHECKING:
     from fedsim.config import Config
-    from fedsim.data import Dataset
+    from fedsim.data.dataset import Dataset, Indices
 
 
 CLASSIFICATION_METRICS = ("accuracy", "balanced_accuracy", "recall", "precision", "f1", "auroc", "loss")
@@ -58,6 +59,17 @@ class Task(ABC):
     def measure(self, rows: Tensor, labels: Tensor) -> dict[str, float]:
         """Return the metrics of a set of images from their rows (N, S) and labels (N,), both on the CPU."""
 
+    @abstractmethod
+    def undecided(self, dataset: "Dataset", places: "Indices") -> Mapping[str, str]:
+        """Return the metrics that say nothing about the images at ``places``, whatever is predicted, each with why."""
+
+    def check_decisive(self, name: str | None, dataset: "Dataset") -> None:
+        """UserError where the metric ``decisive`` says nothing about the validation images."""
+        decisive, undecided = self.decisive(name), self.undecided(dataset, dataset.val)
+        if decisive in undecided:
+            others = ", ".join(metric for metric in self.metrics if metric not in undecided)
+            raise UserError("evaluate.best_by", f"{decisive}, but {undecided[decisive]} in validation", others)
+
     def decisive(self, name: str | None) -> str:
         """Return the metric that decides on the best round: ``evaluate.best_by``, null being the task's first.
 
@@ -93,6 +105,10 @@ class Classification(Task):
         del targets
         return outputs.float()
 
+    def undecided(self, dataset: "Dataset", places: "Indices") -> Mapping[str, str]:
+        present = dataset.labels[torch.from_numpy(places)].unique()
+        return {"auroc": f"{len(present)} class"} if len(present) < 2 else {}
+
     def measure(self, rows: Tensor, labels: Tensor) -> dict[str, float]:
         return classification_metrics(rows, labels)
 
@@ -106,6 +122,9 @@ def task_of(dataset: "Dataset", config: "Config") -> Task:
         return Segmentation(dataset.class_names, config.train.loss or "dice_ce", config.evaluate.absent_class)
     if config.train.loss not in (None, "cross_entropy"):
         raise UserError("train.loss", f"{config.train.loss} with {dataset.name}, which has no masks", "cross_entropy")
+    if config.evaluate.absent_class != "skip":
+        found = f"{config.evaluate.absent_class} with {dataset.name}, which has no masks"
+        raise UserError("evaluate.absent_class", found, "no such key: nothing would use it")
     if dataset.targets is not None:
         return Regression()
     if dataset.texts is not None:

@@ -3,11 +3,13 @@
 Shapes: K clients, B texts per client and step, N texts, C classes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fedsim.data.dataset import Dataset, Indices
 from fedsim.tasks import Classification, Task
 
 
@@ -18,6 +20,15 @@ class TextClassification(Classification):
     @property
     def metrics(self) -> tuple[str, ...]:
         return (*super().metrics, "matthews", "f1_positive")
+
+    def undecided(self, dataset: Dataset, places: Indices) -> Mapping[str, str]:
+        found = dict(super().undecided(dataset, places))
+        labels = dataset.labels[torch.from_numpy(places)]
+        if len(labels.unique()) < 2:
+            found["matthews"] = found["auroc"]
+        if self.num_classes != 2 or not (labels == 1).any():
+            found["f1_positive"] = f"{self.num_classes} classes" if self.num_classes != 2 else "no text of the second"
+        return found
 
     def measure(self, rows: Tensor, labels: Tensor) -> dict[str, float]:
         """Add Matthews' correlation, and the F1 of the second of two classes, nan for other numbers of classes."""
@@ -55,6 +66,11 @@ class Regression(Task):
 
     def rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return torch.stack([outputs[..., 0].float(), targets], -1)
+
+    def undecided(self, dataset: Dataset, places: Indices) -> Mapping[str, str]:
+        assert dataset.targets is not None, "task_of looks at this"
+        few = len(dataset.targets[torch.from_numpy(places)].unique()) < 2
+        return dict.fromkeys(("spearman", "pearson"), "one number for all texts") if few else {}
 
     def measure(self, rows: Tensor, labels: Tensor) -> dict[str, float]:
         """Correlations of ranks and of values, mean absolute and mean squared error; nan where one is not defined."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from fedsim.config_data import FractionsConfig
 from fedsim.data.dataset import Indices, Source
 from fedsim.errors import UserError
 from fedsim.seeding import numpy_stream
@@ -30,6 +31,7 @@ def split(source: Source, config: "DataConfig") -> tuple[Indices, Indices, Indic
     groups = pool if source.groups is None else source.groups[pool]
     positions = stratified_positions(strata[pool], groups, numpy_stream(config.split_seed, "data.split"))
     lower = 0.0
+    _check_used(config, splits)
     for code, fraction in ((TEST, config.fractions.test), (VAL, config.fractions.val)):
         if not (splits == code).any():
             splits[pool[(positions >= lower) & (positions < lower + fraction)]] = code
@@ -47,6 +49,20 @@ def split(source: Source, config: "DataConfig") -> tuple[Indices, Indices, Indic
                 f"an image in each of {', '.join(NAMES)}",
             )
     return found
+
+
+def _check_used(config: "DataConfig", splits: Indices) -> None:
+    """UserError for words about drawing a split where the set brings it."""
+    brought = [name for code, name in ((VAL, "val"), (TEST, "test")) if (splits == code).any()]
+    unused = "no such key: nothing would use it"
+    for name in brought:
+        fraction = getattr(config.fractions, name)
+        if fraction != getattr(FractionsConfig(), name):
+            found = f"{fraction:g} with {config.name}, which brings its {name} images"
+            raise UserError(f"data.fractions.{name}", found, unused)
+    draws = len(brought) < 2 or config.max_train is not None or config.truncate_to_smallest
+    if config.split_seed != 0 and not draws:
+        raise UserError("data.split_seed", f"{config.split_seed} with {config.name}, which brings its split", unused)
 
 
 def training_by_site(train: Indices, sites: Indices, site_names: Sequence[str], name: str) -> list[Indices]:

@@ -35,8 +35,8 @@ class AmplitudeNorm(nn.Module):
     def __init__(self, config: AmplitudeNormConfig, num_channels: int, height: int, width: int) -> None:
         super().__init__()
         is_released = config.form == "released"
-        # The released code passes its momentum as an integer and replaces the constant part alone.
-        self.momentum = float(int(config.momentum)) if is_released else config.momentum
+        # The released code replaces the constant part alone, and passes its momentum as an integer.
+        self.momentum = config.momentum
         fraction = 0.0 if is_released else config.low_freq_fraction
         self.register_buffer("amplitude", torch.zeros(num_channels, height, width // 2 + 1))
         self.register_buffer("is_fixed", torch.tensor(False))

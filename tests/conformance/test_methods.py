@@ -55,7 +55,6 @@ OWN_MODEL: dict[str, dict[str, Any]] = {"fedbn": {"name": "timm:test_resnet", "w
 # Settings, and the model, with which a method is FedAvg.
 NEUTRAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fedprox": ({"mu": 0.0}, {**TINY_VIT, "lora": LORA}),
-    "ffa_lora": ({}, {**TINY_VIT, "train": "head"}),
     # Without BatchNorm FedBN keeps nothing; Ditto's server never hears of the personal models.
     "fedbn": ({}, {**TINY_VIT, "lora": LORA}),
     "ditto": ({"strength": 0.5}, {**TINY_VIT, "lora": LORA}),

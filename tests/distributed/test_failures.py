@@ -46,7 +46,7 @@ def pid_of_rank(parent: int, rank: int) -> int:
     [
         (1, []),
         (0, ["algorithm.name=fedavg", "train.keep_optimizer=true"]),
-        (1, ["algorithm={name: prrfl, decide_on: train}", "evaluate.clients=true"]),
+        (1, ["algorithm={name: prrfl}", "evaluate.clients=true"]),
         (0, [*HARMOFL, "train={lr: 0.05, momentum: 0.9, batch_size: 8, keep_optimizer: true}"]),
         (1, [*HARMOFL, "train={lr: 0.01, optimizer: adam, batch_size: 8, keep_optimizer: true}"]),
         (1, ["algorithm.name=fedadam"]),

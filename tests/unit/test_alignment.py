@@ -54,7 +54,12 @@ def test_only_the_chosen_elements_change_and_the_error_falls() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "rounds_aligned"),
-    [({}, [1, 2]), ({"form": "released"}, [1, 2, 3]), ({"align_interval": 2}, [2]), ({"align_interval": None}, [])],
+    [
+        ({}, [1, 2]),
+        ({"form": "released"}, [1, 2, 3]),
+        ({"align_interval": 2}, [2]),
+        ({"align_interval": None, "distill": {}}, []),
+    ],
 )
 def test_rounds_that_align(settings: dict[str, Any], rounds_aligned: list[int]) -> None:
     _, records = play(fedpft(**settings), 3)

@@ -168,7 +168,7 @@ def test_network_and_data_set_must_fit() -> None:
 
 
 def test_a_method_that_compares_class_scores_of_images_is_refused(tmp_path: Path) -> None:
-    changes = ["algorithm={name: prrfl, decide_on: train}", "model.amplitude_norm=null"]
+    changes = ["algorithm={name: prrfl}", "model.amplitude_norm=null"]
     config = load_config(write_masked_config(tmp_path), changes)
     with pytest.raises(UserError, match=r"^algorithm\.name: found prrfl, which compares class scores.* with nuclei"):
         build_simulation(config, open_group())

@@ -183,7 +183,7 @@ def test_the_adapter_of_a_transformer_for_texts(how: str, kind: str, tmp_path: P
     config = make_config(
         model={**words, "submodel": submodel},
         clients={"count": 3, "per_block": 3},
-        data={"name": "rated_sentences", "image_size": 16},
+        data={"name": "rated_sentences", "image_size": 28},
         train={"batch_size": 4, "lr": 0.02},
     )
     sim = make_simulation(config, dataset, parts)

@@ -58,7 +58,7 @@ def simulate(
     config = make_config(
         model={"name": f"hf:{folder}", **model},
         clients={"count": len(sizes), "per_block": per_block},
-        data={"name": "rated_sentences", "image_size": 16, "max_tokens": max_tokens},
+        data={"name": "rated_sentences", "image_size": 28, "max_tokens": max_tokens},
         train={"batch_size": 4, "lr": 0.02, "epochs": 2},
         evaluate={"best_by": "loss", "batch_size": 5},
     )
