@@ -95,8 +95,22 @@ class TrainConfig(Words):
 
 # What the tasks measure, see ``Task.metrics``; of images with masks also Dice and IoU of every class, by its name.
 Metric = Literal[
-    *("accuracy", "balanced_accuracy", "recall", "precision", "f1", "auroc", "f1_positive", "matthews"),
-    *("spearman", "pearson", "mae", "dice", "iou", "dice_all", "iou_all", "loss"),
+    "accuracy",
+    "balanced_accuracy",
+    "recall",
+    "precision",
+    "f1",
+    "auroc",
+    "f1_positive",
+    "matthews",
+    "spearman",
+    "pearson",
+    "mae",
+    "dice",
+    "iou",
+    "dice_all",
+    "iou_all",
+    "loss",
 ]
 ClassMetric = Annotated[str, Field(pattern=r"^(dice|iou)/.+$")]
 

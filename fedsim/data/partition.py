@@ -94,7 +94,8 @@ def paper_cuts(sizes_C: Indices, alpha: float, num_clients: int, stream: np.rand
     logs_CK = np.log(stream.standard_gamma(alpha + 1, shape)) - stream.standard_exponential(shape) / alpha
     shares_CK = np.exp(logs_CK - logs_CK.max(1, keepdims=True))
     cuts_CK = (shares_CK / shares_CK.sum(1, keepdims=True)).cumsum(1) * sizes_C[:, None]
-    return np.floor(cuts_CK + stream.uniform(size=(len(sizes_C), 1))).astype(np.int64)[:, :-1]
+    ends_CK: Indices = np.floor(cuts_CK + stream.uniform(size=(len(sizes_C), 1))).astype(np.int64)
+    return ends_CK[:, :-1]
 
 
 def released_cuts(sizes_C: Indices, alpha: float, num_clients: int, stream: np.random.RandomState) -> Indices:
