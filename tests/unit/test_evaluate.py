@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from fedsim.evaluate import evaluation_rows
-from fedsim.tasks import classification_metrics
+from fedsim.tasks import classification_metrics, log_odds
 from tests.helpers import simulate
 
 
@@ -29,6 +30,29 @@ def test_auroc_counts_pairs_and_half_of_ties() -> None:
     scores = torch.tensor([[0.0, 0.1], [0.0, 0.5], [0.0, 0.5], [0.0, 0.9]])
     # Pairs (class 1, class 0): 0.5 > 0.1, 0.5 = 0.5, 0.9 > 0.1, 0.9 > 0.5.
     assert classification_metrics(scores, torch.tensor([0, 1, 0, 1]))["auroc"] == pytest.approx(3.5 / 4)
+
+
+@pytest.mark.parametrize("gap", [80, 226])
+def test_auroc_of_scores_that_are_all_but_certain_is_that_of_the_margins(gap: int) -> None:
+    """Probabilities in float64 are exactly 1 from a gap of 37 on, and would tie."""
+    stream = torch.Generator().manual_seed(gap)
+    labels = torch.randint(2, (200,), generator=stream)
+    scores = torch.randn(200, 2, generator=stream) + 0.5 * torch.nn.functional.one_hot(labels)
+    scores *= gap / (scores[:, 1] - scores[:, 0]).abs().max()
+    margins = (scores[:, 1].double() - scores[:, 0].double()).numpy()
+    of_classes = [roc_auc_score(labels == label, log_odds(scores, label)) for label in (0, 1)]
+    assert of_classes[0] == of_classes[1] == roc_auc_score(labels, margins)
+    assert classification_metrics(scores, labels)["auroc"] == of_classes[0]
+    assert classification_metrics(scores.double(), labels)["auroc"] == of_classes[0]
+
+
+def test_auroc_of_many_classes_ranks_what_no_probability_tells_apart() -> None:
+    # The first class leads by 100, 90 and 60; its probability is 1 in all three, and the truth follows the lead.
+    scores = torch.tensor([[100.0, 0.0, -5.0], [90.0, 0.0, -5.0], [60.0, 0.0, -5.0], [0.0, 1.0, 2.0]])
+    found = [roc_auc_score(truth, log_odds(scores, 0)) for truth in ([1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0])]
+    assert found == [1, pytest.approx(2 / 3), pytest.approx(1 / 3)]
+    # Labels 0 0 1 1: both classes are told apart without a mistake.
+    assert classification_metrics(scores, torch.tensor([0, 0, 1, 1]))["auroc"] == 1
 
 
 def test_a_class_that_nobody_has() -> None:
