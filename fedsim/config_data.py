@@ -99,6 +99,8 @@ class DataConfig(Words):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
+        if self.name.startswith("medmnist:") and self.name.endswith("mnist3d"):
+            raise KeyedError("name", repr(self.name), "a two-dimensional set: three-dimensional sets are not read")
         if self.name not in DATA_NAMES:
             raise KeyedError("name", repr(self.name), nearest(self.name, DATA_NAMES))
         if self.name in SETS_IN_FOLDERS and self.root is None:

@@ -17,7 +17,7 @@ from comm import Group, open_group
 from fedsim.arithmetic import set_arithmetic
 from fedsim.config import dump_config
 from fedsim.config_distill import DistillConfig, load_distill_config
-from fedsim.data import load_dataset
+from fedsim.data import Dataset, load_dataset
 from fedsim.data.dataset import Indices
 from fedsim.distill import Distiller, Pair, Step
 from fedsim.environment import environment
@@ -26,7 +26,7 @@ from fedsim.models.encoders import load_encoder
 from fedsim.models.held import BLOCKS, HeldModel
 from fedsim.models.specs import PROXIES
 from fedsim.models.stacked import StackedModel
-from fedsim.runlog import append_rows, claim_folder, require_same, truncate_rows, write_environment
+from fedsim.runlog import append_rows, claim_folder, note_data, require_same, truncate_rows, write_environment
 from fedsim.screen import Screen
 from fedsim.sealed import read_sealed, write_sealed
 from fedsim.store import digest_tensors
@@ -40,12 +40,17 @@ NUM_CHECKPOINTS = 20
 
 @dataclass(frozen=True)
 class Job:
-    """What is distilled: the sub-model as it was cut, of which model, and the inputs held out for its errors."""
+    """What is distilled: the sub-model as it was cut, of which model, and over which inputs."""
 
     submodel: Submodel
     model_sha256: str
     distiller: Distiller
-    held_out: Indices
+    dataset: Dataset
+
+    @property
+    def held_out(self) -> Indices:
+        """The inputs that the sub-model's errors are told on."""
+        return self.dataset.val
 
 
 def run(config: DistillConfig, out: Path, resume: bool) -> dict[str, Any]:
@@ -61,6 +66,7 @@ def run(config: DistillConfig, out: Path, resume: bool) -> dict[str, Any]:
             before = distiller.measure(job.held_out)
             if resume and (out / CHECKPOINT_FILE).exists():
                 distiller.restore(read_sealed(out / CHECKPOINT_FILE, "a distillation's checkpoint")[0])
+            log.record_data(job.dataset)
             group.check_equal("the sub-model at the start", digest_tensors(distiller.state()))
 
             log.start(distiller.num_done)
@@ -99,7 +105,7 @@ def build_job(config: DistillConfig, group: Group) -> Job:
     distiller = Distiller(
         pair, everything, source, dataset.train, config.distill, group, seed=config.seed, purpose="distillation"
     )
-    return Job(submodel, digest, distiller, dataset.val)
+    return Job(submodel, digest, distiller, dataset)
 
 
 class DistillLog:
@@ -123,6 +129,11 @@ class DistillLog:
     def is_finished(self) -> bool:
         """Whether the sub-model is there."""
         return (self._folder / FACTS_FILE).exists()
+
+    def record_data(self, dataset: Dataset) -> None:
+        """Note the data files in environment.json, and show what there is to say about them."""
+        if self._group.is_server:
+            note_data(self._folder / "environment.json", dataset, self._screen)
 
     def start(self, done: int) -> None:
         """Drop the rows of all steps after ``done``: they are about to be written again."""

@@ -21,9 +21,10 @@ def describe(config: Config) -> list[tuple[str, str]]:
     steps = [num_local_steps(sim.config.train, sizes[client]) for client in cohort.clients]
     data = sim.dataset
     rows = [
-        ("data", f"{data.name}: {len(data.train)} train, {len(data.val)} val, {len(data.test)} test images"),
-        ("classes", ", ".join(data.class_names)),
-        ("clients", f"{len(sizes)}, of {min(sizes)} to {max(sizes)} images, {sizes.count(0)} without"),
+        ("data", f"{data.name}: {len(data.train)} train, {len(data.val)} val, {len(data.test)} test {data.unit}"),
+        *(("remark", remark) for remark in data.remarks),
+        ("classes", ", ".join(f'"{name}"' if "," in name else name for name in data.class_names)),
+        ("clients", f"{len(sizes)}, of {min(sizes)} to {max(sizes)} {data.unit}, {sizes.count(0)} without"),
         (
             "cohort",
             f"{len(cohort.clients)} clients in {len(cohort.blocks(sim.per_block))} blocks of up to {sim.per_block}",

@@ -14,6 +14,7 @@ from typing import Any, Protocol, Self
 from comm import Group
 from fedsim.config import Config, Words, dump_config, load_config
 from fedsim.config_errors import show
+from fedsim.data import Dataset
 from fedsim.environment import environment
 from fedsim.errors import UserError
 from fedsim.files import finite, sync_folder, write_atomic, write_json
@@ -60,6 +61,11 @@ class RunLog:
         """Rewrite config.yaml, now that what the config left open is decided."""
         if self._is_writer:
             write_atomic(self.folder / "config.yaml", dump_config(config).encode())
+
+    def record_data(self, dataset: Dataset) -> None:
+        """Note the data files in environment.json, and show what there is to say about them."""
+        if self._is_writer:
+            note_data(self.folder / "environment.json", dataset, self._screen)
 
     def truncate(self, round: int) -> None:
         """Drop the rows of all rounds after ``round``: the run goes on from there and writes them again."""
@@ -247,6 +253,23 @@ def write_environment(path: Path, facts: dict[str, Any]) -> None:
         previous = json.loads(path.read_text())
         facts["earlier_starts"] = [*previous.pop("earlier_starts", []), previous]
     write_json(path, facts)
+
+
+def note_data(path: Path, dataset: Dataset, screen: Screen) -> None:
+    """Add the data files to the facts about this start, and show what the reader remarks.
+
+    UserError where an earlier start had files of other content.
+    """
+    facts = json.loads(path.read_text())
+    facts["data_files"] = dataset.files
+    for start in facts.get("earlier_starts", []):
+        before, now = (value.get("data_files") or {} for value in (start, facts))
+        if before.get("sha256") not in (None, now.get("sha256")):
+            found, expected = (f"{files.get('files')} files, sha256 {files.get('sha256')}" for files in (now, before))
+            raise UserError(f"--resume: data {dataset.name}", found, f"{expected}, as in {path}")
+    write_json(path, facts)
+    for remark in dataset.remarks:
+        screen.message(f"data: {remark}")
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:

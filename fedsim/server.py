@@ -42,6 +42,7 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
     with open_group() as group, RunLog(out, config, group, resume) as log, scratch_folder(out, group) as scratch:
         sim = build_simulation(config, group, group.broadcast(log.per_block), scratch)
         log.record_config(sim.config)
+        log.record_data(sim.dataset)
         describe_partition(sim, log)
         checkpoints = Checkpoints(out / "checkpoints", sim.config, group)
         state, progress = start_or_resume(sim, checkpoints, log, resume)

@@ -3,7 +3,10 @@
 Shapes: N images or texts, C channels, H and W pixels (H = W = ``data.image_size``).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +33,9 @@ class Dataset:
 
     A set of ``texts`` (N) has ``images`` (N, 0). With ``targets`` (N,) float32 the task is to tell those numbers;
     ``labels`` are then all 0, for the one quantity that ``class_names`` holds.
+
+    ``files`` is what ``digests.describe_files`` says of the files that the set was read from, None where it is
+    packaged. ``remarks`` are lines for the person who starts a run.
     """
 
     name: str
@@ -45,6 +51,13 @@ class Dataset:
     masks: Tensor | None = None
     texts: Texts | None = None
     targets: Tensor | None = None
+    files: Mapping[str, Any] | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        """What the set is made of: images or texts."""
+        return "images" if self.texts is None else "texts"
 
 
 @dataclass(frozen=True)
@@ -53,8 +66,8 @@ class Source:
 
     ``fixed`` (N,) holds ``splits.TRAIN``, ``VAL`` or ``TEST``; a split that does not occur is drawn from
     TRAIN. ``strata`` (N,), small whole numbers, say what a drawn split and ``data.max_train`` keep in proportion
-    where it is not the labels. ``masks`` (N, H, W) as in ``Dataset``, at the size of ``images``; ``texts`` and
-    ``targets`` (N,) as there.
+    where it is not the labels. ``masks`` (N, H, W) as in ``Dataset``, at the size of ``images``; ``texts``,
+    ``targets`` (N,) and ``remarks`` as there. ``files``: those that were read, none for a packaged set.
     """
 
     images: Pixels
@@ -68,3 +81,5 @@ class Source:
     masks: Pixels | None = None
     texts: Texts | None = None
     targets: npt.NDArray[np.float32] | None = None
+    files: tuple[Path, ...] = ()
+    remarks: tuple[str, ...] = ()

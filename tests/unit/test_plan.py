@@ -1,5 +1,7 @@
 """What ``launch.py check`` says, on a job whose numbers are known."""
 
+from dataclasses import replace
+
 import pytest
 
 from fedsim import plan
@@ -25,3 +27,23 @@ def test_plan(method: str, phases: list[str], monkeypatch: pytest.MonkeyPatch) -
     for phase in phases:
         assert rows[f"phase {phase}"] == f"{each:,} parameters trained, {4 * each:,} bytes sent per client"
     assert rows["bytes per round"] == f"{len(phases) * each * 4 * 2:,} up, as float32"
+
+
+def test_the_plan_tells_classes_apart_and_shows_remarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, parts = make_dataset([4, 4], num_classes=2)
+    dataset = replace(dataset, class_names=("malignant", "normal, benign"), remarks=("one", "two"))
+    sim = make_simulation(make_config(clients={"count": 2, "per_block": 1}), dataset, parts)
+    monkeypatch.setattr(plan, "build_simulation", lambda *_: sim)
+    rows = plan.describe(sim.config)
+    assert dict(rows)["classes"] == 'malignant, "normal, benign"'
+    assert rows[1:3] == [("remark", "one"), ("remark", "two")]
+
+
+def test_texts_are_called_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, parts = make_dataset([4, 4])
+    sim = make_simulation(make_config(clients={"count": 2, "per_block": 1}), dataset, parts)
+    words = replace(dataset, texts=(("a text",),) * len(dataset.labels))
+    monkeypatch.setattr(plan, "build_simulation", lambda *_: replace(sim, dataset=words))
+    rows = dict(plan.describe(sim.config))
+    assert rows["data"].endswith("8 train, 12 val, 12 test texts")
+    assert rows["clients"] == "2, of 4 to 4 texts, 0 without"

@@ -1,7 +1,9 @@
 """The run folder: rows that read back equal, exact truncation, claims, what is shown."""
 
+import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,9 +13,12 @@ import torch
 
 from comm import Group
 from fedsim.config import Config, load_config
+from fedsim.data import Dataset
+from fedsim.data.digests import describe_files
 from fedsim.errors import UserError
 from fedsim.files import write_atomic, write_json
 from fedsim.runlog import RunLog, append_rows, flatten, read_rows, truncate_rows
+from tests.helpers import make_dataset
 
 CONFIG = Config.model_validate(
     {
@@ -120,6 +125,28 @@ def test_resume_drops_later_rows_and_keeps_the_bytes_of_the_others(tmp_path: Pat
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     facts = json.loads((tmp_path / "b" / "environment.json").read_text())
     assert len(facts["earlier_starts"]) == 1
+
+
+def test_data_files_are_kept_and_a_run_goes_on_with_the_same_content_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "set" / "a.tsv"
+    file.parent.mkdir()
+
+    def dataset(content: str) -> Dataset:
+        file.write_text(content)
+        return replace(make_dataset([4])[0], files=describe_files([file]), remarks=("not as published",))
+
+    open_log(tmp_path / "run").record_data(dataset("old"))
+    facts = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert facts["data_files"]["each"] == {"a.tsv": hashlib.sha256(b"old").hexdigest()}
+    assert "data: not as published\n" in capsys.readouterr().out
+    open_log(tmp_path / "run", resume=True).record_data(dataset("old"))
+    for _ in range(2):  # a start that was refused leaves what the next one is compared with
+        with pytest.raises(
+            UserError, match=r"--resume: data made up: found 1 files, sha256 .*; expected 1 files, sha256"
+        ):
+            open_log(tmp_path / "run", resume=True).record_data(dataset("new"))
 
 
 def test_a_used_folder_is_refused_and_left_alone(tmp_path: Path) -> None:

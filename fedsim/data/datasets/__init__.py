@@ -19,6 +19,7 @@ from fedsim.data.datasets.prostate import prostate
 from fedsim.data.datasets.sentences import neutral_sentences, rated_sentences, sentence_ratings
 from fedsim.data.datasets.text_files import glue, text_files
 from fedsim.data.datasets.vision import cifar10, cifar100, flowers102
+from fedsim.data.digests import describe_files
 from fedsim.data.splits import split
 from fedsim.errors import UserError
 
@@ -69,6 +70,8 @@ def load_dataset(config: "DataConfig") -> Dataset:
         masks=None if source.masks is None else torch.from_numpy(source.masks),
         texts=source.texts,
         targets=None if source.targets is None else torch.from_numpy(source.targets),
+        files=describe_files(source.files),
+        remarks=source.remarks,
     )
 
 

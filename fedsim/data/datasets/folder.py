@@ -46,6 +46,7 @@ def image_folder(root: str, image_size: int) -> Source:
         labels=np.array(labels, np.int64),
         class_names=class_names,
         fixed=np.array(fixed, np.int64),
+        files=tuple(paths),
     )
 
 

@@ -1,12 +1,13 @@
 """The two-dimensional sets of MedMNIST v2 and its larger sizes (Yang et al., Scientific Data 10:41, 2023)."""
 
+import math
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -15,12 +16,14 @@ from fedsim.config_data import MEDMNIST_FLAGS
 from fedsim.config_errors import nearest
 from fedsim.data.cache import alone, cache_root, cached_folder, load_mapped
 from fedsim.data.dataset import Indices, Pixels, Source
+from fedsim.data.digests import content_digests
 from fedsim.data.images import resized
 from fedsim.data.splits import NAMES
 from fedsim.errors import UserError
 
 PUBLISHED_SIDES = (28, 64, 128, 224)
 ROWS_AT_ONCE = 512
+MAX_MESSAGE = 200
 
 
 def medmnist_set(flag: str, root: str | None, image_size: int) -> Source:
@@ -28,9 +31,9 @@ def medmnist_set(flag: str, root: str | None, image_size: int) -> Source:
 
     ``root`` is the package's own folder (``~/.medmnist``) unless given. Of the published sizes 28, 64, 128
     and 224 the smallest is taken that is not below ``image_size``, and resized where they differ. A file that
-    is not there is downloaded by the package. retinamnist's five grades are taken as classes. UserError for
-    chestmnist (its images have several labels at once), and for a file that is missing or is not as
-    published.
+    is not there is downloaded by the package. retinamnist's five grades are taken as classes. A
+    remark tells of a file whose counts or MD5 are not the published ones. UserError for chestmnist (its images
+    have several labels at once), and for a file that is missing or of another form.
     """
     from medmnist import INFO  # here, since importing it creates ~/.medmnist, which other sets need not have
 
@@ -41,14 +44,39 @@ def medmnist_set(flag: str, root: str | None, image_size: int) -> Source:
     side = next((side for side in PUBLISHED_SIDES if side >= image_size), PUBLISHED_SIDES[-1])
     path = _find(flag, side, root)
     class_names = tuple(INFO[flag]["label"][str(code)] for code in range(len(INFO[flag]["label"])))
-    labels, fixed = _read_labels(path, len(class_names))
+    parts = _read_labels(path, len(class_names))
+    counts = [len(part) for part in parts]
     stat = path.stat()
     prepared = cached_folder(
         f"medmnist-{path.stem}",
         [str(path.resolve()), stat.st_size, stat.st_mtime_ns, image_size],
-        partial(_unpack, path, len(labels), image_size),
+        partial(_unpack, path, counts, side, image_size),
     )
-    return Source(images=load_mapped(prepared / "images.npy"), labels=labels, class_names=class_names, fixed=fixed)
+    return Source(
+        images=load_mapped(prepared / "images.npy"),
+        labels=np.concatenate(parts),
+        class_names=class_names,
+        fixed=np.repeat(np.arange(len(NAMES)), counts),
+        files=(path,),
+        remarks=_remarks(path, flag, side, counts),
+    )
+
+
+def _remarks(path: Path, flag: str, side: int, counts: list[int]) -> tuple[str, ...]:
+    """Say where a file is not the published one of its name: by its counts, which are free, or else by its MD5."""
+    from medmnist import INFO
+
+    published = [INFO[flag]["n_samples"][name] for name in NAMES]
+    if counts != published:
+        found, expected = ("/".join(map(str, numbers)) for numbers in (counts, published))
+        return (f"{path} is not the published {flag}: {found} images in {'/'.join(NAMES)}, published {expected}",)
+    digest, expected = (
+        content_digests([path], "md5")[0],
+        INFO[flag]["MD5" if side == PUBLISHED_SIDES[0] else f"MD5_{side}"],
+    )
+    if digest != expected:
+        return (f"{path} is not the published file of {flag}, whose counts it has: MD5 {digest}, published {expected}",)
+    return ()
 
 
 def _find(flag: str, side: int, root: str | None) -> Path:
@@ -85,38 +113,60 @@ def _download(flag: str, side: int, path: Path) -> None:
         (Path(scratch) / path.name).replace(path)
 
 
-def _read_labels(path: Path, num_classes: int) -> tuple[Indices, Indices]:
-    """Return the labels of all images and the split each belongs to, in the order train, val, test."""
+def _read_labels(path: Path, num_classes: int) -> list[Indices]:
+    """Return the labels (N,) of train, val and test."""
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        parts = []
+        for name in NAMES:
+            with archive.open(f"{name}_labels.npy") as file:
+                parts.append(_labels(file, f"{name}_labels", num_classes))
+        missing = set(range(num_classes)) - set(parts[0].tolist())
+        if missing:
+            raise ValueError(f"train_labels without class {min(missing)}")
+    return parts
+
+
+def _labels(file: IO[bytes], name: str, num_classes: int) -> Indices:
+    """Return labels (N,), published as (N, 1), from the bytes of an array."""
+    shape, _, dtype = _header(file)
+    if len(shape) not in (1, 2) or shape[0] < 1 or shape[1:] not in ((), (1,)) or dtype.kind not in "iu":
+        raise ValueError(f"{name} {dtype}{shape}")
+    values = np.frombuffer(file.read(shape[0] * dtype.itemsize), dtype)
+    if len(values) != shape[0] or file.read(1):
+        raise ValueError(f"{name} of another size than {dtype}{shape}")
+    if values.min() < 0 or values.max() >= num_classes:
+        raise ValueError(f"{name} {dtype}{shape} within [{values.min()}, {values.max()}]")
+    return values.astype(np.int64)
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, order (true: column-major) and type of an array, and leave the file at its first number."""
+    if np.lib.format.read_magic(file) == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong inside into a UserError that names the file."""
     try:
-        with np.load(path, allow_pickle=False) as content:
-            parts = [np.asarray(content[f"{name}_labels"]) for name in NAMES]
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise _not_as_published(path, str(error)) from error
-    for name, part in zip(NAMES, parts, strict=True):
-        if part.shape != (len(part), 1) or part.dtype.kind not in "iu" or np.any((part < 0) | (part >= num_classes)):
-            raise _not_as_published(path, f"{name}_labels {part.dtype}{part.shape} within [{part.min()}, {part.max()}]")
-    fixed = np.repeat(np.arange(len(NAMES)), [len(part) for part in parts])
-    return np.concatenate(parts)[:, 0].astype(np.int64), fixed.astype(np.int64)
+        yield
+    except Exception as error:  # zipfile, its decompressors and NumPy's reader raise a dozen kinds
+        keys = ", ".join(f"{name}_images, {name}_labels" for name in NAMES)
+        found = str(error)[:MAX_MESSAGE] or type(error).__name__
+        expected = f"a MedMNIST file: {keys}; square uint8 images, one label per image, every class in train"
+        raise UserError(str(path), found, expected) from error
 
 
-def _not_as_published(path: Path, found: str) -> UserError:
-    keys = ", ".join(f"{name}_images, {name}_labels" for name in NAMES)
-    return UserError(str(path), found, f"a MedMNIST file: {keys}; uint8 images, one label per image")
-
-
-def _unpack(path: Path, num_images: int, side: int, folder: Path) -> None:
+def _unpack(path: Path, counts: list[int], published_side: int, side: int, folder: Path) -> None:
     """Write images.npy (N, C, side, side) from the compressed file, a few hundred images at a time."""
     out: Pixels | None = None
     done = 0
-    for rows in _blocks(path):
+    for rows in _blocks(path, counts, published_side):
         if out is None:
-            out = _create(folder / "images.npy", num_images, rows, side)
-        if done + len(rows) > num_images or rows.ndim != (4 if out.shape[1] == 3 else 3):
-            raise _not_as_published(path, f"more images than the {num_images} labels, or of several kinds")
+            out = _create(folder / "images.npy", sum(counts), rows, side)
         out[done : done + len(rows)] = _to_channels_first(rows, side)
         done += len(rows)
-    if done != num_images:
-        raise _not_as_published(path, f"{done} images with {num_images} labels")
 
 
 def _create(path: Path, num_images: int, rows: Pixels, side: int) -> Pixels:
@@ -125,28 +175,30 @@ def _create(path: Path, num_images: int, rows: Pixels, side: int) -> Pixels:
     return out
 
 
-def _blocks(path: Path) -> Iterator[Pixels]:
-    """Yield (n, H, W) or (n, H, W, 3) uint8 blocks of the images, in the order train, val, test."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in NAMES:
-                with archive.open(f"{name}_images.npy") as file:
-                    yield from _rows(file)
-    except (KeyError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise _not_as_published(path, str(error)) from error
+def _blocks(path: Path, counts: list[int], side: int) -> Iterator[Pixels]:
+    """Yield (n, side, side) or (n, side, side, 3) uint8 blocks of the images, in the order train, val, test."""
+    shape: tuple[int, ...] | None = None
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        for name, count in zip(NAMES, counts, strict=True):
+            with archive.open(f"{name}_images.npy") as file:
+                (num_images, *one), column_major, dtype = _header(file)
+                if dtype != np.uint8 or column_major or one not in ([side, side], [side, side, 3]):
+                    raise ValueError(f"{name}_images {dtype}{(num_images, *one)} in a file of side {side}")
+                if num_images != count:
+                    raise ValueError(f"{num_images} {name}_images with {count} labels")
+                if shape not in (None, tuple(one)):
+                    raise ValueError(f"{name}_images of another kind than those of train")
+                shape = tuple(one)
+                yield from _rows(file, (num_images, *one))
 
 
-def _rows(file: IO[bytes]) -> Iterator[Pixels]:
-    read_header = np.lib.format.read_array_header_1_0
-    if np.lib.format.read_magic(file) != (1, 0):
-        read_header = np.lib.format.read_array_header_2_0
-    shape, column_major, dtype = read_header(file)
-    if dtype != np.uint8 or column_major or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)):
-        raise ValueError(f"images {dtype}{shape}")
-    size = int(np.prod(shape[1:]))
+def _rows(file: IO[bytes], shape: tuple[int, ...]) -> Iterator[Pixels]:
+    size = math.prod(shape[1:])
     for start in range(0, shape[0], ROWS_AT_ONCE):
         count = min(ROWS_AT_ONCE, shape[0] - start)
         yield np.frombuffer(file.read(count * size), np.uint8).reshape(count, *shape[1:])
+    if file.read(1):
+        raise ValueError(f"more bytes than an array {shape} has")
 
 
 def _to_channels_first(rows: Pixels, side: int) -> Pixels:

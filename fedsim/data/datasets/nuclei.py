@@ -40,6 +40,7 @@ def nuclei(root: str, image_size: int) -> Source:
         site_names=tuple(site.name for site in sites),
         strata=of_site,
         masks=load_mapped(folder / "masks.npy"),
+        files=tuple(path for pair in flat for path in pair),
     )
 
 
