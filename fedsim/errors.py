@@ -1,5 +1,10 @@
 """The one exception for mistakes of the person who starts a run: wrong config, missing data, damaged checkpoint."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+MAX_MESSAGE = 200
+
 
 class UserError(ValueError):
     """Bad input from outside. Shown as one line, exit code 2, never as a traceback.
@@ -10,3 +15,17 @@ class UserError(ValueError):
     def __init__(self, where: str, found: str, expected: str) -> None:
         self.where, self.found, self.expected = where, found, expected
         super().__init__(f"{where}: found {found}; expected {expected}".replace("\n", " "))
+
+
+@contextmanager
+def reading(where: str, expected: str) -> Iterator[None]:
+    """Turn whatever a library raises over a file from outside into a UserError.
+
+    Readers of archives, tables and arrays raise a dozen kinds over damaged files, which no list of theirs names.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(where, str(error)[:MAX_MESSAGE] or type(error).__name__, expected) from error

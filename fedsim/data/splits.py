@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 TRAIN, VAL, TEST = 0, 1, 2
 NAMES = ("train", "val", "test")
+#: What people call the splits, in lower case.
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), VAL),
+    **dict.fromkeys(("test", "testing"), TEST),
+}
 
 
 def split(source: Source, config: "DataConfig") -> tuple[Indices, Indices, Indices]:

@@ -12,12 +12,13 @@ from fedsim.data.datasets.camelyon import camelyon17, wilds_camelyon17
 from fedsim.data.datasets.cells import cells
 from fedsim.data.datasets.clients import dermoscopic_clients
 from fedsim.data.datasets.folder import image_folder
+from fedsim.data.datasets.glue import glue
 from fedsim.data.datasets.med import medmnist_set
 from fedsim.data.datasets.nuclei import nuclei
 from fedsim.data.datasets.packaged import brain_mri, dermoscopy_pairs, digits
 from fedsim.data.datasets.prostate import prostate
 from fedsim.data.datasets.sentences import neutral_sentences, rated_sentences, sentence_ratings
-from fedsim.data.datasets.text_files import glue, text_files
+from fedsim.data.datasets.text_files import repeated_texts, text_files
 from fedsim.data.datasets.vision import cifar10, cifar100, flowers102
 from fedsim.data.digests import describe_files
 from fedsim.data.splits import split
@@ -56,6 +57,7 @@ def load_dataset(config: "DataConfig") -> Dataset:
         raise UserError(f"data {config.root or config.name}", "an empty set", "images or texts")
     train, val, test = split(source, config)
     images = torch.from_numpy(source.images)
+    repeats = repeated_texts(source.texts, train, {"val": val, "test": test}) if source.texts is not None else ()
     return Dataset(
         name=config.name,
         images=images.expand(-1, 3, -1, -1) if source.texts is None else images,
@@ -71,7 +73,7 @@ def load_dataset(config: "DataConfig") -> Dataset:
         texts=source.texts,
         targets=None if source.targets is None else torch.from_numpy(source.targets),
         files=describe_files(source.files),
-        remarks=source.remarks,
+        remarks=source.remarks + repeats,
     )
 
 

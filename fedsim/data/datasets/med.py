@@ -4,7 +4,6 @@ import math
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -19,11 +18,14 @@ from fedsim.data.dataset import Indices, Pixels, Source
 from fedsim.data.digests import content_digests
 from fedsim.data.images import resized
 from fedsim.data.splits import NAMES
-from fedsim.errors import UserError
+from fedsim.errors import UserError, reading
 
 PUBLISHED_SIDES = (28, 64, 128, 224)
 ROWS_AT_ONCE = 512
-MAX_MESSAGE = 200
+FORM = (
+    f"a MedMNIST file: {', '.join(f'{name}_images, {name}_labels' for name in NAMES)}; "
+    "square uint8 images, one label per image, every class in train"
+)
 
 
 def medmnist_set(flag: str, root: str | None, image_size: int) -> Source:
@@ -115,7 +117,7 @@ def _download(flag: str, side: int, path: Path) -> None:
 
 def _read_labels(path: Path, num_classes: int) -> list[Indices]:
     """Return the labels (N,) of train, val and test."""
-    with _reading(path), zipfile.ZipFile(path) as archive:
+    with reading(str(path), FORM), zipfile.ZipFile(path) as archive:
         parts = []
         for name in NAMES:
             with archive.open(f"{name}_labels.npy") as file:
@@ -146,18 +148,6 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return np.lib.format.read_array_header_2_0(file)
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong inside into a UserError that names the file."""
-    try:
-        yield
-    except Exception as error:  # zipfile, its decompressors and NumPy's reader raise a dozen kinds
-        keys = ", ".join(f"{name}_images, {name}_labels" for name in NAMES)
-        found = str(error)[:MAX_MESSAGE] or type(error).__name__
-        expected = f"a MedMNIST file: {keys}; square uint8 images, one label per image, every class in train"
-        raise UserError(str(path), found, expected) from error
-
-
 def _unpack(path: Path, counts: list[int], published_side: int, side: int, folder: Path) -> None:
     """Write images.npy (N, C, side, side) from the compressed file, a few hundred images at a time."""
     out: Pixels | None = None
@@ -178,7 +168,7 @@ def _create(path: Path, num_images: int, rows: Pixels, side: int) -> Pixels:
 def _blocks(path: Path, counts: list[int], side: int) -> Iterator[Pixels]:
     """Yield (n, side, side) or (n, side, side, 3) uint8 blocks of the images, in the order train, val, test."""
     shape: tuple[int, ...] | None = None
-    with _reading(path), zipfile.ZipFile(path) as archive:
+    with reading(str(path), FORM), zipfile.ZipFile(path) as archive:
         for name, count in zip(NAMES, counts, strict=True):
             with archive.open(f"{name}_images.npy") as file:
                 (num_images, *one), column_major, dtype = _header(file)

@@ -1,0 +1,128 @@
+"""Tables on disk as rows of cells: TSV, CSV, JSON lines, parquet, and the datasets library's arrow."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedsim.errors import UserError, reading
+
+#: TSV as GLUE has it, where a quotation mark is a character like any other; CSV as in RFC 4180.
+DIALECTS: dict[str, dict[str, Any]] = {
+    ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
+    ".csv": {"strict": True},
+}
+SUFFIXES = (*DIALECTS, ".jsonl", ".parquet", ".arrow")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+NAMES_SHOWN = 12
+NAME_LENGTH = 40
+
+
+class Row(NamedTuple):
+    """Where a row stands, for messages, and its cells by column."""
+
+    where: str
+    cells: dict[str, Any]
+
+
+class Table(NamedTuple):
+    """The rows of a file, and the numbers of those left out since they have not as many cells as there are columns."""
+
+    rows: list[Row]
+    odd: list[int]
+
+
+def column_names(path: Path) -> list[str]:
+    """Return the names of a table's columns; of JSON lines those of the first row. UserError as in ``read_table``."""
+    import pyarrow as pa  # late: few runs need it, and it takes 24 MiB
+    import pyarrow.parquet
+
+    with reading(str(path), f"a {path.suffix} table"):
+        if path.suffix in DIALECTS:
+            return next(_delimited(path), [])
+        if path.suffix == ".jsonl":
+            return next((list(row.cells) for row in _json_rows(path)), [])
+        if path.suffix == ".parquet":
+            return list(pyarrow.parquet.read_schema(path).names)
+        with pa.memory_map(str(path)) as stream:
+            return list(pa.ipc.open_stream(stream).schema.names)
+
+
+def read_table(path: Path, wanted: Sequence[str], header: Sequence[str] | None = None) -> Table:
+    """Return the cells of the columns ``wanted``; ``header`` names those of a TSV file that does not itself.
+
+    UserError where the file cannot be read, or has one of the columns not at all or twice.
+    """
+    with reading(str(path), f"a {path.suffix} table"):
+        if path.suffix in DIALECTS:
+            return _text_table(path, wanted, header)
+        if path.suffix == ".jsonl":
+            rows = list(_json_rows(path))
+            for row in rows:
+                _require(row.where, wanted, list(row.cells))
+            return Table([Row(row.where, {name: row.cells[name] for name in wanted}) for row in rows], [])
+        return Table(_binary_rows(path, wanted), [])
+
+
+def _text_table(path: Path, wanted: Sequence[str], header: Sequence[str] | None) -> Table:
+    lines = _delimited(path)
+    names = list(header) if header is not None else next(lines, [])
+    _require(str(path), wanted, names)
+    places = {name: names.index(name) for name in wanted}
+    table = Table([], [])
+    for number, line in enumerate(lines, start=1):
+        if len(line) == len(names):
+            table.rows.append(Row(f"{path} row {number}", {name: line[place] for name, place in places.items()}))
+        else:
+            table.odd.append(number)
+    return table
+
+
+def _delimited(path: Path) -> Iterator[list[str]]:
+    """Yield the lines of a TSV or CSV file that are not empty."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        yield from filter(None, csv.reader(file, **DIALECTS[path.suffix]))
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    lines = path.read_bytes().removeprefix(BYTE_ORDER_MARK).split(b"\n")
+    for number, line in enumerate(filter(bytes.strip, lines), start=1):
+        where = f"{path} row {number}"
+        with reading(where, "a JSON object"):
+            cells = json.loads(line.decode(), object_pairs_hook=_distinct)
+            if not isinstance(cells, dict):
+                raise ValueError(line.decode())
+        yield Row(where, cells)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse what JSON's reader would settle by taking the last."""
+    (name, count), *_ = Counter(name for name, _ in pairs).most_common(1) or [("", 0)]
+    if count > 1:
+        raise ValueError(f"the key {name!r} {count} times")
+    return dict(pairs)
+
+
+def _binary_rows(path: Path, wanted: Sequence[str]) -> list[Row]:
+    import pyarrow as pa  # late, as above
+    import pyarrow.parquet
+
+    _require(str(path), wanted, column_names(path))
+    if path.suffix == ".parquet":
+        table = pyarrow.parquet.ParquetFile(path).read(columns=list(wanted))
+    else:
+        with pa.memory_map(str(path)) as stream:
+            table = pa.ipc.open_stream(stream).read_all().select(list(wanted))
+    return [Row(f"{path} row {number}", cells) for number, cells in enumerate(table.to_pylist(), start=1)]
+
+
+def _require(where: str, wanted: Sequence[str], names: Sequence[str]) -> None:
+    """UserError unless every wanted column is there once."""
+    for column in wanted:
+        if names.count(column) != 1:
+            shown = [name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH]}..." for name in names[:NAMES_SHOWN]]
+            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+            found = f"no column {column}" if column not in names else f"several columns {column}"
+            raise UserError(where, found, f"one of its columns, each once: {', '.join(shown)}{more}")

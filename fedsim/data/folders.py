@@ -1,0 +1,72 @@
+"""What lies in a folder of somebody's data, without what operating systems leave there."""
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from fedsim.errors import UserError
+
+#: The folder of a Mac's own notes in archives made there; its other traces begin with a dot.
+MAC_NOTES = "__MACOSX"
+
+
+def visible(folder: Path) -> list[Path]:
+    """Return what a folder holds, by name, without hidden files and a Mac's notes.
+
+    UserError where it cannot be read, and for a link to nothing, since what it stands for would be missing.
+    """
+    try:
+        found = sorted(path for path in folder.iterdir() if path.name[0] != "." and path.name != MAC_NOTES)
+    except OSError as error:
+        raise UserError(str(folder), str(error.strerror), "a folder that can be read") from error
+    for path in found:
+        if not exists(path):
+            raise UserError(str(path), "a link to nothing", "a file or folder")
+    return found
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder by name, as ``visible`` has them."""
+    return [path for path in visible(folder) if path.is_dir()]
+
+
+def files_with(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Return the files in a folder that end in one of ``suffixes``, in any case, by name, as ``visible`` has them.
+
+    UserError for a folder or a device of such a name: reading a pipe would wait for ever.
+    """
+    found = [path for path in visible(folder) if path.suffix.lower() in suffixes]
+    for path in found:
+        require_file(path, "a file")
+    return found
+
+
+def require_file(path: Path, expected: str) -> None:
+    """UserError unless there is a regular file, or a link to one, at ``path``."""
+    if not is_file(path):
+        raise UserError(str(path), "no file, but a folder or device" if exists(path) else "no such file", expected)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file at ``path``; a name that no file system takes has none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def exists(path: Path) -> bool:
+    """Whether a path leads anywhere."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def by_stem(files: Iterable[Path]) -> dict[str, Path]:
+    """Return files by their names without suffix; UserError where two have one name."""
+    found: dict[str, Path] = {}
+    for file in files:
+        first = found.setdefault(file.stem, file)
+        if first != file:
+            raise UserError(str(file), f"the name of {first.name} beside it", "one file of a name")
+    return found
