@@ -32,6 +32,8 @@ class Verbs(TyperGroup):
             if IS_FIRST_RANK:
                 print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
+        except EOFError as error:  # which click takes for a closed terminal, and shows as "Aborted." alone
+            raise RuntimeError("a file or stream that ended too soon") from error
 
 
 app = typer.Typer(

@@ -42,17 +42,30 @@ METHODS: dict[str, type[Algorithm]] = {
 
 
 def resolve(name: str) -> type[Algorithm]:
-    """Return the method of a known name, or the class at a dotted import path (package.module.Class)."""
+    """Return the method of a known name, or the class at a dotted import path (package.module.Class).
+
+    UserError for a path that leads nowhere or to no method, and for a module that ends the program. Whatever else a
+    module raises while it is imported is raised here: it is its author's to read.
+    """
     if name in METHODS:
         return METHODS[name]
-    module_name, _, class_name = name.rpartition(".")
+    *package, class_name = name.split(".")
     known = f"one of {', '.join(METHODS)}, or the import path of a class"
-    if not module_name:
+    if not package or not all(part and part.isprintable() for part in (*package, class_name)):
         raise UserError("algorithm.name", repr(name), known)
+    module_name = ".".join(package)
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+        module = importlib.import_module(module_name)
+    except SystemExit as error:
+        ends = f"{name!r}, whose module ends the program (code {error.code})"
+        raise UserError("algorithm.name", ends, "a module that only defines a method") from error
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, and lacks another one
         raise UserError("algorithm.name", f"{name!r} ({error})", known) from error
+    if not hasattr(module, class_name):
+        raise UserError("algorithm.name", f"{name!r} (no {class_name} in {module_name})", known)
+    found = getattr(module, class_name)
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
         raise UserError("algorithm.name", f"{name!r}, which is no method", "a subclass of algorithms.base.Algorithm")
     return found

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,41 @@ def test_names() -> None:
     assert all(resolve(name) is method for name, method in METHODS.items())
     assert resolve("algorithms.fedprox.FedProx") is FedProx
     assert all(method.summary for method in METHODS.values())
-    for name in ("fedavgg", "no.such.Module", "algorithms.deer.Nothing", "algorithms.base.Phase", "math.pi"):
+    wrong = ("fedavgg", "no.such.Module", "algorithms.deer.Nothing", "algorithms.base.Phase", "math.pi")
+    for name in (*wrong, ".evil.Method", "...", "evil.", "evil..Method", "os.path.no.Class", "no\0such.Method", ""):
         with pytest.raises(UserError, match=r"algorithm\.name: found '"):
             resolve(name)
+
+
+def write_module(folder: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of a user, whose name no other test has; returns the path of a method in it."""
+    name = f"own_{abs(hash(content))}"
+    (folder / f"{name}.py").write_text(content)
+    monkeypatch.syspath_prepend(folder)
+    return f"{name}.Method"
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_a_module_that_ends_the_program_is_refused(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = write_module(tmp_path, f"import sys\nsys.exit({code})\n", monkeypatch)
+    with pytest.raises(UserError, match=rf"Method', whose module ends the program \(code {code}\)"):
+        resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("1 / 0", ZeroDivisionError),
+        ("def", SyntaxError),
+        ("import nothing_of_that_name", ModuleNotFoundError),
+        ("from math import nothing", ImportError),
+        ("import math\nmath.nothing", AttributeError),
+    ],
+)
+def test_what_a_module_raises_is_its_authors_to_read(
+    tmp_path: Path, content: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = write_module(tmp_path, content, monkeypatch)
+    with pytest.raises(kind) as caught:
+        resolve(name)
+    assert not isinstance(caught.value, UserError)

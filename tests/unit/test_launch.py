@@ -121,6 +121,17 @@ def test_other_exceptions_pass(file: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(invoke("run", file).exception, ZeroDivisionError)
 
 
+@pytest.mark.usefixtures("calls")
+def test_a_stream_that_ends_too_soon_is_told_with_its_cause(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """click would show "Aborted." for it, and nothing else."""
+    cause = EOFError("no data left in file")
+    monkeypatch.setattr("fedsim.server.run", lambda *_: (_ for _ in ()).throw(cause))
+    result = invoke("run", file)
+    assert isinstance(result.exception, RuntimeError)
+    assert result.exception.__cause__ is cause
+    assert "Aborted" not in result.output
+
+
 def test_listings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert get_args(launch.Listing) == tuple(LISTINGS)
     expected = {
