@@ -67,9 +67,7 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     settings = load(config, overrides)
     from fedsim import plan
 
-    rows = plan.describe(settings)
-    if IS_FIRST_RANK:
-        show_rows(rows)
+    show_rows(plan.describe(settings))
 
 
 @app.command()
@@ -84,8 +82,7 @@ def distill(config: ConfigPath, overrides: Overrides = None, out: Out = None, re
 @app.command("list")
 def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
     """List what there is to choose from."""
-    if IS_FIRST_RANK:
-        show_rows(LISTINGS[what]())
+    show_rows(LISTINGS[what]())
 
 
 @app.command()
@@ -110,9 +107,9 @@ def load(config: Path, overrides: list[str] | None) -> Config:
 
 
 def show_rows(rows: list[tuple[str, str]]) -> None:
-    """Print names and what belongs to them in two columns, unbroken when piped into another program."""
+    """Print names and what belongs to them in two columns, once, unbroken when piped into another program."""
     width = max((len(name) for name, _ in rows), default=0)
-    for name, text in rows:
+    for name, text in rows if IS_FIRST_RANK else ():
         print(f"{name:{width}}  {text}")
 
 
