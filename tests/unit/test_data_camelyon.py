@@ -145,6 +145,13 @@ def test_wilds_sets_whole_patients_of_every_hospital_aside(wilds: Path) -> None:
         assert set(data.images[np.concatenate(own), 0].flatten().tolist()) == {center}
 
 
+def test_the_table_is_a_data_file(wilds: Path) -> None:
+    data = load(wilds, "wilds_camelyon17")
+    assert data.files["files"] == 1 + 100
+    (wilds / "metadata.csv").write_text((wilds / "metadata.csv").read_text() + "\n")
+    assert load(wilds, "wilds_camelyon17").files["sha256"] != data.files["sha256"]
+
+
 def test_max_train_keeps_hospitals_and_classes(wilds: Path) -> None:
     data = load_set("wilds_camelyon17", root=str(wilds), image_size=16, max_train=20)
     pairs = 2 * data.sites[data.train] + data.labels.numpy()[data.train]
@@ -161,6 +168,9 @@ def test_max_train_keeps_hospitals_and_classes(wilds: Path) -> None:
         ),
         ("0,000,4,0,7,0,0,0,0", "0,000,4,-1,7,0,0,0,0", r"metadata.csv line 2: found x_coord '-1'"),
         ("0,000,4,0,7,0,0,0,0", "0,000,4,3,7,0,0,0,0", r"patch_patient_000_node_4_x_3_y_7.png: found no such file"),
+        ("0,000,4,0,7,0,0,0,0", f"0,000,{'4' * 5000},0,7,0,0,0,0", r"metadata.csv line 2: found node '444"),
+        ("0,000,4,0,7,0,0,0,0", f"0,000,4,0,7,0,0,{'5' * 5000},0", r"metadata.csv line 2: found center '555"),
+        (",center,", ",center,center,", r"metadata.csv: found several columns center"),
         (",center,", ",hospital,", r"metadata.csv line 2: found center ''"),
         ("0,000,4,0,7,0,0,0,0", "0,000,4,0,7,0,0,5,0", r"metadata.csv center 5: found 1 patients; expected 3"),
     ],

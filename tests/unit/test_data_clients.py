@@ -72,6 +72,15 @@ def test_the_smaller_images_are_taken_where_they_suffice(root: Path, image_size:
     assert load(root, image_size).images[0, 2, 0, 0] == side - 1
 
 
+def test_what_a_mac_leaves_is_no_client(root: Path) -> None:
+    (root / "csv_folder" / "__MACOSX").mkdir()
+    (root / "csv_folder" / "._clientA").mkdir()
+    data = load(root)
+    assert data.site_names == CLIENTS
+    assert data.files is not None
+    assert data.files["files"] == 12 + 36
+
+
 def test_clients_are_the_natural_partition(root: Path) -> None:
     data = load(root)
     config = make_config(clients={"count": 4, "partition": {"name": "sites"}}).clients
@@ -119,6 +128,8 @@ TRAIN_B = "csv_folder/clientB/train_clientB.csv"
         (edit(TRAIN_B, "image_id", "image"), r"train_clientB.csv line 2: found image_id None with label '0'"),
         (edit(TRAIN_B, "ISIC_0000002", "../ISIC_0000002"), r"line 4: found image_id '../ISIC"),
         (edit(TRAIN_B, "ISIC_0000002", "ISIC_0000001"), r"ISIC_0000001.png: found an image that two rows name"),
+        (edit(TRAIN_B, "ISIC_0000002", "x" * 5000), r"xxx.png: found no such file; expected an image"),
+        (edit(TRAIN_B, "label_binary", "label"), r"train_clientB.csv: found several columns label"),
         (edit(TRAIN_B, "ISIC_0000002", "ISIC_0000077"), r"ISIC_0000077.png: found no such file; expected an image"),
         (lambda root: (root / TRAIN_B).write_text("image_id,label\n"), r"train_clientB.csv: found no row"),
         (

@@ -130,8 +130,8 @@ def test_the_pickled_version_of_cifar_is_not_read(cifar10: Path) -> None:
 
 
 def test_a_label_of_no_class_is_refused(cifar10: Path, cifar100: Path) -> None:
-    (cifar100 / "fine_label_names.txt").write_text("apple\n")
-    with pytest.raises(UserError, match="found label 99; expected labels of the 1 classes"):
+    records(600, 120, 0, coarse=True).tofile(cifar100 / "train.bin")
+    with pytest.raises(UserError, match="found label 119; expected labels of the 100 classes"):
         load_set("torchvision:cifar100", root=str(cifar100.parent))
     records(40, 11, 0).tofile(cifar10 / BATCHES[0])
     with pytest.raises(UserError, match="found label 10; expected labels of the 10 classes"):
@@ -161,8 +161,25 @@ def test_flowers_without_an_image_or_with_a_broken_file(flowers: Path) -> None:
     path = flowers / "imagelabels.mat"
     for content in (b"", path.read_bytes()[:150], b"x" * 500):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"imagelabels.mat: found no numbers 'labels'"):
+        with pytest.raises(UserError, match=r"imagelabels.mat: found .*; expected numbers 'labels'"):
             load_set("torchvision:flowers102", root=str(flowers.parent))
-    scipy.io.savemat(path, {"others": np.ones(3)})
-    with pytest.raises(UserError, match=r"imagelabels.mat: found no numbers 'labels'"):
-        load_set("torchvision:flowers102", root=str(flowers.parent))
+    for other in ({"others": np.ones(3)}, {"labels": np.array([1.5])}, {"labels": np.array([np.nan])}):
+        scipy.io.savemat(path, other)
+        with pytest.raises(UserError, match=r"imagelabels.mat: found .*'labels'.*; expected numbers 'labels'"):
+            load_set("torchvision:flowers102", root=str(flowers.parent))
+
+
+@pytest.mark.parametrize("content", [b"apple\n", b"thing\n" * 100, b"\xff\xfe"])
+def test_names_of_cifar_that_are_not_a_hundred_are_refused(cifar100: Path, content: bytes) -> None:
+    (cifar100 / "fine_label_names.txt").write_bytes(content)
+    with pytest.raises(UserError, match=r"fine_label_names.txt: found .*; expected the names of 100 classes"):
+        load_set("torchvision:cifar100", root=str(cifar100.parent))
+
+
+def test_a_set_of_other_counts_than_the_published_is_remarked_upon(cifar10: Path, flowers: Path) -> None:
+    data = load_set("torchvision:cifar10", root=str(cifar10.parent))
+    assert data.remarks == (f"{cifar10} is not the published set: 200/20 images, published 50000/10000",)
+    assert data.files["files"] == 6
+    data = load_set("torchvision:flowers102", root=str(flowers.parent))
+    assert data.remarks == (f"{flowers} is not the published set: 3/2/4 images, published 1020/1020/6149",)
+    assert "setid.mat" in data.files["each"]

@@ -1,15 +1,18 @@
 """Camelyon17's lymph node patches of five hospitals, tumour or none: HarmoFL's table of them and that of WILDS."""
 
-import csv
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedsim.config_errors import show
 from fedsim.data.cache import load_mapped
 from fedsim.data.dataset import Indices, Source
+from fedsim.data.datasets.tables import csv_rows
+from fedsim.data.folders import is_file
 from fedsim.data.images import prepared_files
 from fedsim.data.splits import NAMES, TEST, TRAIN, VAL
 from fedsim.errors import UserError
@@ -19,6 +22,7 @@ VAL_SHARE = 0.2
 PICKLED = '{"hospital1": {"train": (paths, labels), "test": (paths, labels)}, "hospital2": ...}'
 COLUMNS = ("patient", "node", "x_coord", "y_coord", "tumor", "center")
 MIN_PATIENTS = 3
+NUMBER = re.compile("[0-9]{1,9}")
 
 
 def camelyon17(root: str, image_size: int) -> Source:
@@ -42,7 +46,7 @@ def camelyon17(root: str, image_size: int) -> Source:
             fixed.append(splits)
             sites.append(np.full(len(names), site))
     label, split, site_of = (np.concatenate(values) for values in (labels, fixed, sites))
-    return _source("camelyon17", base, image_size, paths, label, split, site_of, tuple(sorted(table)))
+    return _source("camelyon17", base / "data.pkl", image_size, paths, label, split, site_of, tuple(sorted(table)))
 
 
 def wilds_camelyon17(root: str, image_size: int) -> Source:
@@ -71,12 +75,12 @@ def wilds_camelyon17(root: str, image_size: int) -> Source:
         for code, held in ((TEST, own[-num_held:]), (VAL, own[-2 * num_held : -num_held])):
             fixed[(sites == site) & np.isin(patients, held)] = code
     site_names = tuple(f"hospital {center}" for center in names)
-    return _source("wilds_camelyon17", base, image_size, paths, labels, fixed, sites, site_names)
+    return _source("wilds_camelyon17", base / "metadata.csv", image_size, paths, labels, fixed, sites, site_names)
 
 
 def _source(
     name: str,
-    base: Path,
+    table: Path,
     image_size: int,
     paths: list[Path],
     labels: Indices,
@@ -85,16 +89,17 @@ def _source(
     site_names: tuple[str, ...],
 ) -> Source:
     for path in paths:
-        if not path.is_file():
+        if not is_file(path):
             raise UserError(str(path), "no such file", f"a patch of {name}")
     return Source(
-        images=load_mapped(prepared_files(name, base, paths, image_size)),
+        images=load_mapped(prepared_files(name, table.parent, paths, image_size)),
         labels=labels,
         class_names=CLASS_NAMES,
         sites=sites,
         site_names=site_names,
         fixed=fixed,
         strata=sites * len(CLASS_NAMES) + labels,
+        files=(table, *paths),
     )
 
 
@@ -150,16 +155,12 @@ def _patches(where: str, hospital: Any, part: str) -> tuple[list[str], Indices]:
 
 def _read_rows(path: Path) -> Sequence[Mapping[str, str]]:
     """Return the rows of metadata.csv, whose columns of use are whole numbers."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(str(path), str(error), "the table of WILDS") from error
+    rows = csv_rows(path, "the table of WILDS")
     for number, row in enumerate(rows, start=2):
         for column in COLUMNS:
             value = row.get(column) or ""
-            if not value.isdecimal() or (column == "tumor" and int(value) >= len(CLASS_NAMES)):
-                raise UserError(f"{path} line {number}", f"{column} {value!r}", "a whole number, and tumor 0 or 1")
+            if not NUMBER.fullmatch(value) or (column == "tumor" and int(value) >= len(CLASS_NAMES)):
+                raise UserError(f"{path} line {number}", f"{column} {show(value)}", "a whole number, and tumor 0 or 1")
     if not rows:
         raise UserError(str(path), "no row", "a row for every patch")
     return rows

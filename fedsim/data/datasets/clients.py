@@ -1,12 +1,13 @@
 """The dermoscopic set of PRR-FL (Chen et al., MICCAI 2021): four clients, each with a split of its own."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
 from fedsim.data.cache import load_mapped
 from fedsim.data.dataset import Source
+from fedsim.data.datasets.tables import csv_rows
+from fedsim.data.folders import is_file, subfolders
 from fedsim.data.images import prepared_files
 from fedsim.errors import UserError
 
@@ -26,15 +27,17 @@ def dermoscopic_clients(root: str, image_size: int) -> Source:
     """
     base = Path(root).expanduser()
     tables = base / "csv_folder"
-    clients = sorted(f.name for f in tables.iterdir() if f.is_dir() and f.name[0] != ".") if tables.is_dir() else []
+    clients = [folder.name for folder in subfolders(tables)] if tables.is_dir() else []
     if not clients:
         raise UserError(f"data.root {base}", "no client in csv_folder", LAYOUT)
     side = next((side for side in SIDES if side >= image_size), SIDES[-1])
     paths: list[Path] = []
+    files: list[Path] = []
     labels, fixed, sites = [], [], []
     for site, client in enumerate(clients):
         for code, part in enumerate(PARTS):
-            rows = _read_table(tables / client / f"{part}_{client}.csv")
+            files.append(tables / client / f"{part}_{client}.csv")
+            rows = _read_table(files[-1])
             paths += [base / "data" / client / f"img_resize{side}" / f"{image}.png" for image, _ in rows]
             labels += [label for _, label in rows]
             fixed += [code] * len(rows)
@@ -47,16 +50,13 @@ def dermoscopic_clients(root: str, image_size: int) -> Source:
         sites=np.array(sites, np.int64),
         site_names=tuple(clients),
         fixed=np.array(fixed, np.int64),
+        files=(*files, *paths),
     )
 
 
 def _read_table(path: Path) -> list[tuple[str, int]]:
     """Return the images and labels of a table; it must have some."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [(row.get("image_id"), row.get("label")) for row in csv.DictReader(file)]
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(str(path), str(error), f"a table: {LAYOUT}") from error
+    rows = [(row.get("image_id"), row.get("label")) for row in csv_rows(path, f"a table: {LAYOUT}")]
     if not rows:
         raise UserError(str(path), "no row", "a row for every image")
     known = [str(label) for label in range(len(CLASS_NAMES))]
@@ -76,5 +76,5 @@ def _check_images(paths: list[Path]) -> None:
         if path in seen:
             raise UserError(str(path), "an image that two rows name", "each image once")
         seen.add(path)
-        if not path.is_file():
+        if not is_file(path):
             raise UserError(str(path), "no such file", f"an image: {LAYOUT}")

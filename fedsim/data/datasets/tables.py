@@ -66,6 +66,18 @@ def read_table(path: Path, wanted: Sequence[str], header: Sequence[str] | None =
         return Table(_binary_rows(path, wanted), [])
 
 
+def csv_rows(path: Path, expected: str) -> list[dict[str, str]]:
+    """Return all cells of a CSV file by its header, a missing one as an empty text.
+
+    UserError where it cannot be read, which says what was ``expected``, or where a column is there twice.
+    """
+    with reading(str(path), expected), path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file, restval="")
+        names = rows.fieldnames or []
+        _require(str(path), list(dict.fromkeys(names)), names)
+        return list(rows)
+
+
 def _text_table(path: Path, wanted: Sequence[str], header: Sequence[str] | None) -> Table:
     lines = _delimited(path)
     names = list(header) if header is not None else next(lines, [])

@@ -4,7 +4,6 @@ torchvision reads CIFAR's Python version, which is a pickle: whoever made the fi
 that the authors publish beside it has the same images in the same order, so that one is read here.
 """
 
-import zlib
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +14,13 @@ from fedsim.data.cache import cached_folder, load_mapped
 from fedsim.data.dataset import Indices, Pixels, Source
 from fedsim.data.images import listing, prepared_files, resized, write_images
 from fedsim.data.splits import TEST, TRAIN, VAL
-from fedsim.errors import UserError
+from fedsim.errors import UserError, reading
 
 CIFAR_SIDE = 32
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100_CLASSES = 100
+CIFAR_PUBLISHED = (50_000, 10_000)  # images in train and test of either set
+FLOWERS_PUBLISHED = (1020, 1020, 6149)
 CIFAR_SITE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 FLOWERS_SITE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 FLOWERS_LAYOUT = f"<root>/flowers-102/ with jpg/, imagelabels.mat and setid.mat, from {FLOWERS_SITE}"
@@ -43,8 +45,12 @@ def cifar100(root: str, image_size: int) -> Source:
     """
     files = ("train.bin", "test.bin", "fine_label_names.txt")
     folder = _cifar_folder(root, "cifar-100-binary", files, "cifar-100-binary.tar.gz")
-    names = (folder / "fine_label_names.txt").read_text(encoding="utf-8").split()
-    return _cifar(folder, ("train.bin",), "test.bin", 2, tuple(names), image_size)
+    path = folder / "fine_label_names.txt"
+    with reading(str(path), f"the names of {CIFAR100_CLASSES} classes"):
+        names = tuple(path.read_text(encoding="utf-8").split())
+        if len(set(names)) != CIFAR100_CLASSES or len(names) != CIFAR100_CLASSES:
+            raise ValueError(f"{len(names)} names, {len(set(names))} of them different")
+    return _cifar(folder, ("train.bin",), "test.bin", 2, names, image_size)
 
 
 def _cifar_folder(root: str, name: str, files: tuple[str, ...], archive: str) -> Path:
@@ -70,12 +76,29 @@ def _cifar(
     key = [*listing(folder, [folder / file for file in (*train, test)]), side]
     pixels = records[:, label_bytes:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE)
     prepared = cached_folder(folder.name, key, partial(_write_cifar, pixels, side))
-    return Source(load_mapped(prepared / "images.npy"), labels, class_names, fixed=fixed)
+    num_test = len(parts[-1])
+    return Source(
+        images=load_mapped(prepared / "images.npy"),
+        labels=labels,
+        class_names=class_names,
+        fixed=fixed,
+        files=tuple(folder / file for file in (*train, test)),
+        remarks=_remarks(folder, (len(labels) - num_test, num_test), CIFAR_PUBLISHED),
+    )
+
+
+def _remarks(folder: Path, counts: tuple[int, ...], published: tuple[int, ...]) -> tuple[str, ...]:
+    """Say where a set has other counts than the published one of its name."""
+    if counts == published:
+        return ()
+    found, expected = ("/".join(map(str, numbers)) for numbers in (counts, published))
+    return (f"{folder} is not the published set: {found} images, published {expected}",)
 
 
 def _records(path: Path, label_bytes: int) -> Pixels:
     size = label_bytes + 3 * CIFAR_SIDE**2
-    content = np.fromfile(path, np.uint8)
+    with reading(str(path), "a readable file"):
+        content = np.fromfile(path, np.uint8)
     if len(content) == 0 or len(content) % size:
         raise UserError(str(path), f"{len(content)} bytes", f"one or more records of {size} bytes")
     return content.reshape(-1, size)
@@ -116,19 +139,22 @@ def flowers102(root: str, image_size: int) -> Source:
         labels=labels[numbers - 1] - 1,
         class_names=tuple(class_names),
         fixed=np.repeat([TRAIN, VAL, TEST], [len(part) for part in parts]),
+        files=(folder / "imagelabels.mat", folder / "setid.mat", *paths),
+        remarks=_remarks(folder, tuple(len(part) for part in parts), FLOWERS_PUBLISHED),
     )
 
 
 def _row(path: Path, name: str) -> Indices:
     """Return a row of whole numbers from a MATLAB file."""
     import scipy.io  # type: ignore[import-untyped]  # scipy has no types; late: few runs need it
-    from scipy.io.matlab import MatReadError  # type: ignore[import-untyped]  # as above
 
-    try:
-        content = scipy.io.loadmat(path, variable_names=[name])
-        return np.asarray(content[name]).ravel().astype(np.int64)
-    except (OSError, KeyError, ValueError, TypeError, NotImplementedError, zlib.error, MatReadError) as error:
-        raise UserError(str(path), f"no numbers {name!r} ({error})", FLOWERS_LAYOUT) from error
+    with reading(str(path), f"numbers {name!r}; {FLOWERS_LAYOUT}"):
+        values = np.asarray(scipy.io.loadmat(path, variable_names=[name])[name]).ravel()
+        with np.errstate(invalid="ignore"):  # what does not fit is told below
+            numbers: Indices = values.astype(np.int64)
+        if (numbers != values).any():
+            raise ValueError(f"numbers {name!r} that are not whole")
+        return numbers
 
 
 def _check_range(path: Path, what: str, numbers: Indices, highest: int) -> None:
