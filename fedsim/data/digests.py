@@ -13,7 +13,7 @@ from fedsim.data.images import listing
 from fedsim.errors import UserError
 
 NUM_LISTED = 32  # so many files are named one by one
-DIRECT_BYTES = 2**28  # so much is read again at every start; the digests of more are kept in the cache
+DIRECT_BYTES = 2**28  # so much of so many is read again at every start; the digests of more are kept in the cache
 
 Method = Literal["sha256", "md5"]
 
@@ -42,9 +42,9 @@ def describe_files(paths: Sequence[Path]) -> dict[str, Any] | None:
 def content_digests(paths: Sequence[Path], method: Method = "sha256") -> list[str]:
     """Return the digest of each file's content in hexadecimal digits.
 
-    Those of many bytes are computed once for these files with these sizes and times. UserError as above.
+    Those of many files or bytes are computed once for these files with these sizes and times. UserError as above.
     """
-    if sum(path.stat().st_size for path in paths) < DIRECT_BYTES:
+    if len(paths) <= NUM_LISTED and sum(path.stat().st_size for path in paths) < DIRECT_BYTES:
         return _compute(paths, method)
     key = [method, *listing(Path(os.path.commonpath([path.parent for path in paths])), paths)]
     folder = cached_folder("digests", key, lambda folder: _write(_compute(paths, method), folder))

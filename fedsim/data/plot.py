@@ -40,8 +40,8 @@ def draw_partition(dataset: Dataset, parts: list[Indices], path: Path) -> None:
             label=name,
         )
         left += counts_KC[:, label]
-    title = f"{dataset.name}: {counts_KC.sum()} training images, {num_clients} clients"
-    axes.set(title=title, xlabel="training images", ylabel="client", ylim=(num_clients - 0.5, -0.5))
+    title = f"{dataset.name}: {counts_KC.sum()} training {dataset.unit}, {num_clients} clients"
+    axes.set(title=title, xlabel=f"training {dataset.unit}", ylabel="client", ylim=(num_clients - 0.5, -0.5))
     axes.set_yticks(range(0, num_clients, 1 if num_clients <= MAX_TICKS else 5 * math.ceil(num_clients / 200)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)

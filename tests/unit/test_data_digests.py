@@ -41,6 +41,7 @@ def test_other_content_or_another_name_is_another_digest(files: list[Path]) -> N
     assert len({str(found and found["sha256"]) for found in (before, changed, renamed)}) == 3
 
 
+@pytest.mark.usefixtures("cache")
 def test_of_many_files_only_the_sum_is_named(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digests, "NUM_LISTED", 2)
     found = describe_files(files)
@@ -49,9 +50,10 @@ def test_of_many_files_only_the_sum_is_named(files: list[Path], monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("cache")
-def test_digests_of_many_bytes_are_computed_once(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", ["DIRECT_BYTES", "NUM_LISTED"])
+def test_digests_of_much_are_computed_once(files: list[Path], limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     want = content_digests(files)
-    monkeypatch.setattr(digests, "DIRECT_BYTES", 0)
+    monkeypatch.setattr(digests, limit, 0)
     assert content_digests(files) == want
     monkeypatch.setattr(digests, "_compute", lambda *_: pytest.fail("computed again"))
     assert content_digests(files) == want

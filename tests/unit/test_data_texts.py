@@ -236,10 +236,10 @@ def test_mistakes_in_lines(tmp_path: Path, name: str, rows: list[str], message: 
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        ([1, True], r"row 2, column kind: found True beside 1; expected classes or sites of one kind"),
-        ([False, 0.0], r"row 2, column kind: found 0 beside False"),
-        (["1", "1.0"], r"row 2, column kind: found 1.0 beside 1"),
-        (["01", 1], r"row 2, column kind: found 1 beside 01"),
+        ([1, True], r"row 2, column kind: found 'True' beside '1'; expected classes or sites of one kind"),
+        ([False, 0.0], r"row 2, column kind: found '0' beside 'False'"),
+        (["1", "1.0"], r"row 2, column kind: found '1.0' beside '1'"),
+        (["01", 1], r"row 2, column kind: found '1' beside '01'"),
     ],
 )
 def test_one_class_is_not_written_in_two_ways(tmp_path: Path, kinds: list[Any], message: str) -> None:
@@ -299,7 +299,7 @@ def test_a_split_in_a_cell_is_known_in_any_case(tmp_path: Path, word: str) -> No
 def test_a_class_that_train_lacks_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", rows_of(4))
     write(tmp_path / "test.jsonl", [row | {"kind": "c"} for row in rows_of(2)])
-    with pytest.raises(UserError, match=r"test\.jsonl row 1, column kind: found c; expected .*'a', 'b'"):
+    with pytest.raises(UserError, match=r"test\.jsonl row 1, column kind: found 'c'; expected .*'a', 'b'"):
         load(tmp_path, label="kind")
 
 

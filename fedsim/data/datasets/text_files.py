@@ -68,7 +68,8 @@ def source_of(rows: Sequence[Row], fixed: Sequence[int], columns: ColumnsConfig,
     """Return rows as a data set, in the splits ``fixed``; UserError for cells that do not fit."""
     wanted = [columns.text] if columns.second is None else [columns.text, columns.second]
     texts = tuple(tuple(_text(row, column) for column in wanted) for row in rows)
-    labels, targets, site_names, sites = np.zeros(len(rows), np.int64), None, (), None
+    labels, targets, sites = np.zeros(len(rows), np.int64), None, None
+    site_names: tuple[str, ...] = ()
     class_names: tuple[str, ...] = (columns.score or "",)
     remarks: tuple[str, ...] = ()
     if columns.score is not None:
@@ -78,9 +79,11 @@ def source_of(rows: Sequence[Row], fixed: Sequence[int], columns: ColumnsConfig,
         words = _names(rows, columns.label)
         class_names = in_order({word for word, code in zip(words, fixed, strict=True) if code == TRAIN})
         remarks = _one_value(columns.label, class_names)
+        known = set(class_names)
         for row, word in zip(rows, words, strict=True):
-            if word not in class_names:
-                raise UserError(f"{row.where}, column {columns.label}", word, f"a class of train: {show(class_names)}")
+            if word not in known:
+                where = f"{row.where}, column {columns.label}"
+                raise UserError(where, show(word), f"a class of train: {show(class_names)}")
         labels = _codes(words, class_names)
     if columns.site is not None:
         places = _names(rows, columns.site)
@@ -171,7 +174,9 @@ def _names(rows: Sequence[Row], column: str) -> list[str]:
             first = kinds.get(not isinstance(value, bool), first)
         if first != name:
             where = f"{row.where}, column {column}"
-            raise UserError(where, f"{name} beside {first}", "classes or sites of one kind, each written in one way")
+            raise UserError(
+                where, f"{show(name)} beside {show(first)}", "classes or sites of one kind, each written in one way"
+            )
         names.append(name)
     return names
 
