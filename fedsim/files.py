@@ -50,6 +50,19 @@ def write_json(path: Path, obj: Any) -> None:
     write_atomic(path, (text + "\n").encode())
 
 
+def parse_json(text: str) -> Any:
+    """The data in a JSON text; ValueError where a mapping has a key twice, of which the reader would take the last."""
+    return json.loads(text, object_pairs_hook=_distinct)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
+
+
 def finite(obj: Any) -> Any:
     """A copy of JSON-like data with null in place of nan and inf."""
     if isinstance(obj, float):

@@ -1,14 +1,15 @@
 """A partition that the user brings: which images of each split every client has."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedsim.config_errors import show
 from fedsim.data.dataset import Dataset, Indices
-from fedsim.errors import UserError
+from fedsim.errors import UserError, reading
+from fedsim.files import parse_json
 
 FORM = '{"clients": [[index, ...], ...]}, and of the same form "val" and "test"'
 SPLITS = {"clients": "training", "val": "validation", "test": "test"}
@@ -26,10 +27,8 @@ def read_partition(path: str, dataset: Dataset, count: int) -> dict[str, list[In
 
 
 def _read(path: str) -> dict[str, list[list[int]]]:
-    try:
-        content: Any = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(path, str(error), f"a JSON file {FORM}") from error
+    with reading(path, f"a JSON file {FORM}"):
+        content: Any = parse_json(Path(path).expanduser().read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise UserError(path, f"a {type(content).__name__}", FORM)
     if "clients" not in content or not content.keys() <= SPLITS.keys():
@@ -49,7 +48,7 @@ def _checked(where: str, parts: Sequence[list[int]], images: Indices, split: str
     for client, part in enumerate(parts):
         for index in part:
             if index not in known:
-                raise UserError(f"{where}, client {client}", f"index {index}", f"indices of {split} images")
+                raise UserError(f"{where}, client {client}", f"index {show(index)}", f"indices of {split} images")
             if index in owner:
                 found = f"index {index}, which client {owner[index]} has"
                 raise UserError(f"{where}, client {client}", found, "each index once")

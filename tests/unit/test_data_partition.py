@@ -188,6 +188,10 @@ def test_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
         ({"clients": [[0], [1]], "val": [[3]]}, "val: found 1 clients; expected clients.count = 2"),
         ({"clients": [[0], [1]], "val": {"0": [3]}}, "val: found another content"),
         ("{", "expected a JSON file"),
+        ("[" * 5000 + "]" * 5000, "found maximum recursion depth exceeded.*; expected a JSON file"),
+        (f'{{"clients": [[{"1" * 5000}], [1]]}}', "found Exceeds the limit .* digits.*; expected a JSON file"),
+        (f'{{"clients": [[{"1" * 4000}], [1]]}}', "client 0: found index 111.{1,80}; expected indices of training"),
+        ('{"clients": [[0], [1]], "clients": [[1], [0]]}', "found the key 'clients' twice; expected a JSON file"),
     ],
 )
 def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path: Path, content: Any, message: str) -> None:

@@ -189,7 +189,7 @@ def lines(path: Path, *rows: str) -> None:
             r"train.jsonl row 2: found maximum recursion depth exceeded.*; expected a JSON object",
         ),
         ('{"sentence": "x", "kind": ' + "1" * 5000 + "}", r"row 2: found Exceeds the limit .*; expected a JSON object"),
-        ('{"sentence": "x", "kind": "a", "kind": "b"}', r"train.jsonl row 2: found the key 'kind' 2 times"),
+        ('{"sentence": "x", "kind": "a", "kind": "b"}', r"train.jsonl row 2: found the key 'kind' twice"),
         ('{"sentence": "x"}', r"train.jsonl row 2: found no column kind; expected one of its columns, .*: sentence"),
     ],
 )

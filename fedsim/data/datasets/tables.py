@@ -1,13 +1,12 @@
 """Tables on disk as rows of cells: TSV, CSV, JSON lines, parquet, and the datasets library's arrow."""
 
 import csv
-import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedsim.errors import UserError, reading
+from fedsim.files import parse_json
 
 #: TSV as GLUE has it, where a quotation mark is a character like any other; CSV as in RFC 4180.
 DIALECTS: dict[str, dict[str, Any]] = {
@@ -103,18 +102,10 @@ def _json_rows(path: Path) -> Iterator[Row]:
     for number, line in enumerate(filter(bytes.strip, lines), start=1):
         where = f"{path} row {number}"
         with reading(where, "a JSON object"):
-            cells = json.loads(line.decode(), object_pairs_hook=_distinct)
+            cells = parse_json(line.decode())
             if not isinstance(cells, dict):
                 raise ValueError(line.decode())
         yield Row(where, cells)
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse what JSON's reader would settle by taking the last."""
-    (name, count), *_ = Counter(name for name, _ in pairs).most_common(1) or [("", 0)]
-    if count > 1:
-        raise ValueError(f"the key {name!r} {count} times")
-    return dict(pairs)
 
 
 def _binary_rows(path: Path, wanted: Sequence[str]) -> list[Row]:
