@@ -27,13 +27,19 @@ def overlap_rows(data: Dataset) -> list[tuple[str, str]]:
     A near-duplicate may be turned, mirrored, brighter or compressed again; the same pixels may be turned or mirrored,
     and are compared at ``data.image_size``.
     """
-    rows = []
-    if data.texts is None:
-        rows += [("near-duplicates", _near_text(data)), ("same pixels", _same_text(data))]
-    if data.groups is not None:
-        rows.append(("same groups", _shared_text(data, data.groups)))
-        if data.sites is not None:
-            rows.append(("same groups, own site", _site_text(data, data.groups, data.sites)))
+    pictures = (
+        [] if data.texts is not None else [("near-duplicates", _near_text(data)), ("same pixels", _same_text(data))]
+    )
+    return pictures + group_rows(data)
+
+
+def group_rows(data: Dataset) -> list[tuple[str, str]]:
+    """Return how many held-out images have one of their group in another split, in all and within each site."""
+    if data.groups is None:
+        return []
+    rows = [("same groups", _shared_text(data, data.groups))]
+    if data.sites is not None:
+        rows.append(("same groups, own site", _site_text(data, data.groups, data.sites)))
     return rows
 
 
