@@ -113,6 +113,11 @@ def test_by_lesion_is_drawn_from_the_split_seed(root: Path) -> None:
     assert first.test.tolist() != other.test.tolist()
 
 
+def test_the_released_split_has_no_use_for_a_seed(root: Path) -> None:
+    with pytest.raises(UserError, match="split_seed: found 3 with dermoscopic_clients, which brings its split"):
+        load(root, split="released", split_seed=3)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_lesion_of_two_clients_goes_to_one_part(root: Path, seed: int) -> None:
     assert dict(group_rows(load(root)))["same groups, own site"] == (
