@@ -86,6 +86,11 @@ class DataConfig(Words):
     fractions: FractionsConfig = Field(
         default=FractionsConfig(), description="Shares set aside where the data set has no split of its own."
     )
+    split: Literal["released", "by_lesion"] | None = Field(
+        default=None,
+        description="dermoscopic_clients only: released (null is the same), which has lesions in several parts; or "
+        "by_lesion: whole lesions, divided by split_seed into parts of the released sizes.",
+    )
     split_seed: Seed = Field(
         default=0, description="Seed of the split and of max_train; independent of the run's seed."
     )
@@ -114,6 +119,10 @@ class DataConfig(Words):
             raise KeyedError("root", f"{show(self.root)} with name: {self.name}", "null: the set is packaged")
         if self.name in TEXT_NAMES:
             refuse_idle(self, ["image_size"], f"name: {self.name}, which has no images")
+        if self.name != "dermoscopic_clients" and self.split is not None:
+            raise KeyedError(
+                "split", f"{self.split} with name: {self.name}", "null: only dermoscopic_clients tells lesions"
+            )
         if self.name not in TEXT_NAMES and self.max_tokens is not None:
             raise KeyedError("max_tokens", f"{self.max_tokens} with name: {self.name}", "null: only texts have tokens")
         if self.name in TEXT_NAMES and self.augment:

@@ -7,6 +7,7 @@ from comm import open_group
 from fedsim.cohort import draw_cohort, num_local_steps
 from fedsim.config import Config
 from fedsim.costs import costs, payload_of
+from fedsim.data.overlap import overlap_rows
 from fedsim.phase import num_bytes
 from fedsim.simulation import Simulation, build_simulation
 
@@ -24,6 +25,7 @@ def describe(config: Config) -> list[tuple[str, str]]:
         ("data", f"{data.name}: {len(data.train)} train, {len(data.val)} val, {len(data.test)} test {data.unit}"),
         *(("remark", remark) for remark in data.remarks),
         ("classes", ", ".join(f'"{name}"' if "," in name else name for name in data.class_names)),
+        *overlap_rows(data),
         ("clients", f"{len(sizes)}, of {min(sizes)} to {max(sizes)} {data.unit}, {sizes.count(0)} without"),
         (
             "cohort",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from algorithms import resolve
@@ -73,6 +74,18 @@ def make_dataset(sizes: Sequence[int], num_classes: int = 3, seed: int = 0) -> t
     images, targets = torch.from_numpy(pixels.astype(np.uint8)), torch.from_numpy(labels)
     dataset = Dataset("made up", images, targets, names, train, val, test, None, None, ())
     return dataset, np.split(stream.permutation(train), np.cumsum(sizes)[:-1])
+
+
+def make_pictures(count: int) -> list[Image.Image]:
+    """Soft blobs on a black background, as a scan has it, each image its own."""
+    rng = np.random.default_rng(4)
+    images = []
+    for _ in range(count):
+        blobs = Image.fromarray(rng.integers(40, 160, (7, 7), np.uint8)).resize((96, 96), Image.Resampling.BICUBIC)
+        frame = Image.new("L", (128, 128))
+        frame.paste(blobs, (16, 16))
+        images.append(frame.convert("RGB"))
+    return images
 
 
 def make_masked_dataset(sizes: Sequence[int], side: int, seed: int = 0) -> tuple[Dataset, list[np.ndarray]]:

@@ -25,8 +25,8 @@ class Dataset:
     ``images`` (N, 3, H, W) uint8; ``labels`` (N,) int64, indices into ``class_names``. ``train``, ``val`` and
     ``test`` are sorted, disjoint indices into ``images``; with ``data.max_train`` some images are in none.
     ``groups`` (N,) marks images that belong together (one lesion, near-duplicates): no group is in two
-    splits. ``sites`` (N,) are indices into ``site_names``: natural clients. Grey images share one channel in
-    memory, so ``images`` may not be written to.
+    splits, unless the set's own split has it so. ``sites`` (N,) are indices into ``site_names``: natural clients.
+    Grey images share one channel in memory, so ``images`` may not be written to.
 
     A segmentation set has ``masks`` (N, H, W) uint8, the class of every pixel as an index into ``class_names``, of
     which 0 is the background; a label is then the foreground class with most pixels, or 0 where there is none.

@@ -16,7 +16,7 @@ from fedsim.data.dataset import Indices, Pixels
 SIDE = 16
 #: Of 255. A smaller step is none: that much comes from compressing a flat background.
 SMALLEST_STEP = 2
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 128
 
 
 def thumbnails(image: Image.Image) -> Pixels:

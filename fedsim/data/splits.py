@@ -66,7 +66,9 @@ def _check_used(config: "DataConfig", splits: Indices) -> None:
         if fraction != getattr(FractionsConfig(), name):
             found = f"{fraction:g} with {config.name}, which brings its {name} images"
             raise UserError(f"data.fractions.{name}", found, unused)
-    draws = len(brought) < 2 or config.max_train is not None or config.truncate_to_smallest
+    draws = (
+        len(brought) < 2 or config.split == "by_lesion" or config.max_train is not None or config.truncate_to_smallest
+    )
     if config.split_seed != 0 and not draws:
         raise UserError("data.split_seed", f"{config.split_seed} with {config.name}, which brings its split", unused)
 

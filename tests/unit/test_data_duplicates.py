@@ -10,7 +10,7 @@ from scipy.spatial.distance import cdist  # type: ignore[import-untyped]  # scip
 
 from fedsim.data.datasets.packaged import SLICE_DISTANCE
 from fedsim.data.duplicates import near_duplicates, near_pairs, thumbnails
-from tests.helpers import load_set
+from tests.helpers import load_set, make_pictures
 
 Grey = npt.NDArray[np.float32]
 COPIES = {
@@ -36,20 +36,8 @@ def compressed(image: Image.Image) -> Image.Image:
     return Image.open(buffer)
 
 
-def made_up(count: int) -> list[Image.Image]:
-    """Soft blobs on a black background, as a scan has it, each image its own."""
-    rng = np.random.default_rng(4)
-    images = []
-    for _ in range(count):
-        blobs = Image.fromarray(rng.integers(40, 160, (7, 7), np.uint8)).resize((96, 96), Image.Resampling.BICUBIC)
-        frame = Image.new("L", (128, 128))
-        frame.paste(blobs, (16, 16))
-        images.append(frame.convert("RGB"))
-    return images
-
-
 def test_every_copy_falls_into_its_image_s_group_and_no_other_image_does() -> None:
-    images = made_up(20)
+    images = make_pictures(20)
     planted = [change(images[0]) for change in COPIES.values()]
     small = np.stack([thumbnails(image) for image in images + planted])
     clusters = near_duplicates(small, SLICE_DISTANCE)
@@ -59,7 +47,7 @@ def test_every_copy_falls_into_its_image_s_group_and_no_other_image_does() -> No
 
 def test_noise_on_a_black_background_is_no_difference() -> None:
     rng = np.random.default_rng(0)
-    clean = made_up(1)[0]
+    clean = make_pictures(1)[0]
     pixels = np.asarray(clean)
     noisy = np.where(pixels == 0, rng.integers(0, 2, pixels.shape[:2])[..., None], pixels).astype(np.uint8)
     small = np.stack([thumbnails(clean), thumbnails(Image.fromarray(noisy))])
@@ -77,7 +65,7 @@ def test_near_duplicates_are_chained() -> None:
 
 
 def test_pairs_of_many_rows_are_those_of_each_row() -> None:
-    small = np.stack([thumbnails(image) for image in made_up(3)])
+    small = np.stack([thumbnails(image) for image in make_pictures(3)])
     many = np.concatenate([small] * 100)
     found = np.concatenate([np.stack(pairs, 1) for pairs in near_pairs(many, small, 0.0)])
     assert found.tolist() == [[index, index % 3] for index in range(300)]

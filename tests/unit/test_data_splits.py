@@ -16,6 +16,7 @@ SITES = np.repeat([0, 1, 2], [200, 40, 20])
 def words(**changes: Any) -> Any:
     values = {
         "fractions": SimpleNamespace(val=0.15, test=0.2),
+        "split": None,
         "split_seed": 0,
         "max_train": None,
         "truncate_to_smallest": False,

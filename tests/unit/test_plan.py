@@ -19,6 +19,8 @@ def test_plan(method: str, phases: list[str], monkeypatch: pytest.MonkeyPatch) -
     assert rows["data"].endswith("43 train, 12 val, 12 test images")
     assert rows["classes"] == "class 0, class 1, class 2"
     assert rows["clients"] == "3, of 0 to 40 images, 1 without"
+    assert rows["near-duplicates"].startswith("0 of 12 val images have one in train; 0 of 12 test images")
+    assert rows["same pixels"].endswith("0 pictures in two classes")
     assert rows["cohort"] == "2 clients in 2 blocks of up to 1"
     assert rows["local steps"] == "1 to 3 per client and phase"
     # Two blocks, three slices, rank 2, width 32: as many numbers in A as in B.

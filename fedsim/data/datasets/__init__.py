@@ -35,7 +35,6 @@ PACKAGED_TEXTS = {
 }
 IN_FOLDERS: dict[str, Callable[[str, int], Source]] = {
     "camelyon17": camelyon17,
-    "dermoscopic_clients": dermoscopic_clients,
     "image_folder": image_folder,
     "nuclei": nuclei,
     "prostate": prostate,
@@ -89,6 +88,10 @@ def _read(config: "DataConfig") -> Source:
         return text_files(config.root, config.columns)
     if prefix == "glue":
         return glue(flag, config.root)
+    if config.name == "dermoscopic_clients":
+        assert config.root is not None, "DataConfig asks for the folder"
+        lesion_seed = config.split_seed if config.split == "by_lesion" else None
+        return dermoscopic_clients(config.root, config.image_size, lesion_seed)
     if config.name in IN_FOLDERS:
         assert config.root is not None, "DataConfig asks for the folder"
         return IN_FOLDERS[config.name](config.root, config.image_size)

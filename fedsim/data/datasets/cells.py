@@ -39,8 +39,10 @@ def cells(image_size: int) -> Source:
     Tiles are cut from each image's upper left corner on; those of which less than 2 % is foreground are left out, for
     most of a frame is empty. Touching cells become one foreground. The movies' first 13 frames are for training, the
     next 3 for validation, the last 4 for the test: whole stretches of time, as consecutive frames are nearly equal.
-    They still show one field of view, so a test frame has cells that were trained on, later. DSB2018 is one field;
-    of its 8 x 8 tiles a column and part of a row are left out, so that tiles of two splits do not touch.
+    They still show one field of view, so a test frame has cells that were trained on, later: 51 of 1,075 test tiles and
+    45 of 741 validation tiles, nearly empty ones of HeLa, differ by less than 3 of 255 from a training tile, none by
+    less than 1. DSB2018 is one field; of its 8 x 8 tiles a column and part of a row are left out, so that tiles of two
+    splits do not touch.
 
     Masks of HeLa and CHO are computed by a tracker, not drawn by hand. Strata are the sites.
     """
