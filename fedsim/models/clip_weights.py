@@ -41,7 +41,7 @@ def own_weights(name: str, pretrained: str | None, is_quick: bool, where: str) -
 
 def _file_in(folder: str, where: str) -> str:
     """The file that open_clip takes from a folder."""
-    found = _find_checkpoint_in_dir(Path(folder))
+    found: str | None = _find_checkpoint_in_dir(Path(folder))
     if found is None or not found.endswith(".safetensors"):
         raise UserError(where, found or "no file of weights", WEIGHTS_FILE)
     return found

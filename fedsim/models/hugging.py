@@ -170,14 +170,17 @@ def build_hugging(config: ModelConfig, image_size: int) -> nn.Module:
         if config.weights == "random":
             fresh: nn.Module = library(settings, add_pooling_layer=pooled)
             return fresh
-        state = {}
+        state: dict[str, Tensor] = {}
         for file in _weight_files(source):
             state |= in_float32(read_weights(file, where))
         words = {"add_pooling_layer": pooled, "dtype": torch.float32, "output_loading_info": True}
+        # Of other shapes the library would name none.
+        words["ignore_mismatched_sizes"] = True
         model, report = library.from_pretrained(None, config=settings, state_dict=state, **words)
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(where, f"no tensor {missing[0]}", f"weights of a whole {library.__name__}")
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise UserError(where, f"tensor {name} of shape {tuple(stored)}", f"{tuple(wanted)}, as config.json says")
+    for name in sorted(report["missing_keys"]):
+        raise UserError(where, f"no tensor {name}", f"weights of a whole {library.__name__}")
     check_kinds(state, model, where)
     built: nn.Module = model.eval()
     return built

@@ -162,6 +162,10 @@ def build_timm(config: ModelConfig, name: str, image_size: int) -> nn.Module:
         options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
     with user_errors(f"model timm:{name}", "options and weights that fit this model"):
         model = timm.create_model(name, **options)
+    ratio, width = options.get("mlp_ratio"), getattr(model, "embed_dim", None)
+    if isinstance(ratio, int | float) and isinstance(width, int) and ratio * width < 1:
+        # timm would take as many as the width
+        raise UserError("model.options", f"mlp_ratio {ratio}", f"at least one neuron for a width of {width}")
     model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr,operator]  # a dict on timm models
     if state is not None:
         check_kinds(state, model, where)

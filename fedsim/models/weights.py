@@ -18,7 +18,8 @@ def read_weights(path: Path, where: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(where, f"no file {path}", "a .safetensors file")
     with user_errors(where, "a safetensors file"):
-        return load_file(path)
+        state: dict[str, Tensor] = load_file(path)
+    return state
 
 
 def in_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

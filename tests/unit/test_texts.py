@@ -130,3 +130,10 @@ def test_encoder_and_set_must_be_of_one_kind(folder: Path) -> None:
     texts, parts = make_texts([4], pairs=False, targets=False)
     with pytest.raises(UserError, match=r"which takes images, with texts; expected one for texts"):
         make_simulation(make_config(clients={"per_block": 1}), texts, parts)
+
+
+def test_pairs_need_a_model_that_tells_two_texts_apart(tmp_path: Path) -> None:
+    write_hugging(tmp_path, type_vocab_size=1)
+    assert simulate(tmp_path, 3, train="head").images.num_elements > 0
+    with pytest.raises(UserError, match="tokenizer that tells 2 kinds of text apart; expected the model's 1 at most"):
+        simulate(tmp_path, 3, pairs=True, train="head")
