@@ -177,7 +177,7 @@ def test_a_folder_cannot_trust_itself(tmp_path: Path) -> None:
     [
         ({"text_cfg": []}, "vision_cfg and text_cfg"),
         ({"vision_cfg": None}, "vision_cfg and text_cfg"),
-        ({"text_cfg": OWN_TEXT | {"vocab_size": 1000}}, r"token id \d+ with 1000 embeddings|size mismatch"),
+        ({"text_cfg": OWN_TEXT | {"vocab_size": 1000}}, "size mismatch"),
         ({"text_cfg": OWN_TEXT | {"heads": 0}}, "heads"),
         ({"vision_cfg": OWN_VISION | {"head_width": 0}}, "ZeroDivisionError"),
         ({"vision_cfg": OWN_VISION | {"patch_size": 0}}, "ZeroDivisionError"),
@@ -190,6 +190,15 @@ def test_a_clip_config_that_makes_no_network(tmp_path: Path, changes: dict[str, 
     model = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]
     edit(tmp_path / "open_clip_config.json", model_cfg=model | changes)
     refused(clip, tmp_path, words)
+
+
+def test_a_clip_vocabulary_smaller_than_the_tokenizers(tmp_path: Path) -> None:
+    write_clip(tmp_path)
+    model = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]
+    edit(tmp_path / "open_clip_config.json", model_cfg=model | {"text_cfg": OWN_TEXT | {"vocab_size": 1000}})
+    config = ModelConfig(name=f"open_clip:local-dir:{tmp_path}", weights="random", train="all")
+    with pytest.raises(UserError, match=r"token id 49407 with 1000 embeddings; expected the model's own tokenizer"):
+        load_encoder(config, 32, CLASSES, 0)
 
 
 def test_a_clip_text_tower_with_fewer_positions_than_tokens(tmp_path: Path) -> None:
