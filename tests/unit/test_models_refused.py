@@ -1,4 +1,4 @@
-"""Folders and options that a library takes in silence, or refuses with any of its exceptions: one line each."""
+"""Folders that a library takes in silence, or refuses with any of its exceptions: one line each."""
 
 import builtins
 import json
@@ -16,13 +16,10 @@ from torch import Tensor
 from fedsim.config import ModelConfig
 from fedsim.errors import UserError
 from fedsim.models.encoders import Encoder, load_encoder
-from fedsim.models.timm_vit import TimmTower
-from fedsim.texts import tokenise
 from tests.unit.models_clip_folders import BERT_TEXT, OWN_TEXT, OWN_VISION, write_biomed, write_clip
 from tests.unit.models_hugging_folders import write_hugging
 
 CLASSES = ["benign scan", "scan"]
-TINY = {"embed_dim": 32, "depth": 2, "num_heads": 4}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 
 
@@ -215,48 +212,6 @@ def test_clip_weights_that_are_no_safetensors_are_not_opened(tmp_path: Path) -> 
     refused(clip, tmp_path, r"open_clip_pytorch_model\.bin; expected open_clip_model\.safetensors")
 
 
-OPTIONS = [
-    ({"num_heads": 0}, "ZeroDivisionError"),
-    ({"patch_size": 0}, "ZeroDivisionError"),
-    ({"embed_dim": 0}, "timm:vit_tiny_patch16_224"),
-    ({"depth": 0}, "no transformer block"),
-    ({"mlp_ratio": 0}, "mlp_ratio 0; expected at least one neuron for a width of 32"),
-    ({"mlp_ratio": 0.03}, "mlp_ratio 0.03; expected at least one neuron"),
-    ({"checkpoint_path": "weights.pth"}, "checkpoint_path; expected the network's own options"),
-    ({"pretrained": True}, "pretrained; expected the network's own options"),
-    ({"pretrained_strict": False}, "pretrained_strict; expected the network's own options"),
-    ({"drop_rate": 0.5}, "drop_rate; expected no dropout"),
-    ({"drop_path_rate": 0.5}, "drop_path_rate; expected no dropout"),
-    ({"num_classes": 7}, "num_classes; expected no such option; what decides is the data"),
-    ({"img_size": 64}, r"img_size; .*what decides is data\.image_size"),
-    ({"dynamic_img_size": True}, r"dynamic_img_size; .*what decides is data\.image_size"),
-    ({"dtype": "bfloat16"}, r"dtype; .*what decides is model\.precision"),
-    ({"device": "meta"}, "device"),
-    ({"in_chans": 3}, "in_chans"),
-]
-
-
-@pytest.mark.parametrize(("options", "words"), OPTIONS, ids=[next(iter(options)) for options, _ in OPTIONS])
-def test_options_that_do_nothing_or_make_no_network(options: dict[str, Any], words: str) -> None:
-    model = {"name": "timm:vit_tiny_patch16_224", "weights": "random", "train": "head", "options": TINY | options}
-    with pytest.raises(UserError, match=words) as caught:
-        load_encoder(ModelConfig.model_validate(model), 32, CLASSES, 0)
-    assert "\n" not in str(caught.value)
-
-
-def test_our_own_mistakes_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the library's network does is tried, not what we make of it."""
-
-    def mistaken(*_: Any) -> Tensor:
-        raise TypeError("ours")
-
-    monkeypatch.setattr(TimmTower, "stem", mistaken)
-    model = {"name": "timm:vit_tiny_patch16_224", "weights": "random", "train": "head", "options": TINY}
-    encoder = load_encoder(ModelConfig.model_validate(model), 32, CLASSES, 0)
-    with pytest.raises(TypeError, match="ours"):
-        encoder.net(torch.zeros(1, 3, 32, 32))
-
-
 class TestQuickGelu:
     """Two names, one network but for the activation: of a file only what OpenAI's look like can be known."""
 
@@ -302,32 +257,3 @@ class TestQuickGelu:
         words = rf"model\.weights {tag}: found .*QuickGELU.*expected model\.name: open_clip:ViT-B-32-quickgelu"
         with pytest.raises(UserError, match=words):
             self.load("ViT-B-32", tag)
-
-
-def tokenizer_of(folder: Path, **changes: Any) -> Any:
-    write_hugging(folder, **changes)
-    return hugging(folder).tokenizer
-
-
-def test_texts_of_which_the_tokenizer_knows_less_than_half(tmp_path: Path) -> None:
-    tokenizer = tokenizer_of(tmp_path)
-    known = tokenise((("good scan kidney",), ("bad lung liver",)), tokenizer, None)
-    assert known[:, 0].tolist() == [[2, 8, 11, 1, 3], [2, 9, 1, 1, 3]]
-    with pytest.raises(UserError, match=r"knows 2 of the texts' 5 words"):
-        tokenise((("good scan kidney",), ("lung liver",)), tokenizer, None)
-
-
-@pytest.mark.parametrize(("max_tokens", "where"), [(2, r"data\.max_tokens"), (1, r"data\.max_tokens")])
-def test_no_room_for_words(tmp_path: Path, max_tokens: int, where: str) -> None:
-    tokenizer = tokenizer_of(tmp_path)
-    with pytest.raises(UserError, match=rf"{where}: found room for {max_tokens} tokens; expected more than the 2"):
-        tokenise((("good",),), tokenizer, max_tokens)
-    with pytest.raises(UserError, match="expected more than the 3"):
-        tokenise((("good", "bad"),), tokenizer, 3)
-
-
-@pytest.mark.parametrize("positions", [1, 2])
-def test_a_model_without_room_for_words(tmp_path: Path, positions: int) -> None:
-    tokenizer = tokenizer_of(tmp_path, max_position_embeddings=positions)
-    with pytest.raises(UserError, match=rf"model\.name: found room for {positions} tokens"):
-        tokenise((("good",),), tokenizer, None)

@@ -7,7 +7,7 @@ import timm
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.config import LoraConfig, ModelConfig
 from fedsim.errors import UserError
@@ -161,3 +161,45 @@ def test_without_a_network_the_cause_and_the_other_routes_are_named(monkeypatch:
     with pytest.raises(UserError, match=r"no cable.*FILE\.safetensors or random"):
         load_encoder(ModelConfig(name="timm:vit_tiny_patch16_224"), 32, [], 0)
     assert not constants.HF_HUB_OFFLINE
+
+
+OPTIONS = [
+    ({"num_heads": 0}, "ZeroDivisionError"),
+    ({"patch_size": 0}, "ZeroDivisionError"),
+    ({"embed_dim": 0}, "timm:vit_tiny_patch16_224"),
+    ({"depth": 0}, "no transformer block"),
+    ({"mlp_ratio": 0}, "mlp_ratio 0; expected at least one neuron for a width of 32"),
+    ({"mlp_ratio": 0.03}, "mlp_ratio 0.03; expected at least one neuron"),
+    ({"checkpoint_path": "weights.pth"}, "checkpoint_path; expected the network's own options"),
+    ({"pretrained": True}, "pretrained; expected the network's own options"),
+    ({"pretrained_strict": False}, "pretrained_strict; expected the network's own options"),
+    ({"drop_rate": 0.5}, "drop_rate; expected no dropout"),
+    ({"drop_path_rate": 0.5}, "drop_path_rate; expected no dropout"),
+    ({"num_classes": 7}, "num_classes; expected no such option; what decides is the data"),
+    ({"img_size": 64}, r"img_size; .*what decides is data\.image_size"),
+    ({"dynamic_img_size": True}, r"dynamic_img_size; .*what decides is data\.image_size"),
+    ({"dtype": "bfloat16"}, r"dtype; .*what decides is model\.precision"),
+    ({"device": "meta"}, "device"),
+    ({"in_chans": 3}, "in_chans"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), OPTIONS, ids=[next(iter(options)) for options, _ in OPTIONS])
+def test_options_that_do_nothing_or_make_no_network(options: dict[str, Any], words: str) -> None:
+    model = {"name": "timm:vit_tiny_patch16_224", "weights": "random", "train": "head", "options": TINY | options}
+    with pytest.raises(UserError, match=words) as caught:
+        load_encoder(ModelConfig.model_validate(model), 32, ["a", "b"], 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_our_own_mistakes_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the library's network does is tried, not what we make of it."""
+
+    def mistaken(*_: Any) -> Tensor:
+        raise TypeError("ours")
+
+    monkeypatch.setattr(TimmTower, "stem", mistaken)
+    model = {"name": "timm:vit_tiny_patch16_224", "weights": "random", "train": "head", "options": TINY}
+    encoder = load_encoder(ModelConfig.model_validate(model), 32, ["a", "b"], 0)
+    with pytest.raises(TypeError, match="ours"):
+        encoder.net(torch.zeros(1, 3, 32, 32))
