@@ -35,7 +35,9 @@ def read_sealed(record: Path, what: str) -> tuple[dict[str, Tensor], dict[str, A
         raise UserError(str(record), f"no readable JSON ({error})", what) from None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT or not {"file", "sha256"} <= facts.keys():
         raise UserError(str(record), "something else", f"{what} of format {FORMAT}")
-    path = record.with_name(str(facts["file"]))
+    if facts["file"] != Path(str(facts["file"])).name:
+        raise UserError(str(record), f"file {facts['file']!r}", "the name of a file beside it")
+    path = record.with_name(facts["file"])
     try:
         content = path.read_bytes()
     except OSError as error:

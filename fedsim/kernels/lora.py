@@ -50,13 +50,15 @@ class CompiledLowRank(torch.autograd.Function):
         needs_x, _, needs_a, needs_b, *_ = ctx.needs_input_grad
         rows = grad.contiguous().flatten(0, 1)
         grad_x = ctx.product.backward(rows).view_as(x) if needs_x else None
-        grad_a = torch.empty_like(a) if needs_a else None
-        grad_b = torch.empty_like(b) if needs_b else None
+        # One gradient per client, also of a factor that they share: its own is their sum.
+        grad_a = a.new_empty(len(x), *a.shape[1:]) if needs_a else None
+        grad_b = b.new_empty(len(x), *b.shape[1:]) if needs_b else None
         inner, sizes = torch.empty_like(hidden), _sizes(x, rows, a, b)
         call(
             "lora_backward", x.dtype, rows, x, a, b, places, hidden, inner, grad_x, grad_a, grad_b, *sizes, ctx.scaling
         )
-        return grad_x, None, grad_a, grad_b, None, None
+        sums = (part if part is None else part.sum_to_size(like.shape) for part, like in ((grad_a, a), (grad_b, b)))
+        return grad_x, None, *sums, None, None
 
 
 def _sizes(x: Tensor, out: Tensor, a: Tensor, b: Tensor) -> tuple[int, ...]:

@@ -3,8 +3,9 @@
 #include "vectors.h"
 
 // y = x P(x) and its slope P(x) + x p(x) for n numbers; P and p are the standard normal distribution and its density.
-// P by Abramowitz and Stegun, 7.1.26, to 1.5e-7, with one half and a rest that vanishes far from zero, so that y is
-// exactly zero where PyTorch's is.
+// P by Abramowitz and Stegun, 7.1.26, to 1.5e-7, with one half and a rest that vanishes far from zero: in fp32 y is
+// exactly zero for x = 0 and from x = -5.5431 down. PyTorch's has no such edge: between -5.4858 and -5.5426 some of its
+// values are zero and others are not, in the body of a tensor not the same as in its last few numbers.
 extern "C" void gelu_forward(const Element *x, Element *y, Element *slope, long count, long threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long first = 0; first < count; first += LANES) {

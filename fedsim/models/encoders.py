@@ -15,6 +15,7 @@ from fedsim.models.fresh import fresh_encoder
 from fedsim.models.packaged import ARCHITECTURE, PATCH_SIZE, build_packaged
 from fedsim.models.timm_vit import build_timm, check_divides, encoder_of_timm
 from fedsim.models.tower import Encoder, Tower
+from fedsim.models.weights import check_values
 
 __all__ = ["Encoder", "Tower", "library_model", "load_encoder"]
 
@@ -31,26 +32,33 @@ def library_model(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
     """Build the model that ``config.name`` and ``config.weights`` ask for, just as its library makes it.
 
     A timm model without classifier (also for ``packaged:vit_small_dino``), a whole open_clip model with its text
-    tower, or a BERT, RoBERTa or ViT of transformers without classifier, on the CPU. ``seed`` decides what is random:
-    all weights with ``weights: random``, nothing otherwise.
-    torch's global random stream is left as it was. UserError for unknown names, unreachable or unfitting
+    tower, or a BERT, RoBERTa or ViT of transformers without classifier, on the CPU and in float32, whatever the type
+    of the stored weights. ``seed`` decides what is random: all weights with ``weights: random``, nothing otherwise.
+    torch's global random stream is left as it was. UserError for unknown names, unreachable, unfitting or infinite
     weights, image sizes that are no multiple of the patch size.
     """
     with _random_from(seed):
-        if config.name.startswith("open_clip:"):
-            from fedsim.models.clip import build_clip  # late: open_clip takes seconds to import
+        model = _built(config, image_size)
+    is_file = str(config.weights).endswith(".safetensors")
+    check_values(model, f"model.weights {config.weights}" if is_file else f"model.name {config.name}")
+    return model
 
-            return build_clip(config, image_size)
-        if config.name.startswith(HUGGING):
-            from fedsim.models.hugging import build_hugging  # late: transformers takes seconds to import
 
-            return build_hugging(config, image_size)
-        if config.name.startswith("timm:"):
-            return build_timm(config, config.name.removeprefix("timm:"), image_size)
-        if config.weights is not None:
-            return build_timm(config, ARCHITECTURE, image_size)
-        check_divides(image_size, PATCH_SIZE, config.name)
-        return build_packaged(image_size)
+def _built(config: ModelConfig, image_size: int) -> nn.Module:
+    if config.name.startswith("open_clip:"):
+        from fedsim.models.clip import build_clip  # late: open_clip takes seconds to import
+
+        return build_clip(config, image_size)
+    if config.name.startswith(HUGGING):
+        from fedsim.models.hugging import build_hugging  # late: transformers takes seconds to import
+
+        return build_hugging(config, image_size)
+    if config.name.startswith("timm:"):
+        return build_timm(config, config.name.removeprefix("timm:"), image_size)
+    if config.weights is not None:
+        return build_timm(config, ARCHITECTURE, image_size)
+    check_divides(image_size, PATCH_SIZE, config.name)
+    return build_packaged(image_size)
 
 
 def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str], seed: int) -> Encoder:
@@ -73,6 +81,8 @@ def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str
         encoder = encoder_of_hugging(library_model(config, image_size, seed), config, image_size)
     else:
         encoder = encoder_of_timm(library_model(config, image_size, seed), image_size, config.name)
+    if encoder.tower is not None and not encoder.tower.blocks:
+        raise UserError(f"model.name {config.name}", "no transformer block", "at least one")
     if config.lora is not None:
         _check_lora(config, encoder.tower)
     encoder.net.requires_grad_(config.train == "all")

@@ -3,13 +3,10 @@
 Shapes: N texts or images, T tokens, D width.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, BertModel, RobertaModel, ViTModel
 from transformers.utils import logging
@@ -18,9 +15,10 @@ from fedsim.config import ModelConfig
 from fedsim.data.assets import fetch
 from fedsim.errors import UserError
 from fedsim.models.attention import HuggingAttention
-from fedsim.models.hub import hub_access, user_errors
-from fedsim.models.timm_vit import check_divides
+from fedsim.models.folders import access, check_tokenizer, file_of, normalisation, object_of, refuse_code
+from fedsim.models.timm_vit import check_divides, feature_width
 from fedsim.models.tower import Encoder, Tower
+from fedsim.models.weights import check_kinds, in_float32, read_weights
 
 # A progress bar, and a report whose missing tensors are looked at below.
 logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the library has no types here
@@ -35,7 +33,9 @@ FEATURES = {
     "first": "states.last_hidden_state[:, 0]",
     "mean": "(states.last_hidden_state * tokens.attention_mask[..., None]).sum(1) / tokens.attention_mask.sum(1, True)",
 }
-HALF = (0.5, 0.5, 0.5)  # what the library's image processors take where the folder names nothing else
+HALF = [0.5, 0.5, 0.5]  # what the library's image processors take where the folder names nothing else
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONTENT = f"a folder or hub name with config.json and {WEIGHTS}"
 
 
 class TextTower(Tower):
@@ -52,6 +52,11 @@ class TextTower(Tower):
         super().__init__(model, blocks, {"rest": "", "blocks": "encoder.layer"})
         self.pooling = pooling
         self.library_features = FEATURES[pooling]
+
+    @property
+    def num_segments(self) -> int:
+        """How many kinds of text, first and second of a pair, the model tells apart."""
+        return int(self.rest.config.type_vocab_size)
 
     def stem(self, inputs: Tensor) -> Tensor:
         return inputs
@@ -142,79 +147,82 @@ def source_of(config: ModelConfig) -> str:
 
 
 def build_hugging(config: ModelConfig, image_size: int) -> nn.Module:
-    """The library's BertModel, RobertaModel or ViTModel, without classifier and without dropout.
+    """The library's BertModel, RobertaModel or ViTModel, without classifier and without dropout, in float32.
 
     ``config.name`` is packaged:minilm, or hf: and a local folder or a name on the hub. Weights are read from
     safetensors files alone; every tensor must be there. With ``weights: random`` they come from torch's global stream.
-    UserError for other architectures, missing files and tensors, and images of a size that the model does not take.
+    UserError for other architectures, custom code, missing files and tensors, and images of a size that the model does
+    not take.
     """
     source, where = source_of(config), f"model.name {config.name}"
-    access = user_errors if Path(source).is_dir() else hub_access
-    with access(where, "a folder or hub name with config.json and model.safetensors"):
-        settings = AutoConfig.from_pretrained(source)
-        classes = {"bert": BertModel, "roberta": RobertaModel, "vit": ViTModel}
-        if settings.model_type not in classes:
-            raise UserError(where, f"a model of type {settings.model_type}", f"one of {', '.join(classes)}")
-        if settings.model_type == "vit" and image_size != settings.image_size:
-            check_divides(image_size, settings.patch_size, config.name)
-            raise UserError("data.image_size", f"{image_size} with {config.name}", str(settings.image_size))
-        settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = 0.0
+    with access(source, where, CONTENT):
+        refuse_code(source, where)
+        settings = AutoConfig.from_pretrained(source, trust_remote_code=False)
         pooled = settings.model_type == "bert" and not averages_tokens(source)
-        library: Any = classes[settings.model_type]
+    classes: dict[str, Any] = {"bert": BertModel, "roberta": RobertaModel, "vit": ViTModel}
+    if settings.model_type not in classes:
+        raise UserError(where, f"a model of type {settings.model_type}", f"one of {', '.join(classes)}")
+    library = classes[settings.model_type]
+    if library is ViTModel and image_size != settings.image_size:
+        raise UserError("data.image_size", f"{image_size} with {config.name}", str(settings.image_size))
+    with access(source, where, CONTENT):
+        settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = 0.0
         if config.weights == "random":
             fresh: nn.Module = library(settings, add_pooling_layer=pooled)
             return fresh
-        model, report = library.from_pretrained(
-            source, config=settings, add_pooling_layer=pooled, use_safetensors=True, output_loading_info=True
-        )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(where, f"no tensor {missing[0]}", f"weights of a whole {library.__name__}")
+        state: dict[str, Tensor] = {}
+        for file in _weight_files(source):
+            state |= in_float32(read_weights(file, where))
+        words = {"add_pooling_layer": pooled, "dtype": torch.float32, "output_loading_info": True}
+        # Of other shapes the library would name none.
+        words["ignore_mismatched_sizes"] = True
+        model, report = library.from_pretrained(None, config=settings, state_dict=state, **words)
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise UserError(where, f"tensor {name} of shape {tuple(stored)}", f"{tuple(wanted)}, as config.json says")
+    for name in sorted(report["missing_keys"]):
+        raise UserError(where, f"no tensor {name}", f"weights of a whole {library.__name__}")
+    check_kinds(state, model, where)
     built: nn.Module = model.eval()
     return built
 
 
-def file_of(source: str, name: str) -> Path | None:
-    """A file of a local folder, or of the hub's copy or its local cache; None where it is not there."""
-    if Path(source).is_dir():
-        path = Path(source) / name
-        return path if path.is_file() else None
-    try:
-        return Path(hf_hub_download(source, name))
-    except EntryNotFoundError:
-        return None
+def _weight_files(source: str) -> list[Path]:
+    """The file of the weights, or those that an index names, as the library writes large ones."""
+    index = object_of(source, INDEX)
+    names = [WEIGHTS] if index is None else sorted(set(index["weight_map"].values()))
+    files = {name: file_of(source, name) for name in names}
+    for name, file in files.items():
+        if file is None:
+            raise UserError(source, f"no file {name}", CONTENT)
+    return [file for file in files.values() if file is not None]
 
 
 def averages_tokens(source: str) -> bool:
     """Whether this is a sentence transformer that takes the mean over the tokens."""
-    pooling = file_of(source, "1_Pooling/config.json")
-    return pooling is not None and bool(json.loads(pooling.read_text()).get("pooling_mode_mean_tokens"))
+    pooling = object_of(source, "1_Pooling/config.json")
+    return pooling is not None and bool(pooling.get("pooling_mode_mean_tokens"))
 
 
 def encoder_of_hugging(model: Any, config: ModelConfig, image_size: int) -> Encoder:
     """Wrap the library's model as a tower, with what its inputs need: normalisation, or the tokenizer."""
     source, width, where = source_of(config), int(model.config.hidden_size), f"model.name {config.name}"
-    access = user_errors if Path(source).is_dir() else hub_access
     if isinstance(model, ViTModel):
-        with access(where, "a folder or hub name with preprocessor_config.json"):
-            mean, std = _normalisation(file_of(source, "preprocessor_config.json"))
+        with access(source, where, "a folder or hub name with preprocessor_config.json"):
+            content = object_of(source, "preprocessor_config.json") or {}
+        mean, std = normalisation(content.get("image_mean", HALF), content.get("image_std", HALF), where)
+        check_divides(image_size, model.embeddings.patch_embeddings.patch_size[0], config.name)
+        feature_width(lambda images: model(images).last_hidden_state[:, 0], image_size, config.name)
         return Encoder(HuggingVit(model).eval(), width, mean, std, image_size)
-    with access(where, "a folder or hub name with tokenizer.json"):
+    with access(source, where, "a folder or hub name with tokenizer.json"):
         pooling = "pooler" if model.pooler is not None else "mean" if averages_tokens(source) else "first"
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
+    check_tokenizer(tokenizer, where, model.config.vocab_size)
+    padding = model.config.pad_token_id
+    if not (isinstance(padding, int) and 0 <= padding < model.config.vocab_size):
+        raise UserError(where, f"pad_token_id {padding}", f"an id below the vocab_size {model.config.vocab_size}")
     positions = model.config.max_position_embeddings
     # RoBERTa numbers its positions from the one after the padding's.
-    room = positions - model.config.pad_token_id - 1 if isinstance(model, RobertaModel) else positions
+    room = positions - padding - 1 if isinstance(model, RobertaModel) else positions
     tokenizer.model_max_length = min(tokenizer.model_max_length, room)
     zero, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return Encoder(TextTower(model, pooling).eval(), width, zero, one, image_size, tokenizer=tokenizer)
-
-
-def _normalisation(path: Path | None) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    if path is None:
-        return HALF, HALF
-    content = json.loads(path.read_text())
-    mean, std = (tuple(float(v) for v in content.get(key, HALF)) for key in ("image_mean", "image_std"))
-    if len(mean) != 3 or len(std) != 3:
-        raise UserError(str(path), f"{len(mean)} and {len(std)} channels", "3 and 3")
-    return mean, std

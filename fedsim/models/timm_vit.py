@@ -1,12 +1,14 @@
 """Image encoders from timm: any of its vision transformers as a tower, any other net as it is."""
 
 import difflib
+import inspect
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
+from timm.models._builder import build_model_with_cfg
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -16,6 +18,22 @@ from fedsim.kernels.rows import FrozenNorm
 from fedsim.models.attention import Attention
 from fedsim.models.hub import hub_access, user_errors
 from fedsim.models.tower import Encoder, Tower
+from fedsim.models.weights import check_kinds, in_float32, read_weights
+
+#: Options that decide nothing here, and what does.
+IDLE = {
+    "num_classes": "the data",
+    "img_size": "data.image_size",
+    "dynamic_img_size": "data.image_size",
+    "dynamic_img_pad": "data.image_size",
+    "strict_img_size": "data.image_size",
+    "in_chans": "nothing: images have three channels",
+    "dtype": "model.precision",
+    "device": "the machine",
+    "features_only": "nothing: features are one vector per image",
+}
+#: Options of the initial values alone.
+INITIAL = ("weight_init", "fix_init")
 
 
 class TimmTower(Tower):
@@ -95,26 +113,34 @@ def _check_known(name: str) -> None:
     raise UserError("model.name", f"timm:{name}", f"a name that timm knows, such as {', '.join(near)}")
 
 
-def _own_weights(name: str, path: Path) -> dict[str, Any]:
-    """The keyword arguments that make timm load ``path`` strictly, whatever classifier the file holds."""
-    if not path.is_file():
-        raise UserError("model.weights", f"no file {path}", "a .safetensors file, random, or null")
+def _check_options(options: Collection[str], *, random: bool) -> None:
+    """UserError for options that have no effect here, or another than on the network."""
+    taken = {*inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters}
+    for name in options:
+        if name in IDLE:
+            raise UserError("model.options", name, f"no such option; what decides is {IDLE[name]}")
+        if "drop" in name:
+            raise UserError("model.options", name, "no dropout: a run draws all random numbers from its seed")
+        if name in taken or (name in INITIAL and not random):
+            raise UserError("model.options", name, "the network's own options; model.weights says what it starts with")
+
+
+def _own_weights(name: str, path: Path, where: str) -> dict[str, Tensor]:
+    """The tensors of a file, but for those of whatever classifier it holds; UserError where none is left."""
     classifier = timm.get_pretrained_cfg(name).classifier
     heads = tuple(f"{head}." for head in ((classifier,) if isinstance(classifier, str) else classifier or ()))
-    with user_errors(f"model.weights {path}", "a safetensors file"):
-        state = {key: tensor for key, tensor in load_file(path).items() if not key.startswith(heads)}
-    return {
-        "pretrained": True,
-        "pretrained_cfg_overlay": {"state_dict": state, "num_classes": 0, "label_offset": 0},
-        "num_classes": 0,
-    }
+    state = {key: tensor for key, tensor in in_float32(read_weights(path, where)).items() if not key.startswith(heads)}
+    if not state:  # timm would take none for no file at all, and ask the hub
+        raise UserError(where, "no tensor of an encoder", f"weights of timm:{name}")
+    return state
 
 
 def build_timm(config: ModelConfig, name: str, image_size: int) -> nn.Module:
-    """The timm model ``name`` without classifier; initial values, where random, come from torch's global
+    """The timm model ``name`` without classifier, in float32; initial values, where random, come from torch's global
     stream.
     """
     _check_known(name)
+    _check_options(config.options, random=config.weights == "random")
     options: dict[str, Any] = dict(config.options)
     if timm.get_pretrained_cfg(name).fixed_input_size:
         options["img_size"] = image_size
@@ -127,13 +153,22 @@ def build_timm(config: ModelConfig, name: str, image_size: int) -> nn.Module:
             model: nn.Module = timm.create_model(name, pretrained=True, **options)
             model.reset_classifier(0)  # type: ignore[operator]  # every timm model has it
         return model
-    if config.weights == "random":
-        options["num_classes"] = 0
-    else:
-        options |= _own_weights(name, Path(config.weights))
+    options["num_classes"] = 0
+    state: dict[str, Tensor] | None = None
+    where = f"model.weights {config.weights}"
+    if config.weights != "random":
+        state = _own_weights(name, Path(config.weights), where)
+        overlay = {"state_dict": state, "num_classes": 0, "label_offset": 0}
+        options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
     with user_errors(f"model timm:{name}", "options and weights that fit this model"):
         model = timm.create_model(name, **options)
+    ratio, width = options.get("mlp_ratio"), getattr(model, "embed_dim", None)
+    if isinstance(ratio, int | float) and isinstance(width, int) and ratio * width < 1:
+        # timm would take as many as the width
+        raise UserError("model.options", f"mlp_ratio {ratio}", f"at least one neuron for a width of {width}")
     model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr,operator]  # a dict on timm models
+    if state is not None:
+        check_kinds(state, model, where)
     return model
 
 
@@ -142,21 +177,24 @@ def encoder_of_timm(model: Any, image_size: int, name: str) -> Encoder:
     messages.
     """
     cfg = model.pretrained_cfg
-    net: nn.Module = model
     if is_sliceable(model):
         check_divides(image_size, model.patch_embed.feat_ratio(), name)
-        net = TimmTower(model)
-    return Encoder(net, feature_width(net, image_size, name), tuple(cfg["mean"]), tuple(cfg["std"]), image_size)
+    width = feature_width(model.eval(), image_size, name)
+    net = TimmTower(model) if is_sliceable(model) else model
+    return Encoder(net.eval(), width, tuple(cfg["mean"]), tuple(cfg["std"]), image_size)
 
 
-def feature_width(net: nn.Module, image_size: int, name: str) -> int:
-    """Width of the features of one image, from a trial run; UserError where images or features do not fit."""
+def feature_width(features: Callable[[Tensor], Any], image_size: int, name: str) -> int:
+    """Width of the features of one image, from a trial run of a library's own network, which is in eval mode.
+
+    UserError where images or features do not fit.
+    """
     where, expected = (
         f"model.name {name}",
         f"a model for images of {image_size} x {image_size} that pools its features",
     )
     with torch.no_grad(), user_errors(where, expected):
-        shape = net.eval()(torch.zeros(1, 3, image_size, image_size)).shape
+        shape = tuple(features(torch.zeros(1, 3, image_size, image_size)).shape)
     if len(shape) != 2:
-        raise UserError(where, f"features of shape {tuple(shape)}", expected)
+        raise UserError(where, f"features of shape {shape}", expected)
     return int(shape[1])

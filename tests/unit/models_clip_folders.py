@@ -8,7 +8,7 @@ import open_clip
 from open_clip.model import CLIP, CustomTextCLIP
 from safetensors.torch import save_file
 from torch import nn
-from transformers import BertConfig, BertTokenizerFast
+from transformers import BertConfig, BertTokenizer
 
 PREPROCESS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
 OWN_VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 8}
@@ -31,8 +31,7 @@ def write_clip(folder: Path, vision: dict[str, Any] = OWN_VISION) -> nn.Module:
 
 def write_biomed(folder: Path) -> nn.Module:
     """A model built like BiomedCLIP: an image tower of timm, a BERT of transformers and its tokenizer."""
-    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
-    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizer(vocab={word: number for number, word in enumerate(WORDS)}).save_pretrained(folder)
     bert = BertConfig(
         vocab_size=len(WORDS),
         hidden_size=16,

@@ -179,13 +179,19 @@ def test_gelu_in_bf16() -> None:
         torch.testing.assert_close(found.double(), expected, rtol=1.001 * 2**-8, atol=3e-7)
 
 
-def test_gelu_is_exactly_zero_where_the_plain_one_is() -> None:
-    """Sub-models count such zeros."""
-    own, plain = Gelu()(GRID), F.gelu(GRID)
-    differs = (own == 0) != (plain == 0)
-    assert plain[GRID < -6].eq(0).all()
-    assert differs.sum() / (GRID[1] - GRID[0]).reciprocal() < 0.06, "of a unit of the axis"
-    assert own[0] == 0
+def test_gelu_is_exactly_zero_from_one_number_down() -> None:
+    """Sub-models count such zeros. PyTorch's begin and end between two numbers, and in between are some of each."""
+    bits = [torch.tensor(value).view(torch.int32).item() for value in (-5.45, -5.60)]
+    x = torch.arange(*bits, dtype=torch.int32).view(torch.float32)  # every number of fp32 between the two
+    own, plain = Gelu()(x) == 0, F.gelu(x) == 0
+    edge = x[own].max()
+    assert edge == pytest.approx(-5.54304, abs=1e-4)
+    assert torch.equal(own, x <= edge)
+    ragged = (x <= -5.4858) & (x >= -5.5432)
+    assert torch.equal(own[~ragged], plain[~ragged])
+    above = GRID[GRID > -5.45]
+    assert torch.equal(Gelu()(above) == 0, above == 0)
+    assert Gelu()(GRID[GRID < -5.60]).eq(0).all()
 
 
 @TYPES

@@ -94,7 +94,10 @@ def test_the_layer_and_its_gradients(
 
 
 @TYPES
-@pytest.mark.parametrize(("shared", "frozen"), [("a", "a"), ("b", "b"), ("", "x"), ("a", "xa"), ("ab", "ab")])
+@pytest.mark.parametrize(
+    ("shared", "frozen"),
+    [("a", "a"), ("b", "b"), ("", "x"), ("a", "xa"), ("ab", "ab"), ("a", ""), ("b", ""), ("ab", "x")],
+)
 def test_factors_that_clients_share_and_inputs_without_gradients(shared: str, frozen: str, dtype: torch.dtype) -> None:
     check(3, 20, 16, 8, (0, 1), 2, dtype, shared, frozen)
 

@@ -7,13 +7,14 @@ import timm
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.config import LoraConfig, ModelConfig
 from fedsim.errors import UserError
 from fedsim.models import hub
 from fedsim.models.attention import Attention
 from fedsim.models.encoders import library_model, load_encoder
+from fedsim.models.timm_vit import TimmTower
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 4}
 VARIANTS = [
@@ -22,7 +23,7 @@ VARIANTS = [
     ("vit_tiny_patch16_224", {"qk_norm": True, "init_values": 0.3, "scale_attn_norm": True}),
     ("vit_tiny_patch16_224", {"global_pool": "avg", "no_embed_class": True, "pre_norm": True}),
     ("vit_tiny_patch16_224", {"class_token": False, "global_pool": "map"}),
-    ("vit_small_patch16_224", {"patch_size": 8, "qkv_bias": False, "drop_path_rate": 0.2}),
+    ("vit_small_patch16_224", {"patch_size": 8, "qkv_bias": False}),
     ("vit_small_patch14_reg4_dinov2", {"patch_size": 16}),
     ("vit_giant_patch14_dinov2", {"patch_size": 16}),  # swiglu
     ("vit_base_patch16_clip_224", {}),
@@ -63,11 +64,9 @@ def test_paths_of_the_tower_lead_to_the_same_modules_in_timm() -> None:
 
 
 def test_attention_takes_masks_and_drops_out_in_training_only() -> None:
-    config = random_config("vit_tiny_patch16_224", TINY | {"attn_drop_rate": 0.9}, lora=LoraConfig(r=2))
-    source = library_model(config, 32, 0).eval().blocks[0].attn
-    tower = load_encoder(config, 32, [], 0).tower
-    assert tower is not None
-    ours = tower.blocks[0].attn
+    model: Any = timm.create_model("vit_tiny_patch16_224", attn_drop_rate=0.9, **TINY).eval()
+    source = model.blocks[0].attn
+    ours = TimmTower(model).eval().blocks[0].attn
     tokens = torch.randn(2, 5, 32)
     mask = torch.rand(5, 5) > 0.3
     torch.testing.assert_close(ours(tokens, attn_mask=mask), source(tokens, attn_mask=mask))
@@ -162,3 +161,45 @@ def test_without_a_network_the_cause_and_the_other_routes_are_named(monkeypatch:
     with pytest.raises(UserError, match=r"no cable.*FILE\.safetensors or random"):
         load_encoder(ModelConfig(name="timm:vit_tiny_patch16_224"), 32, [], 0)
     assert not constants.HF_HUB_OFFLINE
+
+
+OPTIONS = [
+    ({"num_heads": 0}, "ZeroDivisionError"),
+    ({"patch_size": 0}, "ZeroDivisionError"),
+    ({"embed_dim": 0}, "timm:vit_tiny_patch16_224"),
+    ({"depth": 0}, "no transformer block"),
+    ({"mlp_ratio": 0}, "mlp_ratio 0; expected at least one neuron for a width of 32"),
+    ({"mlp_ratio": 0.03}, "mlp_ratio 0.03; expected at least one neuron"),
+    ({"checkpoint_path": "weights.pth"}, "checkpoint_path; expected the network's own options"),
+    ({"pretrained": True}, "pretrained; expected the network's own options"),
+    ({"pretrained_strict": False}, "pretrained_strict; expected the network's own options"),
+    ({"drop_rate": 0.5}, "drop_rate; expected no dropout"),
+    ({"drop_path_rate": 0.5}, "drop_path_rate; expected no dropout"),
+    ({"num_classes": 7}, "num_classes; expected no such option; what decides is the data"),
+    ({"img_size": 64}, r"img_size; .*what decides is data\.image_size"),
+    ({"dynamic_img_size": True}, r"dynamic_img_size; .*what decides is data\.image_size"),
+    ({"dtype": "bfloat16"}, r"dtype; .*what decides is model\.precision"),
+    ({"device": "meta"}, "device"),
+    ({"in_chans": 3}, "in_chans"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), OPTIONS, ids=[next(iter(options)) for options, _ in OPTIONS])
+def test_options_that_do_nothing_or_make_no_network(options: dict[str, Any], words: str) -> None:
+    model = {"name": "timm:vit_tiny_patch16_224", "weights": "random", "train": "head", "options": TINY | options}
+    with pytest.raises(UserError, match=words) as caught:
+        load_encoder(ModelConfig.model_validate(model), 32, ["a", "b"], 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_our_own_mistakes_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the library's network does is tried, not what we make of it."""
+
+    def mistaken(*_: Any) -> Tensor:
+        raise TypeError("ours")
+
+    monkeypatch.setattr(TimmTower, "stem", mistaken)
+    model = {"name": "timm:vit_tiny_patch16_224", "weights": "random", "train": "head", "options": TINY}
+    encoder = load_encoder(ModelConfig.model_validate(model), 32, ["a", "b"], 0)
+    with pytest.raises(TypeError, match="ours"):
+        encoder.net(torch.zeros(1, 3, 32, 32))

@@ -48,9 +48,9 @@ def shorten(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
 
 
-def change_facts(folder: Path) -> None:
+def change_facts(folder: Path, **changes: object) -> None:
     facts = json.loads((folder / FACTS_FILE).read_text())
-    (folder / FACTS_FILE).write_text(json.dumps({**facts, "format": 7}))
+    (folder / FACTS_FILE).write_text(json.dumps({**facts, **changes}))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,12 @@ def change_facts(folder: Path) -> None:
         (lambda folder: (folder / CONFIG_FILE).write_text(TINY), "a run's config, with rounds"),
         (lambda folder: (folder / FACTS_FILE).unlink(), r"an unfinished distillation; .*half/config.yaml .*--resume"),
         (lambda folder: (folder / FACTS_FILE).write_text("{"), "submodel.json: found no readable JSON"),
-        (change_facts, "submodel.json: found something else; expected a sub-model's facts of format 1"),
+        (
+            lambda folder: change_facts(folder, format=7),
+            "submodel.json: found something else; expected a sub-model's facts of format 1",
+        ),
+        (lambda folder: change_facts(folder, file="../x"), "found file '../x'; expected the name of a file beside it"),
+        (lambda folder: change_facts(folder, file=None), "found file None; expected the name of a file beside it"),
         (lambda folder: (folder / TENSORS_FILE).unlink(), "submodel.safetensors: found no readable file"),
         (lambda folder: shorten(folder / TENSORS_FILE), r"submodel.safetensors: found \d+ bytes of sha256"),
     ],

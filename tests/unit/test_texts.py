@@ -130,3 +130,40 @@ def test_encoder_and_set_must_be_of_one_kind(folder: Path) -> None:
     texts, parts = make_texts([4], pairs=False, targets=False)
     with pytest.raises(UserError, match=r"which takes images, with texts; expected one for texts"):
         make_simulation(make_config(clients={"per_block": 1}), texts, parts)
+
+
+def test_pairs_need_a_model_that_tells_two_texts_apart(tmp_path: Path) -> None:
+    write_hugging(tmp_path, type_vocab_size=1)
+    assert simulate(tmp_path, 3, train="head").images.num_elements > 0
+    with pytest.raises(UserError, match="tokenizer that tells 2 kinds of text apart; expected the model's 1 at most"):
+        simulate(tmp_path, 3, pairs=True, train="head")
+
+
+def tokenizer_of(folder: Path, **changes: Any) -> Any:
+    write_hugging(folder, **changes)
+    config = make_config(model={"name": f"hf:{folder}", "train": "head"}).model
+    return load_encoder(config, 16, ["x"], 0).tokenizer
+
+
+def test_texts_of_which_the_tokenizer_knows_less_than_half(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(tmp_path)
+    known = tokenise((("good scan kidney",), ("bad lung liver",)), tokenizer, None)
+    assert known[:, 0].tolist() == [[2, 8, 11, 1, 3], [2, 9, 1, 1, 3]]
+    with pytest.raises(UserError, match=r"knows 2 of the texts' 5 words"):
+        tokenise((("good scan kidney",), ("lung liver",)), tokenizer, None)
+
+
+@pytest.mark.parametrize(("max_tokens", "where"), [(2, r"data\.max_tokens"), (1, r"data\.max_tokens")])
+def test_no_room_for_words(tmp_path: Path, max_tokens: int, where: str) -> None:
+    tokenizer = tokenizer_of(tmp_path)
+    with pytest.raises(UserError, match=rf"{where}: found room for {max_tokens} tokens; expected more than the 2"):
+        tokenise((("good",),), tokenizer, max_tokens)
+    with pytest.raises(UserError, match="expected more than the 3"):
+        tokenise((("good", "bad"),), tokenizer, 3)
+
+
+@pytest.mark.parametrize("positions", [1, 2])
+def test_a_model_without_room_for_words(tmp_path: Path, positions: int) -> None:
+    tokenizer = tokenizer_of(tmp_path, max_position_embeddings=positions)
+    with pytest.raises(UserError, match=rf"model\.name: found room for {positions} tokens"):
+        tokenise((("good",),), tokenizer, None)
