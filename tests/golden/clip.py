@@ -1,7 +1,13 @@
-"""The image tower of the golden DEeR vectors: timm's vision transformer with open_clip's bias-free projection."""
+"""The golden files, and the image tower of DEeR's: timm's vision transformer with open_clip's bias-free projection.
 
-from collections.abc import Mapping
+Other files with the same keys may lie here in the place of these: whatever is a size or a count is read from them.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +20,7 @@ from fedsim.models.timm_vit import TimmTower
 from fedsim.models.tower import Encoder
 
 FOLDER = Path(__file__).parent
-LOGIT_SCALE = float(np.log(1 / 0.07))
+FACTOR_OF_Q = re.compile(r"lora_image_encoder\.trunk\.(.+)\.linear_([ab])_q\.weight")
 
 
 def load(name: str) -> dict[str, Tensor]:
@@ -23,29 +29,65 @@ def load(name: str) -> dict[str, Tensor]:
         return {key: torch.from_numpy(value) for key in file.files if (value := file[key]).dtype.kind in "fib"}
 
 
+def load_words(name: str) -> dict[str, Any]:
+    """The strings of a file: lists, and what the JSON says where there is one."""
+    with np.load(FOLDER / f"{name}.npz") as file:
+        found = {key: value for key in file.files if (value := file[key]).dtype.kind == "U"}
+    return {key: value.tolist() if value.ndim else json.loads(str(value)) for key, value in found.items()}
+
+
 def below(arrays: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
     return {key.removeprefix(start): value for key, value in arrays.items() if key.startswith(start)}
 
 
-def build_tower(base: Mapping[str, Tensor]) -> TimmTower:
+def tags(names: Iterable[str], pattern: str) -> list[str]:
+    """What the group of a pattern stands for in the names that begin with it: each once, in their order."""
+    found = (re.match(pattern, name) for name in names)
+    return list(dict.fromkeys(match[1] for match in found if match))
+
+
+def numbers(names: Iterable[str], pattern: str) -> list[int]:
+    return [int(tag) for tag in tags(names, pattern)]
+
+
+def assert_close(found: Tensor, expected: Tensor, name: str = "", scale: float = 1.0) -> None:
+    """To 1e-5 of the tensor's largest element, or of ``scale`` where they are smaller."""
+    bound = 1e-5 * max(scale, expected.abs().max().item() if expected.numel() else 0.0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=bound, msg=lambda text: f"{name}: {text}")
+
+
+def find_num_heads(width: int, error: Callable[[int], float]) -> int:
+    """The number of attention heads, which no file of DEeR's names: the divisor of ``width`` with the least error."""
+    return min((number for number in range(1, width + 1) if width % number == 0), key=error)
+
+
+def build_tower(base: Mapping[str, Tensor], image_size: int, num_heads: int) -> TimmTower:
     """The tower with the golden weights ``base``, their names without ``base/``."""
-    width = base["trunk.cls_token"].shape[2]
-    out = base["head.weight"].shape[0]
+    width = base["trunk.cls_token"].shape[-1]
     trunk = VisionTransformer(
-        img_size=16, patch_size=8, embed_dim=width, depth=2, num_heads=3, mlp_ratio=2, num_classes=0
+        img_size=image_size,
+        patch_size=base["trunk.patch_embed.proj.weight"].shape[-1],
+        embed_dim=width,
+        depth=len(tags(base, r"trunk\.blocks\.(\d+)\.")),
+        num_heads=num_heads,
+        mlp_ratio=len(base["trunk.blocks.0.mlp.fc1.weight"]) / width,
+        num_classes=0,
     )
     trunk.load_state_dict(below(base, "trunk."))
-    head = nn.Linear(width, out, bias=False)
+    head = nn.Linear(width, len(base["head.weight"]), bias=False)
     head.load_state_dict(below(base, "head."))
     return TimmTower(trunk, "trunk", head, "head").eval()
 
 
-def build(base: Mapping[str, Tensor], text_features: Tensor, r: int) -> StackedModel:
+def build(
+    tower: TimmTower, text_features: Tensor, image_size: int, r: int, lora_alpha: float, logit_scale: float
+) -> StackedModel:
     """The golden model with LoRA on q, k and v, its class scores from ``text_features``, its scale trained."""
-    words = {"name": "open_clip:golden", "lora": {"r": r, "lora_alpha": 8}, "train_logit_scale": True}
-    net = build_tower(base)
-    encoder = Encoder(net, len(base["head.weight"]), (0.0,) * 3, (1.0,) * 3, 16, text_features, LOGIT_SCALE)
-    return StackedModel(ModelConfig.model_validate(words), encoder, len(text_features), torch.device("cpu"))
+    lora = {"r": r, "lora_alpha": lora_alpha}
+    words = ModelConfig.model_validate({"name": "open_clip:golden", "lora": lora, "train_logit_scale": True})
+    num_classes, width = text_features.shape
+    encoder = Encoder(tower, width, (0.0,) * 3, (1.0,) * 3, image_size, text_features, logit_scale)
+    return StackedModel(words, encoder, num_classes, torch.device("cpu"))
 
 
 def as_params(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -54,9 +96,9 @@ def as_params(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Our factors of K clients have the slices second, (K, 3, ...), as the release's have the client first.
     """
     params = {name: value for name, value in factors.items() if "lora_" not in name}
-    for block in (0, 1):
-        start = f"lora_image_encoder.trunk.blocks.{block}.attn.qkv.linear"
-        for kind in "ab":
-            slices = [factors[f"{start}_{kind}_{word}.weight"] for word in "qkv"]
-            params[f"blocks.{block}.attn.qkv.lora_{kind}"] = torch.stack(slices, dim=-3)
+    for name in factors:
+        if match := FACTOR_OF_Q.fullmatch(name):
+            layer, kind = match.groups()
+            slices = [factors[name.replace("_q.weight", f"_{word}.weight")] for word in "qkv"]
+            params[f"{layer}.lora_{kind}"] = torch.stack(slices, dim=-3)
     return params

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedsim.config import AmplitudeNormConfig
 from fedsim.models.amplitude import AmplitudeNorm, low_frequencies
-from tests.golden.clip import load
+from tests.golden.clip import load, tags
 
 GOLDEN = load("harmofl_amp")
 IMAGES = {"rtol": 0, "atol": 2e-6}
@@ -25,7 +25,7 @@ RUNNING: dict[str, dict[str, Any]] = {
     "INTENDED_float_momentum_m0p9": {"low_freq_fraction": 0.0, "momentum": 0.9},
 }
 
-every_case = pytest.mark.parametrize("case", ["case0", "case1", "case2"])
+every_case = pytest.mark.parametrize("case", tags(GOLDEN, r"(case\d+)/"))
 
 
 def half(amplitudes: Tensor) -> Tensor:
@@ -75,8 +75,9 @@ def test_window_of_low_frequencies(case: str, fraction: float) -> None:
     target, batches = GOLDEN[f"{case}/fixed/running_amp_in"], GOLDEN[f"{case}/batches"]
     amplitude = torch.fft.rfft2(batches[0, 0].double()).abs()
     mutated = torch.where(low_frequencies(*target.shape[1:], fraction), half(target).double(), amplitude)
+    torch.testing.assert_close(amplitude, half(GOLDEN[f"{case}/extract_amp/out"]), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(mutated, half(GOLDEN[f"{case}/mutate/{words}"]), rtol=1e-12, atol=1e-12)
-    out = fixed_norm(target, low_freq_fraction=fraction)(batches[3])
+    out = fixed_norm(target, low_freq_fraction=fraction)(batches[-1])
     torch.testing.assert_close(out.double(), GOLDEN[f"{case}/normalize/{words}"], **IMAGES)
 
 
@@ -87,6 +88,8 @@ def test_module_leaves_the_callers_images_alone(case: str) -> None:
     before = batch.clone()
     norm = make_norm(batch, form="released")
     torch.testing.assert_close(norm(batch), GOLDEN[f"{case}/AmpNorm/out_first"], **IMAGES)
+    torch.testing.assert_close(norm.amplitude, half(GOLDEN[f"{case}/AmpNorm/running_amp_first"]), **AMPLITUDES)
+    assert GOLDEN[f"{case}/AmpNorm/input_changed_in_place"]
     assert torch.equal(batch, before)
     torch.testing.assert_close(norm(batch), GOLDEN[f"{case}/AmpNorm/out_second_same_tensor"], **IMAGES)
     torch.testing.assert_close(norm.amplitude, half(GOLDEN[f"{case}/AmpNorm/running_amp_second"]), **AMPLITUDES)

@@ -1,5 +1,6 @@
-"""Deputy-enhanced transfer against PRR-FL's released code (prrfl_det.npz): stages, losses, and six local epochs."""
+"""Deputy-enhanced transfer against PRR-FL's released code (prrfl_det.npz): stages, losses, metrics, local epochs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms.base import ServerState
+from algorithms.base import Batch, ServerState
 from algorithms.prrfl import DEPUTY, PERSONAL, learners, next_stage, transfer_terms
 from fedsim.config import ModelConfig
 from fedsim.data import Dataset
@@ -15,19 +16,34 @@ from fedsim.models.stacked import StackedModel
 from fedsim.models.tower import Encoder
 from fedsim.own import macro_f1
 from fedsim.simulation import Simulation
-from tests.golden.clip import below, load
+from fedsim.tasks import classification_metrics
+from tests.golden.clip import below, load, load_words, tags
 from tests.golden.test_rounds import FloatImages
 from tests.helpers import make_config, make_simulation, play
 
-GOLDEN = load("prrfl_det")
+GOLDEN, WORDS = load("prrfl_det"), load_words("prrfl_det")
 TOLERANCE = 2e-6
-CASES = sorted({name.split("/")[0] for name in GOLDEN if name.startswith("loss") and name[4].isdigit()})
+CASES = tags(GOLDEN, r"(loss\d+)/")
 STAGES = {"stage1": 1, "stage2": 2, "stage3": 3, "stage4": 4, "wk1": 2}
+LOG = dict(zip(WORDS["epoch/log_columns"], GOLDEN["epoch/log"].T, strict=True))
 NUM_EPOCHS = len(GOLDEN["epoch/log"])
+# Metrics of ours by the release's columns, where they are in percent.
+METRICS = {"acc%": "accuracy", "macro F1%": "f1", "F1%": "f1", "AUC% ovr": "auroc", "AUC%": "auroc"}
+
+
+def assert_metrics(logits: Tensor, labels: Tensor, expected: Mapping[str, float]) -> None:
+    found = classification_metrics(logits, labels)
+    columns = METRICS.keys() & expected.keys()
+    assert len(columns) == len(set(METRICS.values()))
+    for column in columns:
+        assert 100 * found[METRICS[column]] == pytest.approx(expected[column], rel=1e-5), column
 
 
 def test_stage_transitions() -> None:
-    previous, deputy, personal, expected = GOLDEN["transition/table"].unbind(1)
+    columns = dict(zip(WORDS["transition/columns"], GOLDEN["transition/table"].unbind(1), strict=True))
+    previous, deputy, personal, expected = (
+        columns[name] for name in ("previous_stage", "f1_deputy", "f1_personal", "next_stage")
+    )
     alphas = (GOLDEN[f"transition/alpha{number}"].item() for number in (1, 2))
     found = next_stage(previous.long(), deputy, personal, *alphas)
     assert found.tolist() == expected.tolist()
@@ -49,11 +65,23 @@ def test_losses_and_gradients(case: str, stage: str) -> None:
         for word, value in zip(("ce", "kl", "loss"), found, strict=True):
             assert value.item() == pytest.approx(golden[f"{word}_{who}"].item(), abs=TOLERANCE), (word, who)
         torch.testing.assert_close(grad[0, row], golden[f"grad_{who}"], rtol=0, atol=TOLERANCE)
+    if "returned" in golden:
+        returned = dict(zip(WORDS["loss/returned_columns"], golden["returned"].tolist(), strict=True))
+        assert returned["stage"] == STAGES[stage]
+        ce = {who: ce_KM[0, row].item() for row, who in enumerate(("deputy", "personal"))}
+        assert ce == pytest.approx({who: returned[f"mean CE {who}"] for who in ce}, abs=TOLERANCE)
+        assert_metrics(GOLDEN[f"{case}/logits_personal"], GOLDEN[f"{case}/labels"], returned)
 
 
-def test_macro_f1() -> None:
-    found = macro_f1(GOLDEN["test/logits"][None], GOLDEN["test/labels"][None])
-    assert 100 * found.item() == pytest.approx(GOLDEN["test/result"][2].item())
+def test_loss_and_metrics_of_a_model() -> None:
+    """The release's loss is the mean of its batches' means, ours that over the images."""
+    logits, labels, size = (GOLDEN[f"test/{name}"] for name in ("logits", "labels", "batch_size"))
+    batches = zip(logits.split(int(size)), labels.split(int(size)), strict=True)
+    losses = [classification_metrics(*batch)["loss"] for batch in batches]
+    result = dict(zip(WORDS["test/result_columns"], GOLDEN["test/result"].tolist(), strict=True))
+    assert np.mean(losses) == pytest.approx(result["loss: mean of BATCH means"], rel=1e-6)
+    assert_metrics(logits, labels, result)
+    assert 100 * macro_f1(logits[None], labels[None]).item() == pytest.approx(result["macro F1%"])
 
 
 def as_params(mlp: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -65,10 +93,10 @@ def as_params(mlp: dict[str, Tensor]) -> dict[str, Tensor]:
 def golden_simulation(num_epochs: int) -> Simulation:
     """One client with the golden rows for images, and the golden network."""
     rows, labels = GOLDEN["epoch/X"], GOLDEN["epoch/y"]
-    hidden = len(GOLDEN["epoch/personal_init/0.bias"])
+    hidden, num_classes = (len(GOLDEN[f"epoch/personal_init/{name}.bias"]) for name in (0, 2))
     words = {"name": "timm:golden", "weights": "random", "train": "all"}
     encoder = Encoder(nn.Sequential(nn.Linear(rows.shape[1], hidden), nn.Tanh()), hidden, (0.0,) * 3, (1.0,) * 3, 8)
-    model = StackedModel(ModelConfig.model_validate(words), encoder, 3, torch.device("cpu"))
+    model = StackedModel(ModelConfig.model_validate(words), encoder, num_classes, torch.device("cpu"))
     vars(model)["prefix"] = lambda values: values
     config = make_config(
         rounds=1,
@@ -84,15 +112,35 @@ def golden_simulation(num_epochs: int) -> Simulation:
         },
     )
     places = np.arange(len(labels))
-    dataset = Dataset("golden", rows, labels, tuple("abc"), places, places[:0], places[:0], None, None, ())
+    names = tuple(str(label) for label in range(num_classes))
+    dataset = Dataset("golden", rows, labels, names, places, places[:0], places[:0], None, None, ())
     sim = make_simulation(config, dataset, [places], model)
     sim.images = sim.trainer.images = sim.trainer.own._images = FloatImages(dataset, model, ())
     return sim
 
 
+def watch(sim: Simulation) -> tuple[list[tuple[Tensor, Tensor]], list[Batch]]:
+    """Note F1 and stage before every local pass, and what every step's loss is of."""
+    decisions: list[tuple[Tensor, Tensor]] = []
+    batches: list[Batch] = []
+    assess, loss = sim.algorithm.assess, sim.algorithm.loss
+
+    def noted_assess(f1_KM: Tensor, *others: Any) -> Any:
+        decided = assess(f1_KM, *others)
+        decisions.append((f1_KM, decided["stage"]))
+        return decided
+
+    def noted_loss(batch: Batch) -> Tensor:
+        batches.append(batch)
+        return loss(batch)
+
+    vars(sim.algorithm).update(assess=noted_assess, loss=noted_loss)
+    return decisions, batches
+
+
 @pytest.mark.parametrize("num_epochs", range(2, NUM_EPOCHS + 1))
 def test_local_epochs(num_epochs: int) -> None:
-    """Both models and the stage decisions, which follow the training F1; the round's aggregate is not looked at."""
+    """Both models, and what the release logs of every epoch; the round's aggregate is not looked at."""
     sim = golden_simulation(num_epochs)
     state = ServerState(0, as_params(below(GOLDEN, "epoch/personal_init/")))
     phase = sim.algorithm.phases(1)[0]
@@ -101,17 +149,18 @@ def test_local_epochs(num_epochs: int) -> None:
         for prefix, who in ((DEPUTY, "deputy"), (PERSONAL, "personal"))
         for name, value in as_params(below(GOLDEN, f"epoch/{who}_init/")).items()
     }
-    stages = []
-    assess = sim.algorithm.assess
-
-    def noted(*arguments: Any) -> Any:
-        decided = assess(*arguments)
-        stages.append(decided["stage"].item())
-        return decided
-
-    vars(sim.algorithm)["assess"] = noted
+    decisions, batches = watch(sim)
     update, _ = sim.trainer.train((0,), torch.ones(1, dtype=torch.float64), state, phase, [start])
-    assert stages == GOLDEN["epoch/log"][:num_epochs, 2].tolist()
+    assert [stage.item() for _, stage in decisions] == LOG["stage"][:num_epochs].tolist()
+    num_steps = len(batches) // num_epochs
+    for epoch, (f1_KM, _) in enumerate(decisions):
+        own = batches[epoch * num_steps : (epoch + 1) * num_steps]
+        means = torch.stack([transfer_terms(b.logits.detach(), b.labels, b.weights)[0][0] for b in own]).mean(0)
+        for row, who in enumerate(("deputy", "personal")):
+            assert 100 * f1_KM[0, row].item() == pytest.approx(LOG[f"f1_{who}_before"][epoch].item(), rel=1e-6)
+            assert means[row].item() == pytest.approx(LOG[f"CE {who}"][epoch].item(), abs=TOLERANCE)
+        logits, labels = (torch.cat(parts) for parts in zip(*((b.logits[0, 1], b.labels[0]) for b in own), strict=True))
+        assert_metrics(logits.detach(), labels, {column: values[epoch].item() for column, values in LOG.items()})
     for row, who in enumerate(("deputy", "personal")):
         for name, value in as_params(below(GOLDEN, f"epoch/{who}_after{num_epochs - 1}/")).items():
             torch.testing.assert_close(update.after[name][0, row], value, rtol=0, atol=TOLERANCE)

@@ -5,7 +5,9 @@ steps. ``form: released``. The release's own tolerance is 9e-6 against float64, 
 RoBERTa's classifier has two layers there, which the test gives our model.
 """
 
+import re
 from collections.abc import Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,16 +17,14 @@ import torch
 from torch import Tensor
 
 from algorithms.base import Aggregate, ServerState
-from algorithms.fedpft import apoz
+from algorithms.fedpft import apoz, neurons_to_distil
 from fedsim import distill
 from fedsim.models.specs import NUM_TOKENS, ZEROS
 from fedsim.public import PublicInputs
 from fedsim.simulation import Simulation
-from tests.golden.fedpft_round import CASES, Round, StoredInputs
+from tests.golden.clip import assert_close
+from tests.golden.fedpft_round import CASES, PEFT, Round, StoredInputs
 from tests.helpers import make_config, make_simulation, play, record_phases
-
-CLOSE = {"rtol": 1e-5, "atol": 2e-5}
-LAYERS = (1, 2)
 
 
 def simulate(golden: Round, per_block: int) -> Simulation:
@@ -70,17 +70,17 @@ def watch(sim: Simulation, random_seed: int) -> dict[str, Any]:
     return seen
 
 
-@pytest.fixture(scope="module", params=[(case, 2) for case in CASES] + [("roberta", 1)], ids=str)
+@pytest.fixture(scope="module", params=[(case, "stacked") for case in CASES] + [("roberta", "sequential")], ids=str)
 def played(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The file, what the clients' phase gave, the state after the round, its record, and what ``watch`` saw."""
-    case, per_block = request.param
+    case, way = request.param
     golden = Round(case, tmp_path_factory.mktemp(case))
-    sim = simulate(golden, per_block)
+    sim = simulate(golden, len(golden.clients) if way == "stacked" else 1)
     seen = watch(sim, int(golden.arrays["align/random_seed"]))
     phases = record_phases(sim)
     start = ServerState(0, sim.initial_state().params | golden.params("adapter_init"))
     for model, name in ((golden.full, "logits_full_before"), (golden.held, "logits_sub_before")):
-        torch.testing.assert_close(golden.logits(model, start.params), golden.get(name), **CLOSE)
+        assert_close(golden.logits(model, start.params), golden.get(name), name)
     with pytest.MonkeyPatch.context() as patch:
         # The file's distillation has no schedule and takes its inputs as they are stored.
         patch.setattr(distill, "learning_rate", lambda settings, *_: settings.lr)
@@ -89,9 +89,29 @@ def played(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return golden, phases[0], state, record, seen
 
 
-def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def assert_all_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+        assert_close(found[name], value, name)
+
+
+def test_what_trains(played: Any) -> None:
+    """Names: of the layers with LoRA, of what clients train, and of what alignment trains."""
+    golden, phase, _, _, seen = played
+    matched = {name.removeprefix(PEFT) for name in golden.arrays["lora_modules_matched"]}
+    assert {path for layer in golden.full.lora_layers for path in golden.released_paths(layer.path)} == matched
+    ours = golden.params("adapter_init").keys()
+    assert set(golden.arrays["adapter_keys"]) == golden.tensors_below("adapter_init/").keys()
+    specs = golden.held.specs
+    for client in golden.clients:
+        assert {name for name in phase["after"][client] if specs[name].kind != "count"} == ours
+    # PEFT keeps a second classifier, which no input reaches.
+    trainable = {name for name in golden.arrays["client_trainable"] if ".original_module." not in name}
+    plain = {name.replace(".default.", ".").replace(".modules_to_save.", ".") for name in trainable}
+    assert plain == set(golden.arrays["adapter_keys"])
+    # The release's student has the two shares of a layer's neurons as two layers, of which dense2 trains.
+    aligned = {re.sub(r"split_|(?<=dense)2", "", name) for name in golden.arrays["align/trainable"]}
+    names = {f"student.{theirs.partition('.')[2]}": name for theirs, name in golden.proxy_names().items()}
+    assert {names[name] for name in aligned} == seen["wanted"].trained.keys()
 
 
 def test_client_training_on_the_sub_model(played: Any) -> None:
@@ -100,11 +120,11 @@ def test_client_training_on_the_sub_model(played: Any) -> None:
     counted: dict[str, Tensor] = {}
     for client in golden.clients:
         after = phase["after"][client]
-        assert_close(after, golden.params(f"client{client}/adapter_out"))
+        assert_all_close(after, golden.params(f"client{client}/adapter_out"))
         expected = golden.arrays[f"client{client}/train_losses"].mean()
         assert losses[client] == pytest.approx(expected, rel=1e-5)
         assert after[NUM_TOKENS] == golden.arrays[f"client{client}/na"]
-    for layer in LAYERS:
+    for layer in golden.cut:
         counted[layer] = sum(phase["after"][client][f"{ZEROS}{layer}"] for client in golden.clients)
         expected = sum(golden.get(f"client{client}/nza_layer{layer}") for client in golden.clients)
         assert ((counted[layer] - expected).abs() <= golden.get(f"nza_borderline_layer{layer}")).all()
@@ -113,25 +133,32 @@ def test_client_training_on_the_sub_model(played: Any) -> None:
 
 def test_aggregation_and_plug_in(played: Any) -> None:
     golden, _, state, _, seen = played
-    assert_close(state.params, golden.params("adapter_aggregated"))
+    assert_all_close(state.params, golden.params("adapter_aggregated"))
     expected = golden.get("logits_full_after_plugin")
-    torch.testing.assert_close(golden.logits(golden.full, seen["plugged_in"]), expected, **CLOSE)
+    assert_close(golden.logits(golden.full, seen["plugged_in"]), expected)
     # The alignment changes nothing that the full model has.
-    torch.testing.assert_close(golden.logits(golden.full, state.params), expected, **CLOSE)
+    assert_close(golden.logits(golden.full, state.params), expected)
 
 
 def test_choice_of_neurons(played: Any) -> None:
     golden, _, _, record, seen = played
     total = seen["aggregate"].total
-    for layer in LAYERS:
+    for layer in golden.cut:
         found = apoz(total[f"{ZEROS}{layer}"], total[NUM_TOKENS])
         slack = golden.arrays[f"nza_borderline_layer{layer}"] / total[NUM_TOKENS].item() + 1e-6
         assert (np.abs(found.numpy() - golden.arrays[f"APoZ_layer{layer}"]) <= slack).all()
         inner, outer = (seen["wanted"].trained[name] for name in matrices(golden, layer))
-        updated = set(golden.arrays[f"align/layer{layer}/other_neuron_updated"].tolist())
+        start = f"align/layer{layer}"
+        updated = set(golden.arrays[f"{start}/other_neuron_updated"].tolist())
+        assert set(range(golden.info["intermediate_rank"])) - updated == set(golden.arrays[f"{start}/retained_neuron"])
         assert set(inner.any(1).nonzero()[:, 0].tolist()) == set(outer.any(0).nonzero()[:, 0].tolist()) == updated
         assert (inner.all(1) | ~inner.any(1)).all()
-    mean = np.mean([golden.arrays[f"APoZ_layer{layer}"] for layer in LAYERS])
+        # The same from the file's own counts, in the order of its shuffled list.
+        zeros = sum(golden.get(f"client{client}/nza_layer{layer}") for client in golden.clients)
+        shuffle = partial(put_in_order, golden.arrays[f"{start}/shuffled_index"].tolist())
+        chosen = neurons_to_distil(zeros, golden.info["align_retained_ratio"], shuffle)
+        assert set(chosen.nonzero()[:, 0].tolist()) == updated
+    mean = np.mean([golden.arrays[f"APoZ_layer{layer}"] for layer in golden.cut])
     assert record.row["diagnostics"]["train"]["apoz"] == pytest.approx(mean, abs=1e-3)
 
 
@@ -142,27 +169,39 @@ def test_the_student_carries_the_last_clients_adapter(played: Any) -> None:
     assert set(student) == {name for name in golden.params("adapter_init") if "lora" in name}
     for name, value in student.items():
         torch.testing.assert_close(value, phase["after"][last][name], rtol=0, atol=1e-9)
+    assert golden.arrays["order_of_returned_models"][-1] == last
+    adapter = golden.params("adapter_init")  # with the classifier
+    away = max((phase["after"][last][name] - phase["server"][name]).abs().max().item() for name in adapter)
+    assert away == pytest.approx(golden.arrays["align/student_adapter_minus_aggregated_maxabs"].item(), rel=1e-4)
 
 
 def test_alignment(played: Any) -> None:
     golden, _, state, record, seen = played
-    first, last = golden.arrays["align/losses"].tolist()
+    losses = golden.arrays["align/losses"].tolist()
     found = record.row["diagnostics"]["alignment"]
-    assert found["steps"] == 2
-    assert (found["first_loss"], found["last_loss"]) == pytest.approx((first, last), rel=5e-5)
+    assert found["steps"] == len(losses)
+    assert (found["first_loss"], found["last_loss"]) == pytest.approx((losses[0], losses[-1]), rel=5e-5)
     after = golden.proxies("align/after")
+    changed = {name.removeprefix(PEFT) for name in golden.arrays["align/changed_keys"]}
+    assert {golden.proxy_names()[name] for name in changed} == after.keys()
     for name, mask in seen["wanted"].trained.items():
         before = seen["plugged_in"][name]
         torch.testing.assert_close(state.params[name][~mask], before[~mask], rtol=0, atol=0)
         if name in after:
-            torch.testing.assert_close(state.params[name], after[name], **CLOSE)
+            assert_close(state.params[name], after[name], name)
         else:
             torch.testing.assert_close(state.params[name], before, rtol=0, atol=1e-6)
     # The released sub-model scores with the last client's adapter and classifier: the stored ones, since RoBERTa's
     # large weights make 1e-4 of a score out of our own last bits.
     (client,) = golden.arrays["align/student_adapter_is_that_of_client"].tolist()
     sub = state.params | golden.params(f"client{client}/adapter_out")
-    torch.testing.assert_close(golden.logits(golden.held, sub), golden.get("align/logits_sub_after"), **CLOSE)
+    assert_close(golden.logits(golden.held, sub), golden.get("align/logits_sub_after"))
+
+
+def put_in_order(order: list[int], numbers: list[int]) -> None:
+    """Change the numbers' order to this one, as a shuffle that had it for its result."""
+    assert sorted(numbers) == sorted(order)
+    numbers[:] = order
 
 
 def matrices(golden: Round, layer: int) -> tuple[str, str]:

@@ -23,7 +23,9 @@ def test_losses_and_gradients(case: str, loss: str) -> None:
     weights = torch.full(masks.shape[:2], 1 / masks.shape[1])
     criterion = {"dice": "dice", "joint": "dice_ce"}[loss]
     (found,) = task(outputs.shape[2], criterion=criterion).loss(outputs, masks, weights)
-    torch.testing.assert_close(found.detach(), GOLDEN[f"{case}/{loss}_loss"], rtol=TOLERANCE, atol=TOLERANCE)
+    # The release takes a term for smoothing ("dice_loss_smooth100") and does not look at it.
+    for name in (name for name in GOLDEN if name.startswith(f"{case}/{loss}_loss")):
+        torch.testing.assert_close(found.detach(), GOLDEN[name], rtol=TOLERANCE, atol=TOLERANCE)
     (gradient,) = torch.autograd.grad(found, outputs)
     torch.testing.assert_close(gradient[0], GOLDEN[f"{case}/{loss}_grad"], rtol=TOLERANCE, atol=TOLERANCE)
 

@@ -4,73 +4,88 @@ The MLP Linear-Tanh-Linear is an encoder, Linear-Tanh, under our classifier. One
 optimiser's state goes on from round to round with the client. Tolerance of the vectors against float64: 2e-7.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from algorithms.base import Batch
 from algorithms.harmofl import HarmoFL
 from fedsim.config import ModelConfig
 from fedsim.models.stacked import StackedModel
 from fedsim.models.tower import Encoder
-from tests.golden.clip import FOLDER, load
+from tests.golden.clip import load, load_words, numbers, tags
 from tests.helpers import make_config, make_dataset, make_simulation, play
 
-GOLDEN = load("harmofl_wpoptim")
-NUM_STEPS = 6
+GOLDEN, WORDS = load("harmofl_wpoptim"), load_words("harmofl_wpoptim")
+CASES = tags(GOLDEN, r"(\w+)/step\d+/")
 NAMES = {"0.weight": "net.1.weight", "0.bias": "net.1.bias", "2.weight": "head.weight", "2.bias": "head.bias"}
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 class Watched(HarmoFL):
-    """HarmoFL without images to normalise, remembering what it is asked and what it answers."""
+    """HarmoFL without images to normalise, remembering where losses and gradients are taken, and what they are."""
 
     def __init__(self, config: Any, specs: Any) -> None:
         self.config, self.specs = config, specs
-        self.seen: list[dict[str, Mapping[str, Tensor]]] = []
+        self.seen: list[dict[str, Any]] = []
 
-    def ascend(self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        delta = super().ascend(params, grads)
-        moved = {name: value + delta[name] for name, value in params.items()}
-        self.seen.append({"grad1": grads, "delta": delta, "perturbed": moved})
-        return delta
+    def loss(self, batch: Batch) -> Tensor:
+        loss_K = super().loss(batch)
+        params = {name: batch.params[name] for name in batch.trained}
+        grads: dict[str, Tensor] = {}
+        for name, value in params.items():
+            value.register_hook(lambda grad, name=name: grads.update({name: grad[0]}))
+        at = {name: value.detach()[0].clone() for name, value in params.items()}
+        self.seen.append({"at": at, "loss": loss_K.item(), "grads": grads})
+        return loss_K
 
 
-def mlp() -> StackedModel:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.Tanh())
+def mlp(num_features: int) -> StackedModel:
+    num_hidden, num_classes = (len(GOLDEN[f"init/{name}.bias"]) for name in (0, 2))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(num_features, num_hidden), nn.Tanh())
     words = ModelConfig.model_validate({"name": "timm:golden", "train": "all"})
-    return StackedModel(words, Encoder(net, 5, (0.0,) * 3, (1.0,) * 3, 2), 3, torch.device("cpu"))
+    model = StackedModel(words, Encoder(net, num_hidden, (0.0,) * 3, (1.0,) * 3, 2), num_classes, torch.device("cpu"))
+    vars(model)["prefix"] = lambda values: values
+    return model
 
 
-@pytest.mark.parametrize("case", ["sgd", "adam", "sgd_alpha0p5"])
+def assert_all_close(found: Mapping[str, Tensor], start: str) -> None:
+    for theirs, ours in NAMES.items():
+        name = f"{start}/{theirs}"
+        torch.testing.assert_close(found[ours], GOLDEN[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_steps(case: str) -> None:
-    with np.load(FOLDER / "harmofl_wpoptim.npz") as file:
-        words = json.loads(str(file[f"{case}/kwargs"]))
+    words, num_steps = dict(WORDS[f"{case}/kwargs"]), len(numbers(GOLDEN, rf"{case}/step(\d+)/"))
+    num_samples, num_features = GOLDEN["X"].shape
     alpha = words.pop("alpha")
-    words |= {"momentum": 0.0, "optimizer": "adam"} if case == "adam" else {"optimizer": "sgd"}
-    words |= {"batch_size": 10, "shuffle": False, "keep_optimizer": True}
-    config = make_config(train=words, clients={"per_block": 1}, rounds=NUM_STEPS)
-    dataset, parts = make_dataset([10])
-    sim = make_simulation(config, dataset, parts, mlp())
+    words |= {"momentum": 0.0, "optimizer": "adam"} if case.startswith("adam") else {"optimizer": "sgd"}
+    words |= {"batch_size": num_samples, "shuffle": False, "keep_optimizer": True}
+    config = make_config(train=words, clients={"per_block": 1}, rounds=num_steps)
+    dataset, parts = make_dataset([num_samples], len(GOLDEN["init/2.bias"]))
+    sim = make_simulation(config, dataset, parts, mlp(num_features))
     method = Watched(HarmoFL.Config(alpha=alpha, share_target="every"), sim.model.specs)
     sim.algorithm = sim.trainer.algorithm = method
     order = torch.from_numpy(parts[0])
-    pixels = torch.zeros(len(dataset.images), 6).index_copy(0, order, GOLDEN["X"])
-    vars(sim.images)["_inputs"] = lambda places: pixels[places].view(-1, 3, 1, 2)
+    rows = torch.zeros(len(dataset.images), num_features).index_copy(0, order, GOLDEN["X"])
+    vars(sim.images)["_inputs"] = lambda places: rows[places]
     sim.images.targets = sim.images.targets.index_copy(0, order, GOLDEN["y"])
 
     state = sim.initial_state()
     state.params.update({ours: GOLDEN[f"init/{theirs}"] for theirs, ours in NAMES.items()})
-    for number in range(NUM_STEPS):
+    for number in range(num_steps):
         state, records = play(sim, 1, state)
-        expected = f"{case}/step{number}/"
-        assert records[0].row["train_loss"] == pytest.approx(GOLDEN[expected + "loss"].item(), rel=1e-6)
-        for theirs, ours in NAMES.items():
-            for what, found in method.seen[number].items():
-                torch.testing.assert_close(found[ours][0], GOLDEN[f"{expected}{what}/{theirs}"], **CLOSE)
-            torch.testing.assert_close(state.params[ours], GOLDEN[f"{expected}after/{theirs}"], **CLOSE)
-    assert len(method.seen) == NUM_STEPS
+        start = f"{case}/step{number}"
+        assert records[0].row["train_loss"] == pytest.approx(GOLDEN[f"{start}/loss"].item(), rel=1e-6)
+        first, second = method.seen[2 * number :]
+        assert first["loss"] == pytest.approx(GOLDEN[f"{start}/loss"].item(), rel=1e-6)
+        assert second["loss"] == pytest.approx(GOLDEN[f"{start}/loss_perturbed"].item(), rel=1e-6)
+        assert_all_close(first["grads"], f"{start}/grad1")
+        assert_all_close({name: value - first["at"][name] for name, value in second["at"].items()}, f"{start}/delta")
+        assert_all_close(second["at"], f"{start}/perturbed")
+        assert_all_close(second["grads"], f"{start}/grad2")
+        assert_all_close(state.params, f"{start}/after")
