@@ -38,9 +38,7 @@ class Volume:
     @property
     def axial_codes(self) -> str:
         """The codes of its own axes as stored, put into the order that makes the slices axial."""
-        import nibabel
-
-        return "".join(sorted(nibabel.aff2axcodes(self.affine), key="RLAPSI".index))
+        return "".join(sorted(_turning().aff2axcodes(self.affine), key="RLAPSI".index))
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,6 @@ def _num_bytes(path: Path) -> int:
 
 def read_turned(volume: Volume, codes: str) -> tuple[Voxels, Grid]:
     """Return the voxels (X, Y, Z), all of them finite, with axes that run as ``codes`` say, and where they lie."""
-    from nibabel import orientations as turning
-
     try:
         stored = np.asarray(volume.image.dataobj, np.float64).reshape(volume.image.shape[:3])
     except Exception as error:  # as above
@@ -105,10 +101,18 @@ def read_turned(volume: Volume, codes: str) -> tuple[Voxels, Grid]:
     if num_bad > 0:
         found = f"{num_bad} of {stored.size} voxels nan or infinite"
         raise UserError(str(volume.path), found, "finite voxels")
+    turning = _turning()
     turn = turning.ornt_transform(turning.io_orientation(volume.affine), turning.axcodes2ornt(codes))
     voxels: Voxels = turning.apply_orientation(stored, turn)
     affine = volume.affine @ turning.inv_ornt_aff(turn, stored.shape)
     return voxels, Grid(volume.path, voxels.shape, affine, volume.is_oriented)
+
+
+def _turning() -> Any:
+    """Return nibabel's functions about orientations, which have no types."""
+    import nibabel  # as in open_volume
+
+    return nibabel.orientations
 
 
 def read_foreground(volume: Volume, codes: str) -> tuple[npt.NDArray[np.bool_], Grid]:
