@@ -29,9 +29,17 @@ def reds(data: Any) -> list[set[int]]:
     return [set(data.images[part, 0, 0, 0].tolist()) for part in (data.train, data.val, data.test)]
 
 
-@pytest.mark.parametrize("train", ["train", "Train", "training"])
-@pytest.mark.parametrize("val", ["val", "valid", "validation", "dev", "Val", "VALIDATION"])
-@pytest.mark.parametrize("test", ["test", "testing", "Test"])
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("train", "val", "test"),
+        ("train", "valid", "test"),
+        ("Train", "Val", "Test"),
+        ("training", "validation", "testing"),
+        ("train", "dev", "testing"),
+        ("TRAIN", "VALIDATION", "TEST"),
+    ],
+)
 def test_splits_are_known_by_their_words(tmp_path: Path, train: str, val: str, test: str) -> None:
     for value, name in enumerate((train, val, test)):
         make_classes(tmp_path / "set" / name, value)
