@@ -15,7 +15,7 @@ from fedsim.data.datasets.tables import csv_rows
 from fedsim.data.folders import require_file
 from fedsim.data.images import prepared_files
 from fedsim.data.splits import NAMES, TEST, TRAIN, VAL
-from fedsim.errors import UserError
+from fedsim.errors import UserError, reading
 
 CLASS_NAMES = ("no tumour", "tumour")
 VAL_SHARE = 0.2
@@ -105,10 +105,8 @@ def _source(
 def _read_pickle(path: Path) -> dict[str, Any]:
     """Return the hospitals of data.pkl."""
     require_file(path, "HarmoFL's data.pkl")
-    try:
+    with reading(str(path), "a pickle of containers, strings, numbers, arrays of these"):
         table = read_plain(path)
-    except Exception as error:  # a damaged pickle can raise anything in the reader of opcodes
-        raise UserError(str(path), str(error), "a pickle of containers, strings, numbers, arrays of these") from error
     if not isinstance(table, dict) or not table:
         raise UserError(str(path), "another content", PICKLED)
     return table
@@ -128,7 +126,7 @@ def _patches(where: str, hospital: Any, part: str) -> tuple[list[str], Indices]:
         raise UserError(where, f"{len(paths)} paths with {len(labels)} labels", "a label 0 or 1 for every path")
     for path in paths:
         if not isinstance(path, str) or not path.isprintable() or Path(path).is_absolute() or ".." in Path(path).parts:
-            raise UserError(where, f"the path {path!r}", "paths inside data.root")
+            raise UserError(where, f"the path {show(path)}", "paths inside data.root")
     return list(paths), np.array(labels).astype(np.int64)
 
 

@@ -78,7 +78,7 @@ def prostate(root: str, image_size: int) -> Source:
         fixed=fixed,
         strata=site_of,
         masks=load_mapped(folder / "masks.npy"),
-        files=(*(path for volume in flat for path in (volume.image, volume.mask)), *(files if is_split else ())),
+        files=(*paths, *(files if is_split else ())),
     )
 
 
