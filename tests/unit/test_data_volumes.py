@@ -49,9 +49,8 @@ def write_site(site: Path, image_codes: str = "RAS", mask_codes: str = "RAS") ->
     return site.parent
 
 
-def load(root: Path) -> Dataset:
-    fractions = {"val": 0.2, "test": 0.2}
-    return load_set("prostate", root=str(root), image_size=20, fractions=fractions)  # type: ignore[no-any-return]  # helpers say Any
+def load(root: Path, **changes: Any) -> Dataset:
+    return load_set("prostate", root=str(root), image_size=20, **changes)  # type: ignore[no-any-return]  # helpers say Any
 
 
 def same(first: Dataset, second: Dataset) -> bool:
