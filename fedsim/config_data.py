@@ -212,6 +212,10 @@ class ClientsConfig(Words):
         description="Weight of a client's update: its number of images, or all alike. Default: samples; uniform where "
         "sampling goes by the number of images already.",
     )
+    min_samples: Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="Clients with fewer training images are left out, such as those too small for BatchNorm.",
+    )
     per_block: Literal["auto"] | Count = Field(default="auto", description="Clients trained together as one batch.")
     partition: PartitionConfig = Field(description="How the training images are divided among the clients.")
 
@@ -224,6 +228,9 @@ class ClientsConfig(Words):
             raise KeyedError("weighting", found, "uniform")
         if self.sampling == "volume" and self.num_per_round == self.count:
             raise KeyedError("sampling", f"volume with per_round: {self.per_round}", "fewer clients than all per round")
+        fewest = self.partition.min_size if isinstance(self.partition, DirichletPartition) else 0
+        if self.min_samples is not None and self.min_samples <= fewest:
+            raise KeyedError("min_samples", str(self.min_samples), f"null, or more than partition.min_size = {fewest}")
         return self
 
     @property

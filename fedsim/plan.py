@@ -11,6 +11,8 @@ from fedsim.data.overlap import overlap_rows
 from fedsim.phase import num_bytes
 from fedsim.simulation import Simulation, build_simulation
 
+MOST_NAMED = 20
+
 
 def describe(config: Config) -> list[tuple[str, str]]:
     """Load data and model and return the plan as rows of name and text."""
@@ -25,6 +27,7 @@ def describe(config: Config) -> list[tuple[str, str]]:
         ("data", f"{data.name}: {len(data.train)} train, {len(data.val)} val, {len(data.test)} test {data.unit}"),
         *(("remark", remark) for remark in data.remarks),
         ("classes", ", ".join(f'"{name}"' if "," in name else name for name in data.class_names)),
+        *notes(sim),
         *overlap_rows(data),
         ("clients", f"{len(sizes)}, of {min(sizes)} to {max(sizes)} {data.unit}, {sizes.count(0)} without"),
         (
@@ -43,6 +46,20 @@ def describe(config: Config) -> list[tuple[str, str]]:
     for name, cost in costs(sim).items():
         held = f"{cost['parameters']:,} parameters in {cost['bytes']:,} bytes"
         rows.append((f"a client's {name.replace('_', ' ')}", f"{held}, {cost['bytes_sent']:,} bytes sent per round"))
+    return rows
+
+
+def notes(sim: Simulation) -> list[tuple[str, str]]:
+    """Return what was decided about the images that the config does not say outright, as rows of name and text."""
+    rows = []
+    if sim.dataset.drawn:
+        rows.append(("split", f"{' and '.join(sim.dataset.drawn)} drawn from the training {sim.dataset.unit}"))
+    fewest, out = sim.config.clients.min_samples, [client for client, size in enumerate(sim.sizes) if size == 0]
+    if fewest is not None and out:
+        named = ", ".join(map(str, out[:MOST_NAMED])) + (" ..." if len(out) > MOST_NAMED else "")
+        rows.append(
+            ("left out", f"{len(out)} of {len(sim.sizes)} clients with fewer than {fewest} {sim.dataset.unit}: {named}")
+        )
     return rows
 
 

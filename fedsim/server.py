@@ -28,6 +28,7 @@ from fedsim.global_model import global_model
 from fedsim.method_checks import check_phases, check_state
 from fedsim.phase import train_phase
 from fedsim.pictures import draw_predictions
+from fedsim.plan import notes
 from fedsim.records import RoundRecord
 from fedsim.runlog import RunLog
 from fedsim.simulation import Simulation, build_simulation
@@ -194,6 +195,8 @@ def describe_partition(sim: Simulation, log: RunLog) -> None:
         rows = [vars(row) for row in partition_table(sim.dataset, sim.parts)]
         write_json(log.folder / "partition.json", {"classes": sim.dataset.class_names, "clients": rows})
         draw_partition(sim.dataset, sim.parts, log.folder / "partition.png")
+        for name, text in notes(sim):
+            log.message(f"{name}: {text}")
 
 
 def evaluate_run(run_dir: Path, which: str) -> dict[str, dict[str, float]]:

@@ -20,7 +20,7 @@ from fedsim.client import BlockTrainer
 from fedsim.cohort import Cohort, num_local_steps
 from fedsim.config import Config, StoreConfig
 from fedsim.config_words import PIXEL_MODELS
-from fedsim.data import Dataset, load_dataset, partition_clients
+from fedsim.data import Dataset, load_dataset, partition_clients, without_small
 from fedsim.errors import UserError
 from fedsim.evaluate import evaluation_rows
 from fedsim.images import ImageSource
@@ -141,7 +141,8 @@ def check_batches(config: Config, model: StackedModel, parts: Sequence[np.ndarra
         raise UserError(
             "train.batch_size",
             f"{size}, which leaves client {lone[0]} with its {len(parts[lone[0]])} images a batch of one",
-            f"batches of two images or more, over which {config.model.name} normalises",
+            f"batches of two images or more, over which {config.model.name} normalises; "
+            "clients.min_samples leaves small clients out",
         )
 
 
@@ -158,7 +159,7 @@ def build_simulation(
     keep_freed_memory()
     dataset = load_dataset(config.data)
     task_of(dataset, config).check_decisive(config.evaluate.best_by, dataset)
-    parts = partition_clients(dataset, config.clients, config.seed)
+    parts = without_small(partition_clients(dataset, config.clients, config.seed), config.clients.min_samples)
     model, held = build_models(config.model, config.data.image_size, dataset.class_names, config.seed, group.device)
     check_outputs(config, model, dataset)
     check_batches(config, model, parts)

@@ -31,6 +31,8 @@ class Dataset:
     A segmentation set has ``masks`` (N, H, W) uint8, the class of every pixel as an index into ``class_names``, of
     which 0 is the background; a label is then the foreground class with most pixels, or 0 where there is none.
 
+    ``drawn`` names the splits that the set does not bring, which were drawn from its training images.
+
     A set of ``texts`` (N) has ``images`` (N, 0). With ``targets`` (N,) float32 the task is to tell those numbers;
     ``labels`` are then all 0, for the one quantity that ``class_names`` holds.
 
@@ -53,6 +55,7 @@ class Dataset:
     targets: Tensor | None = None
     files: Mapping[str, Any] | None = None
     remarks: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
 
     @property
     def unit(self) -> str:

@@ -5,54 +5,69 @@ collections from several scanners can give the class away.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fedsim.data.cache import cached_folder
 from fedsim.data.dataset import Pixels
 from fedsim.errors import UserError
 
+#: Pillow tries no other plug-in than these, one of which would start an outside program.
+FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+EIGHT_BITS = "an image with 8 bits per channel; convert it with your window"
+#: How files become pixels, for the cache: 2 turns them as their tags say and takes one picture of a file.
+READING = 2
+NUM_SHOWN = 5
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image file; UserError naming the file where it cannot be decoded, here or by the caller."""
+def decoded(path: Path, formats: Sequence[str] = FORMATS) -> tuple[Image.Image, bool]:
+    """Decode the one picture of an image file, turned upright as its EXIF tag says; also tell whether it has 16 bits.
+
+    UserError for a file that is none of ``formats`` or cannot be decoded, and for several pages or frames.
+    """
     try:
-        with Image.open(path) as image:
-            yield image
-    except UserError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(str(path), f"an unreadable image ({error})", "a whole image file") from error
+        # Not by its name: Pillow 13 maps an uncompressed TIFF of that name with height and width exchanged by its tag.
+        with path.open("rb") as file, Image.open(file, formats=formats) as image:
+            # Pillow opens colours of 16 bits as 8 bits and drops the lower ones; only the stored mode tells.
+            is_deep = image.format in ("TIFF", "PNG") and ";16" in str(image.tile[0][3])
+            # What a camera keeps behind a JPEG is a preview or depths; pages and frames are pictures of their own.
+            num_pictures = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+            upright = ImageOps.exif_transpose(image)
+    except Exception as error:  # a damaged file can raise anything in a decoder
+        raise UserError(
+            str(path), f"an unreadable image ({error})", f"a whole image file: {', '.join(formats)}"
+        ) from error
+    if num_pictures > 1:
+        raise UserError(str(path), f"{num_pictures} pages or frames", "a file with one picture")
+    return upright, is_deep
 
 
 def read_rgb(path: Path) -> Image.Image:
     """Decode an image file to 8-bit RGB, without its alpha channel if any; UserError where that is not possible."""
-    with opened(path) as image:
-        # Pillow opens colours of 16 bits as 8 bits and drops the lower ones; only the stored mode tells.
-        stored = str(image.tile[0][3]) if image.format in ("TIFF", "PNG") else ""
-        if image.mode in EIGHT_BIT_MODES and ";16" not in stored:
-            return image.convert("RGB")
-        mode = f"{image.mode}, 16 bits" if image.mode in EIGHT_BIT_MODES else image.mode
-    # How 16 bits or floats map to 8 depends on the scanner: guessing a window would change the data silently.
-    raise UserError(
-        str(path), f"pixels of mode {mode}", "an image with 8 bits per channel; convert it with your window"
-    )
+    return _with_8_bits(path).convert("RGB")
 
 
 def read_opaque(path: Path) -> Image.Image:
     """Decode an image file as ``read_rgb`` does, but refuse transparency: a mask may hold for what it hides."""
-    with opened(path) as image:
-        if image.has_transparency_data:
-            raise UserError(str(path), f"an alpha channel (mode {image.mode})", "an image without one: grey or RGB")
-    return read_rgb(path)
+    image = _with_8_bits(path)
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        raise UserError(str(path), f"transparent pixels (mode {image.mode})", "an image that is opaque everywhere")
+    return image.convert("RGB")
+
+
+def _with_8_bits(path: Path) -> Image.Image:
+    """Decode an image file; how 16 bits or floats map to 8 depends on the scanner, and a guess would be silent."""
+    image, is_deep = decoded(path)
+    if is_deep or image.mode not in EIGHT_BIT_MODES:
+        mode = f"{image.mode}, 16 bits" if image.mode in EIGHT_BIT_MODES else image.mode
+        raise UserError(str(path), f"pixels of mode {mode}", EIGHT_BITS)
+    return image
 
 
 def resized(image: Image.Image, width: int, height: int) -> Pixels:
@@ -62,16 +77,34 @@ def resized(image: Image.Image, width: int, height: int) -> Pixels:
 
 
 def write_images(path: Path, shape: tuple[int, int, int, int], produce: Callable[[int], Pixels]) -> None:
-    """Write an .npy file (N, C, H, W) uint8 whose n-th image is ``produce(n)``, several at a time."""
+    """Write an .npy file (N, C, H, W) uint8 whose n-th image is ``produce(n)``, several at a time.
+
+    UserErrors of ``produce`` are gathered: one that names the first few files and tells how many there are.
+    """
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 
-    def put(index: int) -> None:
-        out[index] = produce(index)
+    def put(index: int) -> UserError | None:
+        try:
+            out[index] = produce(index)
+        except UserError as error:
+            return error
+        return None
 
     with ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0)))) as pool:
-        for _ in pool.map(put, range(shape[0])):
-            pass
+        errors = [error for error in pool.map(put, range(shape[0])) if error is not None]
+    if errors:
+        raise _gathered(errors, shape[0])
     out.flush()
+
+
+def _gathered(errors: Sequence[UserError], num_images: int) -> UserError:
+    """Return one error for all; a single one as it is."""
+    if len(errors) == 1:
+        return errors[0]
+    shown = "; ".join(f"{error.where}: {error.found}" for error in errors[:NUM_SHOWN])
+    found = shown if len(errors) <= NUM_SHOWN else f"{shown}; and {len(errors) - NUM_SHOWN} more"
+    expected = " or ".join(dict.fromkeys(error.expected for error in errors[:NUM_SHOWN]))
+    return UserError(f"{len(errors)} of {num_images} images", found, expected)
 
 
 def write_resized(paths: Sequence[Path], side: int, folder: Path) -> None:
@@ -98,4 +131,4 @@ def listing(base: Path, paths: Sequence[Path]) -> list[object]:
     files = [
         [str(path.relative_to(base)), stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)
     ]
-    return [str(base.resolve()), files]
+    return [READING, str(base.resolve()), files]

@@ -10,20 +10,23 @@ import numpy as np
 from PIL import Image
 
 from fedsim.data.dataset import Indices, Pixels
-from fedsim.data.images import opened
+from fedsim.data.images import decoded
 from fedsim.errors import UserError
 
+MASK_FORMATS = ("BMP", "PNG", "TIFF")
 MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 
 
 def read_foreground(path: Path) -> Pixels:
-    """Return the mask of an image file, (H, W): 1 where a pixel's value, such as the number of an object, is not 0."""
-    with opened(path) as image:
-        if image.mode in MASK_MODES:
-            foreground: Pixels = (np.asarray(image) != 0).astype(np.uint8)
-            return foreground
-        mode = image.mode
-    raise UserError(str(path), f"a mask of mode {mode}", "one channel of whole numbers, 0 for the background")
+    """Return the mask of an image file, (H, W): 1 where a pixel's value, such as the number of an object, is not 0.
+
+    Probabilities in grey levels cannot be told from numbered objects; those in floats are refused.
+    """
+    mask, _ = decoded(path, MASK_FORMATS)
+    if mask.mode not in MASK_MODES:
+        raise UserError(str(path), f"a mask of mode {mask.mode}", "one channel of whole numbers, 0 for the background")
+    foreground: Pixels = (np.asarray(mask) != 0).astype(np.uint8)
+    return foreground
 
 
 def require_size(path: Path, mask: Sequence[int], image: Sequence[int]) -> None:

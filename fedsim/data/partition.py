@@ -33,6 +33,14 @@ def partition_clients(dataset: Dataset, config: "ClientsConfig", seed: int) -> l
     return PARTITIONS[config.partition.name](dataset, config, stream)
 
 
+def without_small(parts: list[Indices], min_samples: int | None) -> list[Indices]:
+    """Take the images of clients that have fewer than ``min_samples``; UserError where no client has as many."""
+    fewest, largest = min_samples or 0, max(map(len, parts))
+    if largest < fewest:
+        raise UserError("clients.min_samples", str(fewest), f"at most {largest}, the images of the largest client")
+    return [part if len(part) >= fewest else part[:0] for part in parts]
+
+
 def _iid(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomState) -> list[Indices]:
     """Images dealt out at random; sizes differ by one at most."""
     _require(dataset, config.count, "clients.count")

@@ -49,11 +49,7 @@ def split(source: Source, config: "DataConfig") -> tuple[Indices, Indices, Indic
     found = (train, np.flatnonzero(splits == VAL), np.flatnonzero(splits == TEST))
     for name, indices in zip(NAMES, found, strict=True):
         if len(indices) == 0:
-            raise UserError(
-                "data.fractions, data.max_train",
-                f"no image left for {name} out of {len(splits)}",
-                f"an image in each of {', '.join(NAMES)}",
-            )
+            raise _empty(name, source, groups, strata[pool])
     return found
 
 
@@ -71,6 +67,22 @@ def _check_used(config: "DataConfig", splits: Indices) -> None:
     )
     if config.split_seed != 0 and not draws:
         raise UserError("data.split_seed", f"{config.split_seed} with {config.name}, which brings its split", unused)
+
+
+def _empty(name: str, source: Source, groups: Indices, strata: Indices) -> UserError:
+    """Return what to tell where no image is left for a split: with few whole groups, that they are few."""
+    found = f"no image left for {name} out of {len(source.labels)}"
+    expected = f"an image in each of {', '.join(NAMES)}"
+    if source.groups is not None and name != "train":
+        most = int(np.bincount(np.unique(np.stack([strata, groups]), axis=1)[0]).max())
+        found += f", since groups stay whole and no class or site has more than {most} of them"
+        expected += f": fractions such as {1 / most:.2g}, one group" if most > 2 else ": three groups in one, or more"
+    return UserError("data.fractions, data.max_train", found, expected)
+
+
+def drawn(source: Source) -> tuple[str, ...]:
+    """Return the names of the splits that the set does not bring, which ``split`` draws from training."""
+    return tuple(NAMES[code] for code in (VAL, TEST) if source.fixed is None or not (source.fixed == code).any())
 
 
 def training_by_site(train: Indices, sites: Indices, site_names: Sequence[str], name: str) -> list[Indices]:

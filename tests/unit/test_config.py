@@ -140,6 +140,12 @@ def test_plain_scalars_have_no_surprises() -> None:
     }
 
 
+def test_leaving_out_clients_that_a_partition_never_makes_is_refused(file: Path) -> None:
+    assert load_config(file, ["clients.min_samples=4", "clients.partition.min_size=3"]).clients.min_samples == 4
+    with pytest.raises(UserError, match=r"clients.min_samples: found 3; expected null, or more than .*min_size = 3"):
+        load_config(file, ["clients.min_samples=3", "clients.partition.min_size=3"])
+
+
 def test_config_cannot_be_changed(file: Path) -> None:
     config = load_config(file)
     with pytest.raises(ValueError, match="frozen"):

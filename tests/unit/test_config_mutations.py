@@ -76,6 +76,7 @@ WRONG: dict[str, list[Any]] = {
     "clients.per_round": [0, 5, -1, 0.0, 1.0, 1.5, "some", None, [], True, NAN],
     "clients.sampling": ["volumes", None],
     "clients.weighting": ["sample", 1],
+    "clients.min_samples": [0, 1, "2", 2.5, True],
     "clients.per_block": [0, "all", 1.5, None],
     "clients.partition": [
         *(*NO_SECTION, LEAVE_OUT, {"name": "file", "path": "nowhere.json"}, {"name": "file"}),

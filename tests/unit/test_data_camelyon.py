@@ -49,7 +49,7 @@ def load(root: Path, name: str = "camelyon17") -> Any:
 @pytest.mark.parametrize("protocol", [3, 5])
 @pytest.mark.parametrize(
     ("paths_as", "labels_as"),
-    [(list, list), (np.array, np.array), (lambda p: np.array(p, object), lambda y: np.array(y, np.float32)[:, None])],
+    [(list, list), (np.array, np.array), (tuple, lambda y: np.array(y, np.float32)[:, None])],
 )
 def test_hospitals_are_sites_and_the_last_fifth_is_for_validation(
     tmp_path: Path, paths_as: Any, labels_as: Any, protocol: int
@@ -96,6 +96,22 @@ def test_a_pickle_that_would_run_code_is_refused_before_it_does(tmp_path: Path) 
         ),
         ({"hospital1": {"train": (["a.png"], [2])}}, r"hospital1 train: found 1 paths with 1 labels; expected a label"),
         (
+            {"hospital1": {"train": (["a.png"], [[1]])}},
+            r"hospital1 train: found 1 paths with 1 labels; expected a label",
+        ),
+        ({"hospital1": {"train": ("a", [1])}}, r"hospital1 train: found another content"),
+        ({"hospital1": {"train": ([1], [1])}}, r"hospital1 train: found the path 1; expected paths inside"),
+        ({"hospital1": {"train": (["a\0"], [1])}}, r"hospital1 train: found the path 'a\\x00'; expected paths"),
+        ({"hospital1": {"train": (["\ud800"], [1])}}, r"hospital1 train: found the path '\\ud800'; expected paths"),
+        (
+            {"hospital1": dict.fromkeys(("train", "test"), (["a" * 5000], [1]))},
+            r"aaa: found no such file; expected a patch",
+        ),
+        (
+            {"hospital1": {"train": (np.array(["a.png"], object), [1])}},
+            r"data.pkl: found an array of type 'O8' in it; expected a pickle of containers, strings, numbers, arrays",
+        ),
+        (
             {"hospital1": {"train": (["../a.png"], [1])}},
             r"hospital1 train: found the path '../a.png'; expected paths inside",
         ),
@@ -113,7 +129,7 @@ def test_another_pickle_is_one_line(tmp_path: Path, content: Any, message: str) 
 
 
 def test_half_a_pickle_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.pkl: found No such file"):
+    with pytest.raises(UserError, match=r"data.pkl: found no such file; expected HarmoFL"):
         load(tmp_path)
     (tmp_path / "data.pkl").write_bytes(pickle.dumps(table_of(tmp_path))[:-9])
     with pytest.raises(UserError, match=r"data.pkl: found .*; expected a pickle of containers"):

@@ -1,5 +1,6 @@
 """Images and masks in folders per site, as the tests write them."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,16 @@ def rename(old: str, new: str) -> Any:
     return lambda root: (root / old).rename(root / new)
 
 
+def stack(path: str) -> Any:
+    """Write a file of three pages."""
+    pages = [Image.fromarray(mask()) for _ in range(3)]
+    return lambda root: pages[0].save(root / path, save_all=True, append_images=pages[1:])
+
+
 TALL = np.ones((32, 24), np.uint8)
 RGBA = np.full((24, 32, 4), 255, np.uint8)
+HIDING = RGBA.copy()
+HIDING[3, 4, 3] = 254
 IMAGES = [f"TNBC/images/{number}.png" for number in range(8)]
 
 
@@ -107,7 +116,25 @@ IMAGES = [f"TNBC/images/{number}.png" for number in range(8)]
         ),
         (delete("TNBC/images/2.png"), r"TNBC/masks/2.png: found no image of that name; expected one in .*TNBC/images"),
         (put(TALL, "TNBC/masks/2.png"), r"masks/2.png: found a mask of 24 x 32 pixels; expected .* image, 32 x 24"),
-        (put(RGBA, "TNBC/images/2.png"), r"images/2.png: found an alpha channel \(mode RGBA\); expected .*without one"),
+        (
+            put(HIDING, "TNBC/images/2.png"),
+            r"images/2.png: found transparent pixels \(mode RGBA\); expected an image that is opaque everywhere",
+        ),
+        (put(mask(), "TNBC/masks/2.bmp"), r"masks/2.png: found the name of 2.bmp beside it; expected one file of a"),
+        (put(TALL, "TNBC/images/2.bmp"), r"images/2.png: found the name of 2.bmp beside it; expected one file of a"),
+        (
+            lambda root: (delete("TNBC/masks/2.png")(root), (root / "TNBC/masks/2.png").symlink_to("gone")),
+            r"TNBC/masks/2.png: found a link to nothing; expected a file or folder",
+        ),
+        (
+            lambda root: Image.fromarray(mask()).save(root / "TNBC/masks/2.png", "JPEG"),
+            r"masks/2.png: found an unreadable image .*; expected a whole image file: BMP, PNG, TIFF",
+        ),
+        (
+            lambda root: Image.fromarray(mask().astype(np.float32) / 255).save(root / "TNBC/masks/1.tif"),
+            r"masks/1.tif: found a mask of mode F; expected one channel of whole numbers",
+        ),
+        (stack("TNBC/masks/1.tif"), r"masks/1.tif: found 3 pages or frames; expected a file with one picture"),
         (
             put(RGBA, "TNBC/masks/2.png"),
             r"masks/2.png: found a mask of mode RGBA; expected one channel of whole numbers",
@@ -142,6 +169,109 @@ def test_colours_of_16_bits_are_refused_though_pillow_would_cut_them(root: Path,
     pixels = np.zeros((24, 32, colours), np.uint16)
     extra = {"extrasamples": ["unassalpha"]} if colours == 4 else {}
     imwrite(root / "TNBC/images/2.tif", pixels, photometric="rgb", **extra)
-    words = "pixels of mode RGB, 16 bits" if colours == 3 else r"an alpha channel \(mode RGBA\)"
-    with pytest.raises(UserError, match=rf"images/2.tif: found {words}; expected"):
+    mode = "RGB" if colours == 3 else "RGBA"
+    with pytest.raises(UserError, match=rf"images/2.tif: found pixels of mode {mode}, 16 bits; expected"):
         load_set("nuclei", root=str(root), image_size=16)
+
+
+def test_an_opaque_alpha_channel_hides_nothing(root: Path) -> None:
+    opaque = np.concatenate([shade(2, 2), np.full((24, 32, 1), 255, np.uint8)], 2)
+    before = load_set("nuclei", root=str(root), image_size=16)
+    put(opaque, "TNBC/images/2.png")(root)
+    after = load_set("nuclei", root=str(root), image_size=16)
+    assert Image.open(root / "TNBC/images/2.png").mode == "RGBA"
+    assert torch.equal(after.images, before.images)
+
+
+def test_image_and_mask_are_turned_by_their_own_tags(root: Path) -> None:
+    """Only the image is stored sideways: as stored, the mask would have another size or lie elsewhere."""
+    before = load_set("nuclei", root=str(root), image_size=16)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(shade(2, 2))).save(root / "TNBC/images/2.png", exif=exif)
+    exif[0x0112] = 3
+    Image.fromarray(np.rot90(mask(np.uint16), 2)).save(root / "TNBC/masks/3.tif", exif=exif)
+    after = load_set("nuclei", root=str(root), image_size=16)
+    assert torch.equal(after.images, before.images)
+    assert after.masks is not None
+    assert before.masks is not None
+    assert torch.equal(after.masks, before.masks)
+
+
+def test_what_a_mac_leaves_is_passed_over(root: Path) -> None:
+    before = load_set("nuclei", root=str(root), image_size=16)
+    for name in ("masks/._2.png", "images/._2.png", "masks/.DS_Store"):
+        (root / "TNBC" / name).write_bytes(b"not for us")
+    (root / "__MACOSX" / "TNBC").mkdir(parents=True)
+    after = load_set("nuclei", root=str(root), image_size=16)
+    assert after.site_names == SITES
+    assert torch.equal(after.images, before.images)
+
+
+# --- DSB2018 as published
+
+
+def publish(folder: Path, number: int) -> None:
+    """One image, RGBA and opaque, with three nuclei in a file each, of which two touch and one overlaps."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "masks").mkdir()
+    pixels = np.full((16, 16, 4), (number, 50, 100, 255), np.uint8)
+    Image.fromarray(pixels).save(folder / "images" / f"{folder.name}.png")
+    for nucleus, (rows, columns) in enumerate(
+        ((slice(2, 5), slice(1, 4)), (slice(5, 8), slice(1, 4)), (3, slice(9, 16)))
+    ):
+        own = np.zeros((16, 16), np.uint8)
+        own[rows, columns] = 255
+        Image.fromarray(own).save(folder / "masks" / f"{nucleus:064x}.png")
+
+
+def test_the_nuclei_of_dsb2018_are_merged(tmp_path: Path) -> None:
+    for number in range(12):
+        publish(tmp_path / "stage1_train" / f"{number:02}abc", number)
+    data = load_set("nuclei", root=str(tmp_path / "stage1_train"), image_size=16)
+    assert data.sites is None
+    assert data.images[:, 0, 0, 0].tolist() == list(range(12))
+    want = torch.zeros(12, 16, 16, dtype=torch.uint8)
+    want[:, 2:8, 1:4], want[:, 3, 9:] = 1, 1
+    assert data.masks is not None
+    assert torch.equal(data.masks, want)
+
+
+def test_sites_may_be_in_the_layout_of_dsb2018(tmp_path: Path) -> None:
+    for number in range(24):
+        publish(tmp_path / "set" / ("bright", "dark")[number % 2] / f"{number:02}abc", number)
+    data = load_set("nuclei", root=str(tmp_path / "set"), image_size=16)
+    assert data.site_names == ("bright", "dark")
+    assert data.sites is not None
+    assert data.sites.tolist() == [0] * 12 + [1] * 12
+    assert data.images[12:, 0, 0, 0].tolist() == list(range(1, 24, 2))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda image: shutil.rmtree(image / "masks"),
+            r"05abc/masks: found no such folder; expected <name>/images/<name>.png and <name>/masks/\*.png",
+        ),
+        (lambda image: shutil.rmtree(image / "images"), r"05abc/images: found no such folder; expected <name>/images"),
+        (
+            lambda image: [path.unlink() for path in (image / "masks").iterdir()],
+            r"05abc: found 1 images and 0 masks; expected <name>/images",
+        ),
+        (
+            lambda image: Image.fromarray(np.zeros((9, 9), np.uint8)).save(image / "masks/a.png"),
+            r"05abc/masks/a.png: found a mask of 9 x 9 pixels; expected the size of its image, 16 x 16",
+        ),
+        (
+            lambda image: Image.new("RGB", (16, 16)).save(image / "images/other.png"),
+            r"05abc: found 2 images and 3 masks",
+        ),
+    ],
+)
+def test_a_spoilt_image_of_dsb2018_is_one_line(tmp_path: Path, spoil: Any, message: str) -> None:
+    for number in range(12):
+        publish(tmp_path / "set" / f"{number:02}abc", number)
+    spoil(tmp_path / "set" / "05abc")
+    with pytest.raises(UserError, match=message):
+        load_set("nuclei", root=str(tmp_path / "set"), image_size=16)

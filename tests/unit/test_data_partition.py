@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fedsim.data.dataset import Dataset, Indices
-from fedsim.data.partition import PARTITIONS, partition_clients, partition_table
+from fedsim.data.partition import PARTITIONS, partition_clients, partition_table, without_small
 from fedsim.data.plot import draw_partition
 from fedsim.errors import UserError
 
@@ -75,6 +75,14 @@ def test_dirichlet_is_drawn_again_until_everyone_has_enough() -> None:
     assert min(map(len, free)) < 5
     enough = partition_clients(dataset, clients(7, name="dirichlet", alpha=0.1, min_size=5, form="paper"), 1)
     assert min(map(len, enough)) >= 5
+
+
+def test_small_clients_are_left_out_and_the_others_keep_theirs() -> None:
+    parts = [np.arange(3), np.arange(3, 4), np.arange(4, 4), np.arange(4, 9)]
+    assert [part.tolist() for part in without_small(parts, 3)] == [[0, 1, 2], [], [], [4, 5, 6, 7, 8]]
+    assert [len(part) for part in without_small(parts, None)] == [3, 1, 0, 5]
+    with pytest.raises(UserError, match=r"clients.min_samples: found 6; expected at most 5, the images of the largest"):
+        without_small(parts, 6)
 
 
 def test_dirichlet_that_cannot_be_met_ends_in_one_line() -> None:

@@ -97,6 +97,24 @@ def test_an_empty_split_is_refused() -> None:
         split(source(np.array([0, 0, 1, 1])), words())
 
 
+@pytest.mark.parametrize(("per_site", "hint"), [(3, "fractions such as 0.33"), (4, "fractions such as 0.25")])
+def test_few_whole_groups_at_each_site_are_told_as_the_cause(per_site: int, hint: str) -> None:
+    groups = np.repeat(np.arange(3 * per_site), 20)
+    sites = groups // per_site
+    images = np.zeros((len(sites), 1, 1, 1), np.uint8)
+    data = Source(images, np.ones_like(sites), ("a", "b"), groups, sites, ("x", "y", "z"), strata=sites)
+    cause = rf"no image left for val out of {len(sites)}, since groups stay whole and no .* more than {per_site} of"
+    with pytest.raises(UserError, match=rf"{cause} them; expected an image in each of train, val, test: {hint}, one"):
+        split(data, words())
+    fractions = SimpleNamespace(val=1 / per_site, test=1 / per_site)
+    assert [len(part) for part in split(data, words(fractions=fractions))[1:]] == [60, 60], "as the line advises"
+
+
+def test_two_groups_are_told_to_be_too_few() -> None:
+    with pytest.raises(UserError, match=r"more than 2 of them; .* test: three groups in one, or more"):
+        split(source(np.zeros(8, np.int64), groups=np.repeat([0, 1], 4)), words())
+
+
 def test_positions_are_the_middles_of_the_groups_in_their_class() -> None:
     labels, groups = np.array([0, 0, 0, 1]), np.array([5, 5, 9, 7])
     positions = stratified_positions(labels, groups, np.random.default_rng(0))

@@ -1,5 +1,6 @@
 """CIFAR's binary version and Flowers-102, from small files in the published formats."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +184,10 @@ def test_a_set_of_other_counts_than_the_published_is_remarked_upon(cifar10: Path
     data = load_set("torchvision:flowers102", root=str(flowers.parent))
     assert data.remarks == (f"{flowers} is not the published set: 3/2/4 images, published 1020/1020/6149",)
     assert "setid.mat" in data.files["each"]
+
+
+def test_a_pipe_in_place_of_a_table_is_not_waited_for(flowers: Path) -> None:
+    (flowers / "setid.mat").unlink()
+    os.mkfifo(flowers / "setid.mat")
+    with pytest.raises(UserError, match=r"setid.mat: found no file, but a folder or device"):
+        load_set("torchvision:flowers102", root=str(flowers.parent))

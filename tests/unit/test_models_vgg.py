@@ -1,5 +1,7 @@
 """The slim VGG16: its shape as released, with and without a bias, and what it refuses."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,12 +9,15 @@ import pytest
 import torch
 from torch import nn
 
+from comm import open_group
+from fedsim.cohort import draw_cohort
 from fedsim.config import Config, ModelConfig
 from fedsim.config_errors import KeyedError
+from fedsim.data import load_dataset
 from fedsim.errors import UserError
 from fedsim.models.held import build_models
 from fedsim.models.stacked import StackedModel
-from fedsim.simulation import check_batches
+from fedsim.simulation import build_simulation, check_batches
 from tests.helpers import make_config
 
 NAMES = ("nevus", "benign keratosis", "melanoma")
@@ -90,6 +95,25 @@ def test_a_batch_of_one_image_is_refused_before_training(batch_size: int, sizes:
     parts = [np.arange(size) for size in sizes]
     with pytest.raises(UserError, match=rf"client {len(sizes) - 1} with its {sizes[-1]} images a batch of one"):
         check_batches(vgg_config(batch_size), build(), parts)
+
+
+def test_clients_too_small_for_batchnorm_can_be_left_out(tmp_path: Path) -> None:
+    """A run whose second client has one image: refused as it is, and run without that client."""
+    words = {"count": 2, "partition": {"name": "file", "path": str(tmp_path / "clients.json")}}
+    data = {"name": "digits", "image_size": 32}
+    dataset = load_dataset(make_config(data=data).data)
+    first = dataset.train[:5].tolist()
+    (tmp_path / "clients.json").write_text(json.dumps({"clients": [first[:4], first[4:]]}))
+    with open_group() as group:
+        config = make_config(model=model_words(), data=data, clients=words)
+        with pytest.raises(
+            UserError, match=r"client 1 with its 1 images .* clients.min_samples leaves small clients out"
+        ):
+            build_simulation(config, group)
+        config = make_config(model=model_words(), data=data, clients={**words, "min_samples": 2})
+        sim = build_simulation(config, group)
+    assert sim.sizes == [4, 0]
+    assert draw_cohort(config.clients, config.train, sim.sizes, 0, 1).clients == (0,)
 
 
 def test_batches_of_one_are_fine_where_no_layer_minds_them() -> None:

@@ -1,10 +1,13 @@
 """What ``launch.py check`` says, on a job whose numbers are known."""
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fedsim import plan
+from fedsim.server import describe_partition
 from tests.helpers import make_config, make_dataset, make_simulation
 
 
@@ -49,3 +52,18 @@ def test_texts_are_called_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = dict(plan.describe(sim.config))
     assert rows["data"].endswith("8 train, 12 val, 12 test texts")
     assert rows["clients"] == "2, of 4 to 4 texts, 0 without"
+
+
+def test_what_was_drawn_and_who_was_left_out_is_told(tmp_path: Path) -> None:
+    dataset, parts = make_dataset([40, 0, 3])
+    words = {"count": 3, "per_block": 1}
+    config = make_config(clients={**words, "min_samples": 2})
+    sim = make_simulation(config, replace(dataset, drawn=("val", "test")), parts)
+    assert plan.notes(sim) == [
+        ("split", "val and test drawn from the training images"),
+        ("left out", "1 of 3 clients with fewer than 2 images: 1"),
+    ]
+    said: list[str] = []
+    describe_partition(sim, SimpleNamespace(folder=tmp_path, message=said.append))  # type: ignore[arg-type]  # stands in
+    assert said == [": ".join(row) for row in plan.notes(sim)]
+    assert plan.notes(make_simulation(make_config(clients=words), dataset, parts)) == []

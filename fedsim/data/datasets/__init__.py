@@ -21,7 +21,7 @@ from fedsim.data.datasets.sentences import neutral_sentences, rated_sentences, s
 from fedsim.data.datasets.text_files import repeated_texts, text_files
 from fedsim.data.datasets.vision import cifar10, cifar100, flowers102
 from fedsim.data.digests import describe_files
-from fedsim.data.splits import split
+from fedsim.data.splits import drawn, split
 from fedsim.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def load_dataset(config: "DataConfig") -> Dataset:
         targets=None if source.targets is None else torch.from_numpy(source.targets),
         files=describe_files(source.files),
         remarks=source.remarks + repeats,
+        drawn=drawn(source),
     )
 
 

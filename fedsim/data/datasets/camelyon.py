@@ -1,6 +1,5 @@
 """Camelyon17's lymph node patches of five hospitals, tumour or none: HarmoFL's table of them and that of WILDS."""
 
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +10,12 @@ import numpy as np
 from fedsim.config_errors import show
 from fedsim.data.cache import load_mapped
 from fedsim.data.dataset import Indices, Source
+from fedsim.data.datasets.pickled import read_plain
 from fedsim.data.datasets.tables import csv_rows
-from fedsim.data.folders import is_file
+from fedsim.data.folders import require_file
 from fedsim.data.images import prepared_files
 from fedsim.data.splits import NAMES, TEST, TRAIN, VAL
-from fedsim.errors import UserError
+from fedsim.errors import UserError, reading
 
 CLASS_NAMES = ("no tumour", "tumour")
 VAL_SHARE = 0.2
@@ -29,7 +29,7 @@ def camelyon17(root: str, image_size: int) -> Source:
     """Read HarmoFL's ``root/data.pkl``, which names patches under ``root`` by hospital and split.
 
     As released, the last fifth of a hospital's training patches, in the order of the file, is for validation. UserError
-    for a pickle with more in it than containers, strings, numbers and numpy arrays, and for a patch that is missing.
+    for a pickle with more in it than containers, strings, numbers and arrays of these, and for a patch that is missing.
     """
     base = Path(root).expanduser()
     table = _read_pickle(base / "data.pkl")
@@ -89,8 +89,7 @@ def _source(
     site_names: tuple[str, ...],
 ) -> Source:
     for path in paths:
-        if not is_file(path):
-            raise UserError(str(path), "no such file", f"a patch of {name}")
+        require_file(path, f"a patch of {name}")
     return Source(
         images=load_mapped(prepared_files(name, table.parent, paths, image_size)),
         labels=labels,
@@ -103,35 +102,12 @@ def _source(
     )
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds containers, strings, numbers and numpy arrays; anything else could run code of the file's author."""
-
-    # What numpy itself calls to build an array and a number, under the module names of numpy 1 and 2.
-    _KNOWN: Mapping[str, Any] = {
-        "ndarray": np.ndarray,
-        "dtype": np.dtype,
-        "_reconstruct": np.zeros(1).__reduce__()[0],
-        "_frombuffer": np.zeros(1).__reduce_ex__(5)[0],
-        "scalar": np.int64(0).__reduce__()[0],
-    }
-    _MODULES = ("numpy", *(f"numpy.{core}.{part}" for core in ("core", "_core") for part in ("multiarray", "numeric")))
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in self._MODULES and name in self._KNOWN:
-            return self._KNOWN[name]
-        raise pickle.UnpicklingError(f"{module}.{name} in it")
-
-
 def _read_pickle(path: Path) -> dict[str, Any]:
     """Return the hospitals of data.pkl."""
-    try:
-        with path.open("rb") as file:
-            table = _PlainUnpickler(file).load()
-    except OSError as error:
-        raise UserError(str(path), str(error.strerror), "HarmoFL's data.pkl") from error
-    except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(str(path), str(error), "a pickle of containers, strings, numbers, numpy arrays") from error
-    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table):
+    require_file(path, "HarmoFL's data.pkl")
+    with reading(str(path), "a pickle of containers, strings, numbers, arrays of these"):
+        table = read_plain(path)
+    if not isinstance(table, dict) or not table:
         raise UserError(str(path), "another content", PICKLED)
     return table
 
@@ -140,17 +116,18 @@ def _patches(where: str, hospital: Any, part: str) -> tuple[list[str], Indices]:
     """Return the paths and labels of one part of a hospital."""
     try:
         paths, labels = hospital[part]
-        names, numbers = [str(path) for path in paths], np.asarray(labels).reshape(-1)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(where, "another content", PICKLED) from error
-    if len(names) == 0:
+    if not all(isinstance(values, list | tuple) for values in (paths, labels)):
+        raise UserError(where, "another content", PICKLED)
+    if len(paths) == 0:
         raise UserError(where, "no image", "one or more")
-    if len(names) != len(numbers) or not np.isin(numbers, (0, 1)).all():
-        raise UserError(where, f"{len(names)} paths with {len(numbers)} labels", "a label 0 or 1 for every path")
-    for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(where, f"the path {name!r}", "paths inside data.root")
-    return names, numbers.astype(np.int64)
+    if len(paths) != len(labels) or not all(label in (0, 1) for label in labels):
+        raise UserError(where, f"{len(paths)} paths with {len(labels)} labels", "a label 0 or 1 for every path")
+    for path in paths:
+        if not isinstance(path, str) or not path.isprintable() or Path(path).is_absolute() or ".." in Path(path).parts:
+            raise UserError(where, f"the path {show(path)}", "paths inside data.root")
+    return list(paths), np.array(labels).astype(np.int64)
 
 
 def _read_rows(path: Path) -> Sequence[Mapping[str, str]]:

@@ -98,7 +98,7 @@ def _fields() -> Iterator[tuple[int, Planes, Planes, Indices]]:
 
 def _read_pages(path: Path) -> Planes:
     """Return all pages of a TIFF file as (pages, H, W)."""
-    with Image.open(path) as image:
+    with Image.open(path, formats=["TIFF"]) as image:
         return np.stack([np.asarray(page, np.uint16) for page in ImageSequence.Iterator(image)])
 
 

@@ -6,35 +6,36 @@ import numpy as np
 
 from fedsim.data.cache import load_mapped
 from fedsim.data.dataset import Source
+from fedsim.data.folders import files_with, subfolders
 from fedsim.data.images import prepared_files
-from fedsim.data.splits import NAMES
+from fedsim.data.splits import NAMES, SPLIT_WORDS, TRAIN
 from fedsim.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LAYOUT = "<root>/<class>/<image> or <root>/{train,val,test}/<class>/<image>"
 
 
 def image_folder(root: str, image_size: int) -> Source:
     """Read ``root/<class>/*`` (as Kvasir has it) or ``root/{train,val,test}/<class>/*`` (as OCT-C8 has it).
 
-    The second is taken where ``root/train`` has subfolders; of val and test, the one that is missing is drawn
-    from train. Classes are the names of the training subfolders in alphabetical order; names that begin with
-    a dot and files that are no images are passed over. UserError for a missing root, no classes, a class
-    without images, a class that train does not have, and an image that cannot be read.
+    The second is taken where ``root/train`` has subfolders, or where no folder of ``root`` has another name than
+    ``SPLIT_WORDS``, in any case; of val and test, the one that is missing is drawn from train. Classes are the
+    names of the training subfolders in alphabetical order; hidden files and files that are no images are passed over.
+    UserError for a missing root, no classes, a class without images, a class that train does not have, a folder beside
+    ``train`` that is no split or the second of one, and images that cannot be read.
 
     Nothing is known about which images belong together: where one patient has several, use the second layout.
     """
     base = Path(root).expanduser()
     if not base.is_dir():
         raise UserError(f"data.root {base}", "no such folder", LAYOUT)
-    in_splits = (base / "train").is_dir() and bool(subfolders(base / "train"))
-    parts = [(code, base / name) for code, name in enumerate(NAMES)] if in_splits else [(0, base)]
-    class_names = tuple(folder.name for folder in subfolders(parts[0][1]))
+    parts = _parts(base)
+    class_names = tuple(folder.name for folder in subfolders(parts[TRAIN]))
     if len(class_names) < 2:
-        raise UserError(f"data.root {base}", f"{len(class_names)} class folders", f"at least two: {LAYOUT}")
+        raise UserError(f"data.root {parts[TRAIN]}", f"{len(class_names)} class folders", f"at least two: {LAYOUT}")
     paths, labels, fixed = [], [], []
-    for code, part in parts:
-        for folder in subfolders(part) if part.is_dir() else []:
+    for code, part in sorted(parts.items()):
+        for folder in subfolders(part):
             if folder.name not in class_names:
                 raise UserError(str(folder), "a class that train does not have", ", ".join(class_names))
             images = image_files(folder)
@@ -50,16 +51,29 @@ def image_folder(root: str, image_size: int) -> Source:
     )
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """Return the folders in a folder by name, but not those whose name begins with a dot."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _parts(base: Path) -> dict[int, Path]:
+    """Return the folder of each split that the set brings; ``base`` is all of TRAIN where it brings none."""
+    codes = {folder: SPLIT_WORDS.get(folder.name.lower()) for folder in subfolders(base)}
+    has_classes = any(subfolders(folder) for folder, code in codes.items() if code == TRAIN)
+    if not has_classes and (not codes or None in codes.values()):  # a class may be called train, beside others
+        return {TRAIN: base}
+    parts: dict[int, Path] = {}
+    for folder, code in codes.items():
+        if code is None:
+            raise UserError(str(folder), "a folder beside train that is no split", ", ".join(SPLIT_WORDS))
+        if code in parts:
+            raise UserError(str(folder), f"a second folder of {NAMES[code]}", f"{parts[code].name} alone")
+        parts[code] = folder
+    if TRAIN not in parts:
+        raise UserError(f"data.root {base}", f"no train beside {next(iter(codes)).name}", LAYOUT)
+    return parts
 
 
 def image_files(folder: Path) -> list[Path]:
     """Return the image files of a folder by name; UserError where there is none."""
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    found = files_with(folder, SUFFIXES)
     if not found:
-        raise UserError(str(folder), "no image", f"files that end in {', '.join(sorted(SUFFIXES))}")
+        raise UserError(str(folder), "no image", f"files that end in {', '.join(SUFFIXES)}")
     return found
 
 

@@ -4,7 +4,6 @@ X, Y, Z voxels of a volume; H = Y rows and W = X columns of a slice; N slices th
 """
 
 import re
-import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,20 +16,21 @@ from PIL import Image
 from fedsim.data.cache import cached_folder, load_mapped
 from fedsim.data.dataset import Indices, Pixels, Source
 from fedsim.data.datasets.folder import site_folders
+from fedsim.data.folders import require_file, visible
 from fedsim.data.images import listing, resized
-from fedsim.data.masks import require_size, resized_mask
+from fedsim.data.masks import resized_mask
 from fedsim.data.splits import TEST, TRAIN, VAL
+from fedsim.data.volumes import CANONICAL, Voxels, open_volume, read_foreground, read_turned, require_grid
 from fedsim.errors import UserError
 
 LAYOUT = "<root>/<site>/Case00.nii.gz with <root>/<site>/Case00_segmentation.nii.gz"
 SPLIT_FILES = "<root>/<site>-dir.npy and <root>/<site>-index.npy for every site, or for none"
 MASK_NAME = re.compile(r"(.+)_segmentation(\.nii(?:\.gz)?)", re.IGNORECASE)
 WHITE_QUANTILE = 0.99
-Voxels = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Volume:
+class Case:
     """The files of one patient."""
 
     image: Path
@@ -46,7 +46,12 @@ def prostate(root: str, image_size: int) -> Source:
     Where HarmoFL's split files are in ``root``, they decide: ``<site>-dir.npy`` lists the masks in their order and
     ``<site>-index.npy`` shuffles the slices, of which 64 % are for training, 16 % for validation and 20 % for the test.
     So slices of one patient are in several splits. Without the files whole patients are drawn, at each site.
-    UserError for a file that is missing, not finite, not three-dimensional, or of another size than its image.
+
+    Slices are axial, by the affines, in whatever order a volume is stored: columns run to the right, rows to the front,
+    slices upwards. With the split files, which count slices as stored, the axes run as they do in the image's file, as
+    released. A mask is brought to the axes of its image.
+    UserError for a file that is missing, not finite, not three-dimensional, or of another size, spacing or axes than
+    its image; two volumes of one name.
     """
     base = Path(root).expanduser()
     sites = site_folders(base, LAYOUT)
@@ -54,8 +59,9 @@ def prostate(root: str, image_size: int) -> Source:
     is_split = any(file.is_file() for file in files)
     volumes = [_volumes(site, _read_array(base / f"{site.name}-dir.npy", "U") if is_split else None) for site in sites]
     flat = [volume for own in volumes for volume in own]
-    key = [*listing(base, [path for volume in flat for path in (volume.image, volume.mask)]), image_size]
-    folder = cached_folder("prostate", key, partial(_prepare, flat, image_size))
+    paths = [path for volume in flat for path in (volume.image, volume.mask)]
+    key = [*listing(base, paths), image_size, is_split]
+    folder = cached_folder("prostate", key, partial(_prepare, flat, image_size, is_split))
     volume_of = np.load(folder / "volumes.npy", allow_pickle=False)
     site_of = np.repeat(np.arange(len(sites)), [len(own) for own in volumes])[volume_of]
     fixed = None
@@ -72,20 +78,23 @@ def prostate(root: str, image_size: int) -> Source:
         fixed=fixed,
         strata=site_of,
         masks=load_mapped(folder / "masks.npy"),
-        files=(*(path for volume in flat for path in (volume.image, volume.mask)), *(files if is_split else ())),
+        files=(*paths, *(files if is_split else ())),
     )
 
 
-def _volumes(site: Path, listed: npt.NDArray[Any] | None) -> list[Volume]:
+def _volumes(site: Path, listed: npt.NDArray[Any] | None) -> list[Case]:
     """Return a site's volumes: those whose masks are listed, in that order, or all by name."""
-    there = sorted(path.name for path in site.iterdir() if ".nii" in path.suffixes and path.name[0] != ".")
+    there = [path.name for path in visible(site) if ".nii" in path.suffixes]
     names = there if listed is None else listed.tolist()
     matches = [match for match in map(MASK_NAME.fullmatch, names) if match is not None]
-    found = [Volume(site / f"{match[1]}{match[2]}", site / match[0]) for match in matches]
+    found = [Case(site / f"{match[1]}{match[2]}", site / match[0]) for match in matches]
     for volume in found:
-        for path in (volume.image, volume.mask):
-            if not path.is_file():
-                raise UserError(str(path), "no such file", LAYOUT)
+        require_file(volume.image, LAYOUT)
+        require_file(volume.mask, LAYOUT)
+    patients = [match[1] for match in matches]
+    for patient, volume in zip(patients, found, strict=True):
+        if patients.count(patient) > 1:
+            raise UserError(str(volume.mask), "another mask or volume of that name beside it", "one of a name")
     if listed is None:
         known = {path.name for volume in found for path in (volume.image, volume.mask)}
         lone = next((name for name in there if name not in known), None)
@@ -112,6 +121,7 @@ def _released_split(path: Path, num_slices: int) -> Indices:
 
 def _read_array(path: Path, kinds: str) -> npt.NDArray[Any]:
     """Return the one-dimensional .npy array of a split file."""
+    require_file(path, SPLIT_FILES)
     try:
         array: npt.NDArray[Any] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -121,49 +131,32 @@ def _read_array(path: Path, kinds: str) -> npt.NDArray[Any]:
     return array
 
 
-def _prepare(volumes: list[Volume], side: int, folder: Path) -> None:
+def _prepare(volumes: list[Case], side: int, as_stored: bool, folder: Path) -> None:
     """Write images.npy (N, 3, side, side), masks.npy (N, side, side) and volumes.npy, the volume of each slice."""
-    sizes, kept, masks = [], [], []
+    grids, kept, masks = [], [], []
     for volume in volumes:
-        mask = _read_volume(volume.mask) > 0
+        codes = open_volume(volume.image).axial_codes if as_stored else CANONICAL
+        foreground, grid = read_foreground(open_volume(volume.mask), codes)
+        mask = foreground.T
         slices = np.flatnonzero(mask[1:-1].any((1, 2))) + 1
         if len(slices) == 0:
             raise UserError(str(volume.mask), "no prostate between the first and the last slice", "some in every mask")
-        sizes.append(mask.shape[::-1])
+        grids.append((codes, grid))
         kept.append(slices)
         masks += [resized_mask(mask[z].astype(np.uint8), side, side) for z in slices]
     images = np.lib.format.open_memmap(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(masks), 3, side, side)
     )
     rows = iter(range(len(masks)))
-    for volume, size, slices in zip(volumes, sizes, kept, strict=True):
-        voxels = _read_volume(volume.image)
-        require_size(volume.mask, size, voxels.shape[::-1])
-        grey = _scaled(voxels, volume.image)
+    for volume, (codes, grid), slices in zip(volumes, grids, kept, strict=True):
+        voxels, own = read_turned(open_volume(volume.image), codes)
+        require_grid(grid, own)
+        grey = _scaled(voxels.T, volume.image)
         for z in slices:
             images[next(rows)] = resized(Image.fromarray(grey[z - 1 : z + 2].transpose(1, 2, 0)), side, side)
     images.flush()
     np.save(folder / "masks.npy", np.stack(masks))
     np.save(folder / "volumes.npy", np.repeat(np.arange(len(volumes)), [len(slices) for slices in kept]))
-
-
-def _read_volume(path: Path) -> Voxels:
-    """Return the voxels of a NIfTI file as (Z, H, W), all of them finite."""
-    import nibabel  # here, as it costs a fifth of a second that other sets need not pay
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-
-    try:
-        image: Any = nibabel.load(path)
-        voxels = np.asarray(image.dataobj, np.float64)
-    except (OSError, ValueError, EOFError, zlib.error, ImageFileError, HeaderDataError) as error:
-        raise UserError(str(path), f"an unreadable volume ({error})", "a whole NIfTI file") from error
-    if voxels.ndim != 3 or voxels.shape[2] < 3:
-        raise UserError(str(path), f"voxels {voxels.shape}", "three axes, the last with three slices or more")
-    num_bad = int((~np.isfinite(voxels)).sum())
-    if num_bad > 0:
-        raise UserError(str(path), f"{num_bad} of {voxels.size} voxels nan or infinite", "finite voxels")
-    return voxels.T
 
 
 def _scaled(voxels: Voxels, path: Path) -> Pixels:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from fedsim.data.cache import cached_folder, load_mapped
 from fedsim.data.dataset import Indices, Pixels, Source
+from fedsim.data.folders import is_file, require_file
 from fedsim.data.images import listing, prepared_files, resized, write_images
 from fedsim.data.splits import TEST, TRAIN, VAL
 from fedsim.errors import UserError, reading
@@ -55,7 +56,7 @@ def cifar100(root: str, image_size: int) -> Source:
 
 def _cifar_folder(root: str, name: str, files: tuple[str, ...], archive: str) -> Path:
     folder = Path(root).expanduser() / name
-    missing = [file for file in files if not (folder / file).is_file()]
+    missing = [file for file in files if not is_file(folder / file)]
     if missing:
         wanted = f"the unpacked {archive} (binary version) from {CIFAR_SITE}"
         raise UserError(str(folder), f"no {', '.join(missing)}", wanted)
@@ -132,8 +133,7 @@ def flowers102(root: str, image_size: int) -> Source:
     _check_range(folder / "imagelabels.mat", "label", labels, len(class_names))
     paths = [folder / "jpg" / f"image_{number:05d}.jpg" for number in numbers]
     for path in paths:
-        if not path.is_file():
-            raise UserError(str(path), "no such file", FLOWERS_LAYOUT)
+        require_file(path, FLOWERS_LAYOUT)
     return Source(
         images=load_mapped(prepared_files("flowers-102", folder, paths, image_size)),
         labels=labels[numbers - 1] - 1,
@@ -146,6 +146,7 @@ def flowers102(root: str, image_size: int) -> Source:
 
 def _row(path: Path, name: str) -> Indices:
     """Return a row of whole numbers from a MATLAB file."""
+    require_file(path, FLOWERS_LAYOUT)
     import scipy.io  # type: ignore[import-untyped]  # scipy has no types; late: few runs need it
 
     with reading(str(path), f"numbers {name!r}; {FLOWERS_LAYOUT}"):
