@@ -36,7 +36,8 @@ def about(path: Path, temporary: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename not in (None, temporary and str(temporary)):
+        names_other = error.filename is not None and str(error.filename) != str(temporary)
+        if error.errno is None or names_other:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
