@@ -209,7 +209,7 @@ def _on(name: str, change: Callable[[bytes], bytes]) -> Damage:
 
 
 def _of_lines(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[bytes], bytes]:
-    return lambda _: b"".join(change(data.splitlines(keepends=True)))
+    return lambda data: b"".join(change(data.splitlines(keepends=True)))
 
 
 def _instead(name: str, new: bytes | tuple[()] | None) -> Damage:

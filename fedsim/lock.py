@@ -64,7 +64,7 @@ class FolderLock:
         """Let others in, and leave no file."""
         self._released.set()
         self._toucher.join()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UserError):
             self.require()
             self._path.unlink()
         self._file.close()

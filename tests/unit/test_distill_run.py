@@ -121,9 +121,7 @@ def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "config.yaml").write_text(dump_config(make_config()))
     (tmp_path / "half" / CHECKPOINT_FILE).write_text('{"format": 2, "file": "checkpoint-000001.safetensors"}')
-    with pytest.raises(
-        UserError, match=r"checkpoint.json: found a record that was changed or damaged"
-    ):
+    with pytest.raises(UserError, match=r"checkpoint.json: found a record that was changed or damaged"):
         run(make_config(), tmp_path / "half", resume=True)
 
 
