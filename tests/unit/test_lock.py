@@ -85,6 +85,8 @@ def test_a_killed_process_holds_nothing(holder: subprocess.Popen[str], tmp_path:
 def test_what_a_holder_starts_does_not_hold(tmp_path: Path) -> None:
     held = FolderLock(tmp_path, never)
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    held._released.set()
+    held._toucher.join()
     held._file.close()  # as the kernel does at the holder's end
     FolderLock(tmp_path, never).release()
     child.kill()
