@@ -74,7 +74,10 @@ def change_sealed(folder: Path, **changes: object) -> None:
         ),
         (lambda folder: change_sealed(folder, file="../x"), "found file '../x'; expected the name of a file beside it"),
         (lambda folder: change_sealed(folder, file=None), "found file None; expected the name of a file beside it"),
-        (lambda folder: change_facts(folder, model_sha256="0" * 64), "submodel.json: found a record that was changed or damaged"),
+        (
+            lambda folder: change_facts(folder, model_sha256="0" * 64),
+            "submodel.json: found a record that was changed or damaged",
+        ),
         (lambda folder: (folder / TENSORS_FILE).unlink(), "submodel.safetensors: found no readable file"),
         (lambda folder: shorten(folder / TENSORS_FILE), r"submodel.safetensors: found \d+ bytes of sha256"),
     ],
