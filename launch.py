@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from fedsim.config import Config, load_config
 from fedsim.config_distill import load_distill_config
 from fedsim.errors import UserError
 from fedsim.listing import LISTINGS
+from fedsim.output import fill_closed_streams, show_rows, showing
+from fedsim.trust import load_own
 
 IS_FIRST_RANK = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 Listing = Literal["algorithms", "models", "data", "assets", "configs"]
@@ -50,12 +51,15 @@ Overrides = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of what is made; runs/<name> if not given.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if any.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Run code of the user's that the run folder names or holds.")]
 
 
 @app.command()
-def run(config: ConfigPath, overrides: Overrides = None, out: Out = None, resume: Resume = False) -> None:
+def run(
+    config: ConfigPath, overrides: Overrides = None, out: Out = None, resume: Resume = False, trust: Trust = False
+) -> None:
     """Run an experiment."""
-    settings = load(config, overrides)
+    settings = load_own(config, overrides or [], out, trust=trust)
     from fedsim import server
 
     server.run(settings, out or Path("runs") / settings.name, resume)
@@ -64,10 +68,11 @@ def run(config: ConfigPath, overrides: Overrides = None, out: Out = None, resume
 @app.command()
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check config and data and show the plan; trains nothing."""
-    settings = load(config, overrides)
+    settings = load_own(config, overrides or [])
     from fedsim import plan
 
-    show_rows(plan.describe(settings))
+    if IS_FIRST_RANK:
+        show_rows(plan.describe(settings))
 
 
 @app.command()
@@ -82,36 +87,26 @@ def distill(config: ConfigPath, overrides: Overrides = None, out: Out = None, re
 @app.command("list")
 def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
     """List what there is to choose from."""
-    show_rows(LISTINGS[what]())
+    if IS_FIRST_RANK:
+        show_rows(LISTINGS[what]())
 
 
 @app.command()
 def evaluate(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")],
     checkpoint: Annotated[Literal["best", "last"], typer.Option(help="Which saved state.")] = "best",
+    trust: Trust = False,
 ) -> None:
     """Evaluate a run's saved model."""
-    sys.path.append(str(Path.cwd()))
     from fedsim import server
     from fedsim.screen import make_console, metrics_table
 
-    metrics = server.evaluate_run(run_dir, checkpoint)
+    metrics = server.evaluate_run(run_dir, checkpoint, trust)
     if IS_FIRST_RANK:
-        make_console().print(metrics_table(metrics, f"{run_dir}, {checkpoint} checkpoint"))
-
-
-def load(config: Path, overrides: list[str] | None) -> Config:
-    """Read a config; a method of the user's own is found beside it, in the current folder or on PYTHONPATH."""
-    sys.path += [str(config.parent.resolve()), str(Path.cwd())]
-    return load_config(config, overrides or [])
-
-
-def show_rows(rows: list[tuple[str, str]]) -> None:
-    """Print names and what belongs to them in two columns, once, unbroken when piped into another program."""
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, text in rows if IS_FIRST_RANK else ():
-        print(f"{name:{width}}  {text}")
+        with showing():
+            make_console().print(metrics_table(metrics, f"{run_dir}, {checkpoint} checkpoint"))
 
 
 if __name__ == "__main__":
+    fill_closed_streams()
     app()

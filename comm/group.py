@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
@@ -116,6 +116,19 @@ class Group:
         """Give every rank the server's JSON value."""
         return self.gather_to_all(value if self.is_server else None)[0]
 
+    def decide(self, act: Callable[[], Any]) -> Any:
+        """Let the server act, and give every rank the JSON value that comes of it, or the UserError: then all end."""
+        value, refusal = None, None
+        if self.is_server:
+            try:
+                value = act()
+            except UserError as error:
+                refusal = [error.where, error.found, error.expected]
+        value, refusal = self.broadcast([value, refusal])
+        if refusal is not None:
+            raise UserError(*refusal)
+        return value
+
     def exchange(self, outgoing: dict[int, Tensor], incoming: dict[int, int]) -> dict[int, Tensor]:
         """Send bytes, uint8 (N,), to ranks and take ``incoming[rank]`` bytes from ranks, in host memory.
 
@@ -185,6 +198,7 @@ class Group:
             self._ending.set()
             dist.destroy_process_group()
             return
+        self._ending.set()
         winner = str(self.rank).encode()
         first = winner
         with contextlib.suppress(RuntimeError):

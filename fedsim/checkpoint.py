@@ -3,15 +3,16 @@
     checkpoints/round-000012/  server.safetensors  clients-00000.safetensors ...  state.json
     checkpoints/best-000007/   the same
 
-The folder is written under a temporary name, flushed and renamed. state.json names every file with its sha256
-and the config that the state belongs to; what does not fit is refused with the reason. The states of clients
-are written and read one at a time, a file for each rank that held some.
+The folder is written under a temporary name, flushed and renamed. state.json names every file with its sha256,
+the config that the state belongs to and the rows of the log so far, and seals itself; what does not fit is refused
+with the reason. The states of clients are written and read one at a time, a file for each rank that held some.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,18 +20,23 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from pydantic import BaseModel, PositiveInt, ValidationError
 from torch import Tensor
 
 from algorithms.base import ServerState
 from comm import Group
 from fedsim.config import Config, StoreConfig, dump_config
 from fedsim.errors import UserError
-from fedsim.files import sync_folder, write_atomic, write_json
+from fedsim.files import sync_folder, write_atomic
 from fedsim.packed import StatesFile, file_digest, write_states
+from fedsim.rows import Seal
+from fedsim.sealed import read_record, write_record
 from fedsim.store import ClientStore
 
-FORMAT = 2
+FORMAT = 3
+RECORD_FILE = "state.json"
 SERVER_FILE = "server.safetensors"
+CLIENTS_FILE = re.compile(r"clients-\d{5}\.safetensors")
 
 
 @dataclass
@@ -44,13 +50,25 @@ class Progress:
     best_metrics: dict[str, Any] = field(default_factory=dict)
 
 
+class Record(BaseModel, strict=True, extra="forbid"):
+    """The content of state.json. ``files``: sha256 by name; ``log``: each table's rows up to the round."""
+
+    format: int
+    config_sha256: str
+    round: PositiveInt
+    files: dict[str, str]
+    log: dict[str, Seal]
+    progress: Progress
+
+
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint read back; ``clients``: the files with what clients keep."""
+    """A checkpoint read back; ``clients``: the files with what clients keep; ``log``: as in ``Record``."""
 
     state: ServerState
     clients: list[StatesFile]
     progress: Progress
+    log: Mapping[str, Seal]
 
 
 class Checkpoints:
@@ -66,19 +84,19 @@ class Checkpoints:
         # The best round so far: its number, this rank's file of clients' states in it, and the file's sha256.
         self._best_clients: tuple[int, Path, str] | None = None
 
-    def save(self, state: ServerState, store: ClientStore, progress: Progress) -> None:
-        """Write the state after a round, then drop all but the latest ``keep``."""
-        self._write(self.folder / f"round-{state.round:06d}", state, store, progress)
+    def save(self, state: ServerState, store: ClientStore, progress: Progress, log: Mapping[str, Seal]) -> None:
+        """Write the state after a round, then drop all but the latest ``keep``. ``log``: rank 0's tables."""
+        self._write(self.folder / f"round-{state.round:06d}", state, store, progress, log)
         if self._group.is_server:
             self._prune()
 
     def save_best(self, state: ServerState, store: ClientStore, progress: Progress) -> None:
         """Keep the state of the best round beside the latest ones."""
-        own = self._write(self._best(state.round), state, store, progress)
+        own = self._write(self._best(state.round), state, store, progress, {})
         self._best_clients = own and (state.round, self._best(state.round) / own[0], own[1])
 
     def _write(
-        self, target: Path, state: ServerState, store: ClientStore, progress: Progress
+        self, target: Path, state: ServerState, store: ClientStore, progress: Progress, log: Mapping[str, Seal]
     ) -> tuple[str, str] | None:
         """Write a checkpoint and return name and sha256 of this rank's file of clients' states, if it has any."""
         draft = target.with_name(f".{target.name}.draft")
@@ -89,8 +107,15 @@ class Checkpoints:
         own = self._write_clients(draft, state.round, store) if store.sizes() else None
         digests = dict(filter(None, self._group.gather_to_all(own)))
         if self._group.is_server:
-            _write_server(draft, state)
-            self._publish(draft, target, state, digests, progress)
+            record = Record(
+                format=FORMAT,
+                config_sha256=self._config_digest,
+                round=state.round,
+                files={SERVER_FILE: _write_server(draft, state)} | digests,
+                log=dict(log),
+                progress=progress,
+            )
+            self._publish(draft, target, record)
         return own
 
     def _write_clients(self, draft: Path, round: int, store: ClientStore) -> tuple[str, str]:
@@ -112,7 +137,7 @@ class Checkpoints:
         for path in rounds[-self._keep :]:
             # What cannot be read any more is reported when somebody wants to resume from it.
             with contextlib.suppress(UserError):
-                known.add(self._best(_read_record(path)["progress"]["best_round"]))
+                known.add(self._best(_read_record(path).progress.best_round))
         for best in self.folder.glob("best-??????"):
             if best not in known:
                 shutil.rmtree(best)
@@ -120,18 +145,8 @@ class Checkpoints:
     def _best(self, round: int) -> Path:
         return self.folder / f"best-{round:06d}"
 
-    def _publish(
-        self, draft: Path, target: Path, state: ServerState, files: dict[str, str], progress: Progress
-    ) -> None:
-        server = hashlib.sha256((draft / SERVER_FILE).read_bytes()).hexdigest()
-        record = {
-            "format": FORMAT,
-            "config_sha256": self._config_digest,
-            "round": state.round,
-            "files": {SERVER_FILE: server} | files,
-            "progress": vars(progress),
-        }
-        write_json(draft / "state.json", record)
+    def _publish(self, draft: Path, target: Path, record: Record) -> None:
+        write_record(draft / RECORD_FILE, record.model_dump())
         sync_folder(draft)
         if target.exists():
             # Left by a run that was killed before a checkpoint named it; the same round gives the same again.
@@ -143,22 +158,27 @@ class Checkpoints:
         return sorted(self.folder.glob("round-??????"))
 
     def load(self, which: str = "last") -> Saved | None:
-        """Read the best or the last checkpoint; None where there is none yet. UserError where it is damaged."""
+        """Read the best or the last checkpoint; None where there is none yet.
+
+        UserError where it is damaged, and for the best one where no evaluation gave a number to compare.
+        """
         rounds = self._rounds()
         if not rounds:
             return None
         saved = self._read(rounds[-1])
-        if which == "best" and saved.progress.best_round == 0:
-            found = "no best round: the metric that decides was no number in any validation"
+        if which == "last":
+            return saved
+        if saved.progress.best_round == 0:
+            found = f"no best round: no evaluation up to round {saved.state.round} gave a number to compare"
             raise UserError(str(self.folder), found, "--checkpoint last")
-        return saved if which == "last" else self._read(self._best(saved.progress.best_round))
+        return self._read(self._best(saved.progress.best_round))
 
     def _read(self, folder: Path) -> Saved:
         earlier = [path for path in self._rounds() if path.name < folder.name and folder.name.startswith("round-")]
         damage = None
         try:
             record = _read_record(folder)
-            digests = dict(record["files"])
+            digests = dict(record.files)
             _check_file(folder / SERVER_FILE, digests.pop(SERVER_FILE))
             tensors = safetensors.torch.load((folder / SERVER_FILE).read_bytes())
             files = sorted(digests)
@@ -170,22 +190,26 @@ class Checkpoints:
             damage = [error.where, error.found, error.expected + offer]
         if damages := list(filter(None, self._group.gather_to_all(damage))):
             raise UserError(*damages[0])
-        if record["config_sha256"] != self._config_digest:
+        if record.config_sha256 != self._config_digest:
             raise UserError(str(folder), "a checkpoint of another config", "one of this run's config")
         params, extra = (_below(tensors, start) for start in ("params/", "extra/"))
         clients = [StatesFile(folder / name) for name in files]
-        return Saved(ServerState(record["round"], params, extra), clients, Progress(**record["progress"]))
+        return Saved(ServerState(record.round, params, extra), clients, record.progress, record.log)
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / "state.json"
+def _read_record(folder: Path) -> Record:
+    path = folder / RECORD_FILE
+    content = read_record(path, "a checkpoint's state.json", FORMAT)
     try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(str(path), f"no readable JSON ({error})", "a checkpoint's state.json") from error
-    keys = {"config_sha256", "round", "files", "progress"}
-    if not isinstance(record, dict) or record.get("format") != FORMAT or not keys <= record.keys():
-        raise UserError(str(path), "something else", f"a checkpoint's state.json of format {FORMAT}")
+        record = Record.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {key}", first["msg"], "a checkpoint's state.json") from None
+    if not folder.name.endswith(f"-{record.round:06d}"):
+        raise UserError(str(path), f"round {record.round}", f"the round of its folder, {folder.name}")
+    if SERVER_FILE not in record.files or not all(map(CLIENTS_FILE.fullmatch, record.files.keys() - {SERVER_FILE})):
+        raise UserError(str(path), f"files {', '.join(record.files)}", f"{SERVER_FILE} and the ranks' clients-*")
     return record
 
 
@@ -211,5 +235,8 @@ def _below(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
-def _write_server(folder: Path, state: ServerState) -> None:
-    write_atomic(folder / SERVER_FILE, safetensors.torch.save(server_tensors(state)))
+def _write_server(folder: Path, state: ServerState) -> str:
+    """Write the server's state and return the sha256 of the file."""
+    content = safetensors.torch.save(server_tensors(state))
+    write_atomic(folder / SERVER_FILE, content)
+    return hashlib.sha256(content).hexdigest()

@@ -70,9 +70,10 @@ class Config(Words):
         return self
 
 
-def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path | str, overrides: Sequence[str] = (), *, imports: bool = True) -> Config:
     """Read a YAML file, apply ``key=value`` overrides, fill in all defaults, the method's own included.
 
+    Without ``imports`` the keys of a method that is named by its import path stay as they are: nothing is imported.
     Raises UserError with one line: file or "command line", key, what was found, what is allowed.
     """
     data = read_mapping(Path(path))
@@ -86,6 +87,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     source.check_paths(config.model, config.data)
     if config.clients.partition.name == "file":
         require_file(Path(config.clients.partition.path), source.where("clients.partition.path"))
+    if "." in config.algorithm.name and not imports:
+        return config
     return config.model_copy(update={"algorithm": _with_method_defaults(config, source)})
 
 

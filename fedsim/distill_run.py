@@ -8,7 +8,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -21,12 +22,15 @@ from fedsim.data import Dataset, load_dataset
 from fedsim.data.dataset import Indices
 from fedsim.distill import Distiller, Pair, Step
 from fedsim.environment import environment
+from fedsim.files import naming_files
+from fedsim.lock import FolderLock
 from fedsim.memory import keep_freed_memory
 from fedsim.models.encoders import load_encoder
 from fedsim.models.held import BLOCKS, HeldModel
 from fedsim.models.specs import PROXIES
 from fedsim.models.stacked import StackedModel
-from fedsim.runlog import append_rows, claim_folder, note_data, require_same, truncate_rows, write_environment
+from fedsim.rows import NO_ROWS, Seal, Table
+from fedsim.runlog import claim_folder, leave_folder, note_data, require_same, write_environment
 from fedsim.screen import Screen
 from fedsim.sealed import read_sealed, write_sealed
 from fedsim.store import digest_tensors
@@ -58,18 +62,20 @@ def run(config: DistillConfig, out: Path, resume: bool) -> dict[str, Any]:
 
     ``resume`` goes on from the last checkpoint in ``out``, starts where there is none, and shows what is finished.
     """
-    with open_group() as group:
-        log = DistillLog(out, config, group, resume)
+    with open_group() as group, DistillLog(out, config, group, resume) as log:
         if not group.broadcast(log.is_finished):
             job = build_job(config, group)
             distiller = job.distiller
             before = distiller.measure(job.held_out)
+            seals: dict[str, Seal] = {}
             if resume and (out / CHECKPOINT_FILE).exists():
-                distiller.restore(read_sealed(out / CHECKPOINT_FILE, "a distillation's checkpoint")[0])
+                state, record = read_sealed(out / CHECKPOINT_FILE, "a distillation's checkpoint")
+                seals = {name: Seal(**seal) for name, seal in record["log"].items()}
+                distiller.restore(state)
             log.record_data(job.dataset)
             group.check_equal("the sub-model at the start", digest_tensors(distiller.state()))
 
-            log.start(distiller.num_done)
+            log.start(distiller.num_done, seals)
             for step in distiller.steps():
                 # The log comes before the checkpoint: a resumed distillation drops the rows that no checkpoint covers.
                 log.add(step)
@@ -109,21 +115,42 @@ def build_job(config: DistillConfig, group: Group) -> Job:
 
 
 class DistillLog:
-    """The folder of a distillation and what a person sees of it. On all ranks but the first methods do nothing."""
+    """The folder of a distillation and what a person sees of it. Use as a context manager, as ``RunLog``."""
 
     def __init__(self, folder: Path, config: DistillConfig, group: Group, resume: bool) -> None:
-        """Claim ``folder``; UserError if it holds something else, or this distillation and ``resume`` is false."""
+        """Claim ``folder``; every rank calls this.
+
+        UserError, on every rank, where it is something else's, or at work, or finished or not and ``resume`` is false.
+        """
         self._folder = folder
         self._group = group
         self._started = time.perf_counter()
         self._wire = (0, 0)
-        if not group.is_server:
-            return
         self._screen = Screen(0)
-        if claim_folder(folder, dump_config(config), resume):
-            require_same(load_distill_config(folder / CONFIG_FILE), config, folder / CONFIG_FILE)
-        if not self.is_finished:
-            write_environment(folder / "environment.json", environment(group))
+        self._tables = {name: Table(folder / f"{name}.jsonl", "step") for name in TABLES}
+        self._lock: FolderLock | None = None
+        group.decide(lambda: self._claim(config, resume))
+
+    def _claim(self, config: DistillConfig, resume: bool) -> None:
+        folder = self._folder
+        with naming_files(folder):
+            self._lock, is_used = claim_folder(folder, dump_config(config), resume, self._screen.message)
+            try:
+                if is_used:
+                    require_same(load_distill_config(folder / CONFIG_FILE), config, folder / CONFIG_FILE)
+                if not self.is_finished:
+                    write_environment(folder / "environment.json", environment(self._group))
+            except BaseException:
+                self._lock.release()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        leave_folder(self._group, self._folder, self._lock, error)
 
     @property
     def is_finished(self) -> bool:
@@ -131,15 +158,21 @@ class DistillLog:
         return (self._folder / FACTS_FILE).exists()
 
     def record_data(self, dataset: Dataset) -> None:
-        """Note the data files in environment.json, and show what there is to say about them."""
-        if self._group.is_server:
-            note_data(self._folder / "environment.json", dataset, self._screen)
+        """Note the data files in environment.json, and show what there is to say about them. Every rank calls this."""
+        self._group.decide(lambda: note_data(self._folder / "environment.json", dataset, self._screen))
 
-    def start(self, done: int) -> None:
-        """Drop the rows of all steps after ``done``: they are about to be written again."""
-        if self._group.is_server:
-            for table in TABLES:
-                truncate_rows(self._folder / f"{table}.jsonl", done, "step")
+    def start(self, done: int, seals: Mapping[str, Seal]) -> None:
+        """Drop the rows of all steps after ``done``: they are about to be written again.
+
+        Every rank calls this. UserError where the rows up to it are not those of ``seals``, the checkpoint's.
+        """
+
+        def cut() -> None:
+            with naming_files(self._folder):
+                for name, table in self._tables.items():
+                    table.cut(done, seals.get(name, NO_ROWS))
+
+        self._group.decide(cut)
         self._started = time.perf_counter()
 
     def add(self, step: Step) -> None:
@@ -150,15 +183,18 @@ class DistillLog:
         timing = {"step": step.step, "seconds": time.perf_counter() - self._started}
         timing |= {"wire_bytes_sent": wire[0] - self._wire[0], "wire_bytes_received": wire[1] - self._wire[1]}
         self._started, self._wire = time.perf_counter(), wire
-        for table, row in zip(TABLES, (vars(step), timing), strict=True):
-            append_rows(self._folder / f"{table}.jsonl", [row])
+        assert self._lock is not None
+        self._lock.require()
+        for table, row in zip(self._tables.values(), (vars(step), timing), strict=True):
+            table.append([row])
 
     def save(self, step: Step, state: Mapping[str, Tensor]) -> None:
         """Write what a resumed distillation goes on from, and show where this one is."""
         if not self._group.is_server:
             return
         file = f"checkpoint-{step.step:06d}.safetensors"
-        write_sealed(self._folder / CHECKPOINT_FILE, file, state, {"step": step.step})
+        seals = {name: vars(table.seal) for name, table in self._tables.items()}
+        write_sealed(self._folder / CHECKPOINT_FILE, file, state, {"step": step.step, "log": seals})
         self._drop_checkpoints(but=file)
         self._screen.message(
             f"step {step.step}  loss {step.loss:.3g}  states {step.states:.3g}  products {step.products:.3g}"

@@ -8,6 +8,39 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fedsim.errors import UserError
+
+
+@contextlib.contextmanager
+def naming_files(folder: Path) -> Iterator[None]:
+    """Turn an OSError over ``folder`` or what is in it into a UserError: no room, no permission, gone, no folder."""
+    try:
+        yield
+    except OSError as error:
+        raise_named(error, folder)
+        raise
+
+
+def raise_named(error: OSError, folder: Path) -> None:
+    """Raise the UserError that ``naming_files`` makes of an error, if it is about ``folder``."""
+    if isinstance(error.filename, str | bytes | os.PathLike):
+        name = os.fsdecode(error.filename)
+        if Path(name).absolute().is_relative_to(folder.absolute()):
+            expected = "files and folders as a run made them, and room for more; --resume goes on from what is there"
+            raise UserError(name, error.strerror or str(error), expected) from error
+
+
+@contextlib.contextmanager
+def about(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let an OSError that names no file, or only a ``temporary`` one, name ``path``: writing itself names none."""
+    try:
+        yield
+    except OSError as error:
+        names_other = error.filename is not None and str(error.filename) != str(temporary)
+        if error.errno is None or names_other:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool) -> Iterator[BinaryIO]:
@@ -16,15 +49,18 @@ def replacing(path: Path, *, durable: bool) -> Iterator[BinaryIO]:
     The folder must exist. ``durable``: the file survives the machine's end from then on.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with about(path, temporary):
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            # What kept the file from being written may keep it from being removed, and is the one to be told.
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
     if durable:
         sync_folder(path.parent)
 
@@ -39,7 +75,8 @@ def sync_folder(folder: Path) -> None:
     """Make renames and new names inside ``folder`` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with about(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -3,6 +3,7 @@
 Shapes: N test images, H and W pixels.
 """
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fedsim.data import Dataset
 from fedsim.data.plot import COLOURS
+from fedsim.files import write_atomic
 from fedsim.simulation import Simulation
 
 PER_SITE = 4
@@ -44,7 +46,9 @@ def draw_predictions(sim: Simulation, params: Mapping[str, Tensor], path: Path) 
                 place = row[column * len(ROLES) + offset]
                 place.imshow(pictures[column], vmin=0, vmax=255)
                 place.set_title(role if offset or column else f"{name}: {role}", fontsize="x-small", loc="left")
-    figure.savefig(path, format="png")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_atomic(path, picture.getvalue())
 
 
 def examples(dataset: Dataset) -> list[tuple[str, np.ndarray]]:

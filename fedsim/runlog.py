@@ -5,8 +5,7 @@ every second and every byte on the wire goes to timings.jsonl.
 """
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -17,8 +16,11 @@ from fedsim.config_errors import show
 from fedsim.data import Dataset
 from fedsim.environment import environment
 from fedsim.errors import UserError
-from fedsim.files import finite, sync_folder, write_atomic, write_json
+from fedsim.files import naming_files, raise_named, write_atomic, write_json
 from fedsim.kernels import build
+from fedsim.lock import LOCK_FILE, FolderLock
+from fedsim.rows import NO_ROWS, Seal, Table, read_rows
+from fedsim.scalars import Scalars
 from fedsim.screen import Screen, metrics_table
 
 TABLES = ("metrics", "clients", "timings")
@@ -36,20 +38,33 @@ class Round(Protocol):
 
 
 class RunLog:
-    """The files of one run and what a person sees of it. Use as a context manager, or end with ``finish``."""
+    """The files of one run and what a person sees of it. Use as a context manager, which holds the folder's lock."""
 
     def __init__(self, folder: Path, config: Config, group: Group, resume: bool) -> None:
-        """Claim ``folder``; UserError if it holds another run, or this one and ``resume`` is false."""
+        """Claim ``folder``; every rank calls this.
+
+        UserError, on every rank, where it is another run's, or at work, or this one's and ``resume`` is false.
+        """
         self.folder = folder
+        self._group = group
         self._is_writer = group.is_server
-        self._writer: Any = None
-        self.per_block: int | None = None
-        if not self._is_writer:
-            return
-        if claim_folder(folder, dump_config(config), resume):
-            self.per_block = _require_same_run(config, folder / "config.yaml")
         self._screen = Screen(config.rounds)
-        write_environment(folder / "environment.json", environment(group))
+        self._tables = {name: Table(folder / f"{name}.jsonl") for name in TABLES}
+        self._scalars = Scalars(folder / "tensorboard")
+        self._lock: FolderLock | None = None
+        self.per_block: int | None = None
+        group.decide(lambda: self._claim(config, resume))
+
+    def _claim(self, config: Config, resume: bool) -> None:
+        folder, group = self.folder, self._group
+        with naming_files(folder):
+            self._lock, is_used = claim_folder(folder, dump_config(config), resume, self.message)
+            try:
+                self.per_block = _require_same_run(config, folder / "config.yaml") if is_used else None
+                write_environment(folder / "environment.json", environment(group))
+            except BaseException:
+                self._lock.release()
+                raise
         plural = "" if group.num_ranks == 1 else "s"
         self.message(f"{folder}: {group.num_ranks} rank{plural}, backend {group.backend}, device {group.device}")
         if config.model.lora is not None and group.device.type == "cpu" and (reason := build.problem()) is not None:
@@ -63,15 +78,26 @@ class RunLog:
             write_atomic(self.folder / "config.yaml", dump_config(config).encode())
 
     def record_data(self, dataset: Dataset) -> None:
-        """Note the data files in environment.json, and show what there is to say about them."""
-        if self._is_writer:
-            note_data(self.folder / "environment.json", dataset, self._screen)
+        """Note the data files in environment.json, and show what there is to say about them. Every rank calls this."""
+        self._group.decide(lambda: note_data(self.folder / "environment.json", dataset, self._screen))
 
-    def truncate(self, round: int) -> None:
-        """Drop the rows of all rounds after ``round``: the run goes on from there and writes them again."""
-        if self._is_writer:
-            for table in TABLES:
-                truncate_rows(self.folder / f"{table}.jsonl", round)
+    @property
+    def seals(self) -> dict[str, Seal]:
+        """What a checkpoint keeps of the tables."""
+        return {name: table.seal for name, table in self._tables.items()}
+
+    def truncate(self, round: int, seals: Mapping[str, Seal] | None = None) -> None:
+        """Drop the rows of all rounds after ``round``: the run goes on from there and writes them again.
+
+        Every rank calls this. UserError where the rows up to it are not those of ``seals``, the checkpoint's.
+        """
+
+        def cut() -> None:
+            with naming_files(self.folder):
+                for name, table in self._tables.items():
+                    table.cut(round, None if seals is None else seals.get(name, NO_ROWS))
+
+        self._group.decide(cut)
 
     def message(self, text: str) -> None:
         """Show one line to the person who waits."""
@@ -93,10 +119,14 @@ class RunLog:
         record.close()
         if not self._is_writer:
             return
-        rows = zip(TABLES, ([record.row], record.client_rows, [record.timing]), strict=True)
+        assert self._lock is not None
+        self._lock.require()
+        rows = zip(self._tables.values(), ([record.row], record.client_rows, [record.timing]), strict=True)
         for table, new in rows:
-            append_rows(self.folder / f"{table}.jsonl", new)
-        self._write_scalars(record.row)
+            table.append(new)
+        curves = {name: value for name, value in flatten(record.row, "/").items() if isinstance(value, int | float)}
+        del curves["round"]
+        self._scalars.append(record.row["round"], curves)
         self._screen.end_round(record.row, record.timing["seconds"])
 
     def last_row(self) -> dict[str, Any]:
@@ -122,12 +152,8 @@ class RunLog:
         )
 
     def close(self) -> None:
-        """Give back the terminal and the TensorBoard file."""
-        if self._is_writer:
-            self._screen.close()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Give back the terminal."""
+        self._screen.close()
 
     def __enter__(self) -> Self:
         return self
@@ -136,40 +162,55 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _write_scalars(self, row: Mapping[str, Any]) -> None:
-        round = row["round"]
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # late: slow to import
-
-            # what an earlier start logged from this round on is about to be logged again
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=round)
-        for name, value in flatten(row, "/").items():
-            if name != "round" and isinstance(value, int | float):
-                self._writer.add_scalar(name, value, round)
-        self._writer.flush()
+        leave_folder(self._group, self.folder, self._lock, error)
 
 
-def claim_folder(folder: Path, config: str, resume: bool) -> bool:
-    """Create the folder with this content of config.yaml, or say that it is in use and may be resumed.
+def claim_folder(folder: Path, config: str, resume: bool, say: Callable[[str], object]) -> tuple[FolderLock, bool]:
+    """Lock the folder, and create it with this content of config.yaml where it is not in use.
 
-    UserError where it is in use and ``resume`` is false, or cannot be.
+    Return the lock and whether it is. UserError where somebody is at work there, where it is in use and ``resume`` is
+    false, and where it is no run's.
     """
-    where = str(folder)
+    lock = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # a start that was killed in here leaves a temporary file, and nothing else
-        is_used = any(entry.suffix != ".tmp" for entry in folder.iterdir())
+        _require_run_folder(folder)  # before anything is written there
+        lock = FolderLock(folder, say)
+        is_used = _require_run_folder(folder)
+        if is_used and not resume:
+            raise UserError(str(folder), "a folder that is in use", "--resume to go on with it, or another --out DIR")
         if not is_used:
             write_atomic(folder / "config.yaml", config.encode())
-            return False
-    except OSError as error:
-        raise UserError(where, error.strerror or str(error), "a folder that can be written") from None
-    if not resume:
-        raise UserError(where, "a folder that is in use", "--resume to go on with it, or another --out DIR")
-    if not (folder / "config.yaml").is_file():
-        raise UserError(where, "files, but no config.yaml", "a run folder, or another --out DIR")
-    return True
+    except BaseException as error:
+        if lock is not None:
+            lock.release()
+        if isinstance(error, OSError):
+            raise UserError(str(folder), error.strerror or str(error), "a folder that can be written") from None
+        raise
+    return lock, is_used
+
+
+def _require_run_folder(folder: Path) -> bool:
+    """Return whether a folder is in use; UserError where no run uses it."""
+    # A start that was killed early leaves a temporary file or a lock, and nothing else.
+    is_used = any(entry.suffix != ".tmp" and entry.name != LOCK_FILE for entry in folder.iterdir())
+    if is_used and not (folder / "config.yaml").is_file():
+        raise UserError(str(folder), "files, but no config.yaml", "a run folder, or another --out DIR")
+    return is_used
+
+
+def leave_folder(group: Group, folder: Path, lock: FolderLock | None, error: BaseException | None) -> None:
+    """Let others into a folder when no rank writes there any more. Every rank calls this.
+
+    ``error``: what ends the work before its time; UserError in its place where it is about the folder's files.
+    """
+    if error is None:
+        group.broadcast("all ranks have left the folder")
+    # Where one of several ranks fails the others may write for another moment, so the lock goes with the process.
+    if lock is not None and (error is None or group.num_ranks == 1):
+        lock.release()
+    if isinstance(error, OSError):
+        raise_named(error, folder)
 
 
 def _require_same_run(config: Config, file: Path) -> int | None:
@@ -177,7 +218,7 @@ def _require_same_run(config: Config, file: Path) -> int | None:
 
     The memory for clients' states may differ: no result depends on it, and a run may go on on another machine.
     """
-    recorded = load_config(file)
+    recorded = load_config(file, imports=False)
     settled = None if recorded.clients.per_block == "auto" else recorded.clients.per_block
     recorded = recorded.model_copy(update={"store": config.store})
     if config.clients.per_block == "auto":
@@ -209,50 +250,24 @@ def flatten(data: Mapping[Any, Any], separator: str) -> dict[str, Any]:
     return flat
 
 
-def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append rows to a JSONL file, durably. Floats read back equal; nan and inf become null."""
-    text = "".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in rows)
-    is_new = not path.exists()
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    if is_new:
-        sync_folder(path.parent)
-
-
-def read_rows(path: Path, counter: str = "round") -> list[dict[str, Any]]:
-    """The rows of a JSONL file, none where there is no file; a torn last line is left out.
-
-    Raises UserError where another line is no JSON object with a number of this name.
-    """
-    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    rows: list[dict[str, Any]] = []
-    for place, line in enumerate(lines[:-1], start=1):  # a kill may leave a last line without its newline
-        try:
-            row = json.loads(line)
-            row[counter] + 0
-        except (ValueError, TypeError, KeyError):
-            raise UserError(f"{path} line {place}", show(line.decode(errors="replace")), "a JSON row") from None
-        rows.append(row)
-    return rows
-
-
-def truncate_rows(path: Path, last: int, counter: str = "round") -> None:
-    """Drop the rows after the ``last`` round and a torn last line; the rows before keep their bytes."""
-    if path.exists():
-        lines = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line, row in zip(lines, read_rows(path, counter), strict=False) if row[counter] <= last]
-        if len(kept) < len(lines):
-            write_atomic(path, b"".join(kept))
-
-
 def write_environment(path: Path, facts: dict[str, Any]) -> None:
-    """Write the facts about this start, and keep those about earlier ones."""
+    """Write the facts about this start, and keep those about earlier ones; UserError where those cannot be read."""
     if path.exists():
-        previous = json.loads(path.read_text())
-        facts["earlier_starts"] = [*previous.pop("earlier_starts", []), previous]
+        facts["earlier_starts"] = _read_starts(path)
     write_json(path, facts)
+
+
+def _read_starts(path: Path) -> list[dict[str, Any]]:
+    """Return the facts about the starts so far."""
+    try:
+        last = json.loads(path.read_bytes())
+        starts = [*last.pop("earlier_starts", []), last]
+        if not all(isinstance(start.get("data_files") or {}, dict) for start in starts):
+            raise TypeError("data_files is no object")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        expected = "the facts about earlier starts; remove the file to go on without them"
+        raise UserError(str(path), f"no readable JSON object ({error})", expected) from None
+    return starts
 
 
 def note_data(path: Path, dataset: Dataset, screen: Screen) -> None:

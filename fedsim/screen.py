@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.output import Output
+
 METRICS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -35,19 +37,20 @@ class Screen:
 
     def __init__(self, num_rounds: int) -> None:
         self._num_rounds = num_rounds
-        self.console = make_console()
+        self._output = Output()
+        self.console = make_console(self._output)
         self._bar: Progress | None = None
 
     def message(self, text: str) -> None:
         """Show one line that stays; in a file it begins with the time."""
-        if sys.stdout.isatty():
+        if self._output.isatty():
             self.console.print(Text(text), soft_wrap=True)
         else:
-            print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}", flush=True)
+            print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}", file=self._output, flush=True)
 
     def start_round(self, round: int) -> None:
         """Show that ``round``, counted from 1, begins."""
-        if self._bar is None and sys.stdout.isatty():
+        if self._bar is None and self._output.isatty():
             columns = (TextColumn("rounds"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
             self._bar = Progress(*columns, TextColumn("{task.description}", markup=False), console=self.console)
             self._bar.add_task("", total=self._num_rounds)
@@ -74,9 +77,10 @@ class Screen:
             self._bar.update(self._bar.task_ids[0], completed=completed, description=text)
 
 
-def make_console() -> Console:
-    """A console on standard output; a file gets lines wide enough for the tables."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+def make_console(output: Any = None) -> Console:
+    """A console on ``output``, or standard output; a file gets lines wide enough for the tables."""
+    output = output or sys.stdout
+    return Console(file=output, highlight=False, width=None if output.isatty() else FILE_WIDTH)
 
 
 def summary(row: Mapping[str, Any]) -> str:

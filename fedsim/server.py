@@ -18,12 +18,12 @@ from fedsim.adapter import export_adapter
 from fedsim.alignment import align
 from fedsim.checkpoint import Checkpoints, Progress, server_tensors
 from fedsim.cohort import draw_cohort
-from fedsim.config import Config, load_config
+from fedsim.config import Config
 from fedsim.costs import costs
 from fedsim.data import draw_partition, partition_table
 from fedsim.errors import UserError
 from fedsim.figures import ClientFigures
-from fedsim.files import write_json
+from fedsim.files import naming_files, write_json
 from fedsim.global_model import global_model
 from fedsim.method_checks import check_phases, check_state
 from fedsim.phase import train_phase
@@ -33,6 +33,7 @@ from fedsim.records import RoundRecord
 from fedsim.runlog import RunLog
 from fedsim.simulation import Simulation, build_simulation
 from fedsim.store import digest_tensors, scratch_folder
+from fedsim.trust import load_recorded
 
 
 def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
             log.end_round(record)
             is_last = is_last or out_of_patience(config, progress)
             if is_last or state.round % config.checkpoint.every == 0:
-                checkpoints.save(state, sim.store, progress)
+                checkpoints.save(state, sim.store, progress, log.seals)
         return finish(sim, state, progress, checkpoints, log)
 
 
@@ -123,7 +124,7 @@ def start_or_resume(
         log.truncate(0)
         state, progress = sim.initial_state(), Progress()
     else:
-        log.truncate(saved.state.round)
+        log.truncate(saved.state.round, saved.log)
         state, progress = saved.state.to(sim.group.device), saved.progress
         sim.store.adopt(saved.clients)
     sim.group.check_equal("the server's state at the start", digest_tensors(server_tensors(state)))
@@ -199,10 +200,13 @@ def describe_partition(sim: Simulation, log: RunLog) -> None:
             log.message(f"{name}: {text}")
 
 
-def evaluate_run(run_dir: Path, which: str) -> dict[str, dict[str, float]]:
-    """Return the metrics of a run's best or last saved state, computed anew."""
-    config = load_config(run_dir / "config.yaml")
-    with open_group() as group:
+def evaluate_run(run_dir: Path, which: str, trust: bool = False) -> dict[str, dict[str, float]]:
+    """Return the metrics of a run's best or last saved state, computed anew; only reads, so the run may be at work.
+
+    ``trust``: whether a method that the folder names by its import path is imported; UserError without.
+    """
+    config = load_recorded(run_dir / "config.yaml", trust=trust)
+    with open_group() as group, naming_files(run_dir):
         saved = Checkpoints(run_dir / "checkpoints", config, group).load(which)
         if saved is None:
             raise UserError(str(run_dir / "checkpoints"), "no checkpoint", "a run with at least one finished round")

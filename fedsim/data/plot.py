@@ -1,5 +1,6 @@
 """A picture of who holds what."""
 
+import io
 import math
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.data.partition import partition_table
+from fedsim.files import write_atomic
 
 # The palette of Okabe and Ito, distinct with any kind of colour vision; hatching goes on after it.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
@@ -46,4 +48,6 @@ def draw_partition(dataset: Dataset, parts: list[Indices], path: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
-    figure.savefig(path, format="png")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_atomic(path, picture.getvalue())

@@ -13,6 +13,7 @@ from fedsim import checkpoint
 from fedsim.checkpoint import Checkpoints, Progress, Saved
 from fedsim.config import Config
 from fedsim.errors import UserError
+from fedsim.rows import Seal
 from fedsim.store import ClientStore
 from tests.helpers import make_config, same_bits
 
@@ -56,7 +57,7 @@ def save(folder: Path, rounds: range, best_round: int = 1) -> Checkpoints:
         progress = Progress(min(best_round, round), 0.1 + 0.2, 0, {}, {"val": {"accuracy": 1 / 3}})
         if round <= best_round:
             made.save_best(state(round), store(round), progress)
-        made.save(state(round), store(round), progress)
+        made.save(state(round), store(round), progress, {"metrics": Seal(round, "ab")})
     return made
 
 
@@ -73,6 +74,7 @@ def test_same_bits_back(tmp_path: Path) -> None:
     assert same_bits(saved.state.extra, expected.extra)
     check_clients(saved, 2)
     assert saved.progress == Progress(1, 0.1 + 0.2, 0, {}, {"val": {"accuracy": 1 / 3}})
+    assert saved.log == {"metrics": Seal(2, "ab")}
 
 
 def test_nothing_yet(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_a_round_saved_again_replaces_the_first(tmp_path: Path) -> None:
     """A run killed after its best was saved, and before its checkpoint, saves the same best again."""
     made = save(tmp_path, range(1, 3))
     (tmp_path / "checkpoints" / ".round-000002.draft").mkdir()
-    made.save(state(2), ClientStore(open_group()), Progress(1))
+    made.save(state(2), ClientStore(open_group()), Progress(1), {})
     saved = made.load()
     assert saved is not None
     assert saved.clients == []

@@ -14,6 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 import launch
+from fedsim.config import load_config
 
 ROOT = Path(launch.__file__).parent
 VALID: dict[str, Any] = {
@@ -208,7 +209,7 @@ def test_there_are_enough_cases() -> None:
 def test_the_config_that_is_mutated_is_valid(tmp_path: Path) -> None:
     file = tmp_path / "valid.yaml"
     file.write_text(yaml.safe_dump(VALID))
-    launch.load_config(file, [])
+    load_config(file)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.label for case in CASES])

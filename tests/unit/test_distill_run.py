@@ -16,6 +16,7 @@ from fedsim.config_distill import SCHEMA_FILE, DistillConfig, load_distill_confi
 from fedsim.distill_run import CHECKPOINT_FILE, build_job, run
 from fedsim.errors import UserError
 from fedsim.models.encoders import load_encoder
+from fedsim.rows import Table
 from fedsim.submodel_folder import Submodel, load_submodel, make_submodel
 from tests.helpers import LORA, TINY_VIT, same_bits
 
@@ -96,17 +97,16 @@ def test_an_interrupted_distillation_goes_on_to_the_same_bits(tmp_path: Path, mo
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     facts = run(make_config(), whole, resume=False)
 
-    def append_and_stop(path: Path, new: Any) -> None:
-        append(path, new)
+    def append_and_stop(self: Table, new: Any) -> None:
+        append(self, new)
         # One row is in the log that no checkpoint covers, and a torn one behind it.
-        if path.name == "distillation.jsonl" and new[0]["step"] == 6:
-            path.write_bytes(path.read_bytes() + b'{"step": 7, "lo')
+        if "loss" in new[0] and new[0]["step"] == 6:
+            with (broken / "distillation.jsonl").open("ab") as file:
+                file.write(b'{"step": 7, "lo')
             raise StopError
 
-    from fedsim import distill_run
-
-    append = distill_run.append_rows
-    monkeypatch.setattr(distill_run, "append_rows", append_and_stop)
+    append = Table.append
+    monkeypatch.setattr(Table, "append", append_and_stop)
     with pytest.raises(StopError):
         run(make_config(), broken, resume=False)
     monkeypatch.undo()
@@ -120,8 +120,8 @@ def test_an_interrupted_distillation_goes_on_to_the_same_bits(tmp_path: Path, mo
 def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "config.yaml").write_text(dump_config(make_config()))
-    (tmp_path / "half" / CHECKPOINT_FILE).write_text('{"format": 1, "file": "checkpoint-000001.safetensors"}')
-    with pytest.raises(UserError, match=r"checkpoint.json: found something else; expected a distillation's checkpoint"):
+    (tmp_path / "half" / CHECKPOINT_FILE).write_text('{"format": 2, "file": "checkpoint-000001.safetensors"}')
+    with pytest.raises(UserError, match=r"checkpoint.json: found a record that was changed or damaged"):
         run(make_config(), tmp_path / "half", resume=True)
 
 

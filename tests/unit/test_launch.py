@@ -98,10 +98,10 @@ def test_check_prints_the_plan(file: str) -> None:
 def test_evaluate_prints_a_table(calls: list[Any]) -> None:
     result = invoke("evaluate", "runs/small", "--checkpoint", "last")
     assert result.exit_code == 0
-    assert calls == [(Path("runs/small"), "last")]
+    assert calls == [(Path("runs/small"), "last", False)]
     assert "0.2500" in result.stdout
-    assert invoke("evaluate", "runs/small").exit_code == 0
-    assert calls[1] == (Path("runs/small"), "best")
+    assert invoke("evaluate", "runs/small", "--trust").exit_code == 0
+    assert calls[1] == (Path("runs/small"), "best", True)
 
 
 @pytest.mark.usefixtures("calls")

@@ -38,7 +38,7 @@ def work(store, clients, checkpoints):
             with store.open([client]) as (state,):
                 for name in names:
                     state[name] = state[name] * (1 + round)
-    checkpoints.save(ServerState(2, {}), store, Progress())
+    checkpoints.save(ServerState(2, {}), store, Progress(), {})
     resumed = ClientStore(store._group, create, Budget(0, store._tiers[1].limit, folder / "resumed"))
     digest = store.digest("")
     del store

@@ -12,6 +12,7 @@ from torch import nn
 from fedsim.config import ModelConfig
 from fedsim.errors import UserError
 from fedsim.models.encoders import load_encoder
+from fedsim.sealed import SEAL, write_record
 from fedsim.submodel_folder import CONFIG_FILE, FACTS_FILE, TENSORS_FILE, load_submodel, make_submodel
 from tests.distributed.runs import TINY
 from tests.helpers import IMAGE_SIZE, LORA, TINY_VIT, same_bits, tiny_submodel
@@ -53,6 +54,12 @@ def change_facts(folder: Path, **changes: object) -> None:
     (folder / FACTS_FILE).write_text(json.dumps({**facts, **changes}))
 
 
+def change_sealed(folder: Path, **changes: object) -> None:
+    facts = json.loads((folder / FACTS_FILE).read_text())
+    del facts[SEAL]
+    write_record(folder / FACTS_FILE, {**facts, **changes})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -63,10 +70,14 @@ def change_facts(folder: Path, **changes: object) -> None:
         (lambda folder: (folder / FACTS_FILE).write_text("{"), "submodel.json: found no readable JSON"),
         (
             lambda folder: change_facts(folder, format=7),
-            "submodel.json: found something else; expected a sub-model's facts of format 1",
+            "submodel.json: found format 7; expected a sub-model's facts of format 2",
         ),
-        (lambda folder: change_facts(folder, file="../x"), "found file '../x'; expected the name of a file beside it"),
-        (lambda folder: change_facts(folder, file=None), "found file None; expected the name of a file beside it"),
+        (lambda folder: change_sealed(folder, file="../x"), "found file '../x'; expected the name of a file beside it"),
+        (lambda folder: change_sealed(folder, file=None), "found file None; expected the name of a file beside it"),
+        (
+            lambda folder: change_facts(folder, model_sha256="0" * 64),
+            "submodel.json: found a record that was changed or damaged",
+        ),
         (lambda folder: (folder / TENSORS_FILE).unlink(), "submodel.safetensors: found no readable file"),
         (lambda folder: shorten(folder / TENSORS_FILE), r"submodel.safetensors: found \d+ bytes of sha256"),
     ],
