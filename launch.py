@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from fedsim.config import Config, load_config
 from fedsim.config_distill import load_distill_config
-from fedsim.errors import UserError
+from fedsim.errors import RankError, UserError
 from fedsim.listing import LISTINGS
 
 IS_FIRST_RANK = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
@@ -22,14 +22,14 @@ Listing = Literal["algorithms", "models", "data", "assets", "configs"]
 
 
 class Verbs(TyperGroup):
-    """Turns a UserError, which all ranks meet alike, into one line of the first rank and exit code 2."""
+    """Turns a UserError into one line and exit code 2; of what all ranks meet alike the first one tells."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
         try:
             return super().invoke(ctx)
         except UserError as error:
-            if IS_FIRST_RANK:
+            if IS_FIRST_RANK or isinstance(error, RankError):
                 print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
 

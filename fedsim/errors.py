@@ -10,3 +10,7 @@ class UserError(ValueError):
     def __init__(self, where: str, found: str, expected: str) -> None:
         self.where, self.found, self.expected = where, found, expected
         super().__init__(f"{where}: found {found}; expected {expected}".replace("\n", " "))
+
+
+class RankError(UserError):
+    """What this rank alone has met, such as a meeting that nobody came to: shown whatever the rank."""
