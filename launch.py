@@ -17,6 +17,8 @@ from fedsim.config_distill import load_distill_config
 from fedsim.errors import RankError, UserError
 from fedsim.listing import LISTINGS
 
+# A warning of PyTorch's C++ side, as when another rank is gone, carries 15 lines of frames; errors are still shown.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 IS_FIRST_RANK = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 Listing = Literal["algorithms", "models", "data", "assets", "configs"]
 
