@@ -13,24 +13,26 @@ import typer
 from typer.core import TyperGroup
 
 from fedsim.config_distill import load_distill_config
-from fedsim.errors import UserError
+from fedsim.errors import RankError, UserError
 from fedsim.listing import LISTINGS
 from fedsim.output import fill_closed_streams, show_rows, showing
 from fedsim.trust import load_own
 
+# A warning of PyTorch's C++ side, as when another rank is gone, carries 15 lines of frames; errors are still shown.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 IS_FIRST_RANK = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 Listing = Literal["algorithms", "models", "data", "assets", "configs"]
 
 
 class Verbs(TyperGroup):
-    """Turns a UserError, which all ranks meet alike, into one line of the first rank and exit code 2."""
+    """Turns a UserError into one line and exit code 2; of what all ranks meet alike the first one tells."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
         try:
             return super().invoke(ctx)
         except UserError as error:
-            if IS_FIRST_RANK:
+            if IS_FIRST_RANK or isinstance(error, RankError):
                 print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
         except EOFError as error:  # which click takes for a closed terminal, and shows as "Aborted." alone

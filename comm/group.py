@@ -4,38 +4,33 @@ A rank without work joins every sum with zeros. With one process nothing is open
 is the identity. Bytes are counted as each rank hands them to and takes them from a collective.
 """
 
-import contextlib
 import json
-import os
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
 from comm.launcher import Place, find_place
+from comm.meeting import Meeting, meet
 from fedsim.errors import UserError
 
-START_TIMEOUT_SECONDS = 300
+# The last resort for a rank that lives (see comm/watch.py) and yet never comes: a long evaluation on one is no fault.
 COLLECTIVE_TIMEOUT_SECONDS = 3600
-POLL_SECONDS = 0.5
-FAILURE_KEY = "failure"
 
 
 class Group:
     """The ranks of one run. Use as a context manager: an exception inside ends every rank (see ``__exit__``)."""
 
-    def __init__(self, place: Place, device: torch.device, backend: str, store: Store | None) -> None:
+    def __init__(self, place: Place, device: torch.device, backend: str, meeting: Meeting | None) -> None:
         self.rank = place.rank
         self.num_ranks = place.num_ranks
         self.launcher = place.launcher
@@ -44,11 +39,7 @@ class Group:
         self.bytes_sent = 0
         self.bytes_received = 0
         self._met_at = time.perf_counter()
-        self._store = store
-        self._ending = threading.Event()
-        if store is not None:
-            # The watcher needs a connection of its own: a blocked call holds the lock of the one it uses.
-            threading.Thread(target=self._watch, args=(store.clone(),), daemon=True).start()
+        self._meeting = meeting
 
     @property
     def is_server(self) -> bool:
@@ -74,7 +65,7 @@ class Group:
 
     def _all_reduce(self, values: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
         total = values
-        if self._store is not None:
+        if self._meeting is not None:
             on_wire = values.to(self._wire_device).contiguous()
             dist.all_reduce(on_wire, operation)
             self._count(on_wire, on_wire)
@@ -85,7 +76,7 @@ class Group:
     def gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor | None:
         """Collect rows (counts[rank], ...) of every rank on the server, in rank order; None on the other ranks."""
         assert rows.shape[0] == counts[self.rank]
-        if self._store is None:
+        if self._meeting is None:
             return rows
         own = rows.to(self._wire_device).contiguous()
         if not self.is_server:
@@ -99,7 +90,7 @@ class Group:
 
     def gather_to_all(self, value: Any) -> list[Any]:
         """Give every rank the JSON value of each rank, in rank order."""
-        if self._store is None:
+        if self._meeting is None:
             return [value]
         data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self._wire_device)
         sizes = torch.zeros(self.num_ranks, dtype=torch.int64)
@@ -163,21 +154,6 @@ class Group:
         self.bytes_sent += sent.nbytes
         self.bytes_received += sum(tensor.nbytes for tensor in received)
 
-    def _watch(self, store: Store) -> None:
-        """End this process when another rank has failed, or rank 0, which holds the store, is gone."""
-        while not self._ending.wait(POLL_SECONDS):
-            try:
-                failed = store.check([FAILURE_KEY])
-            except RuntimeError:
-                # At a normal end rank 0 may close the store a moment before this rank is told to end.
-                if self._ending.wait(2.0):
-                    return
-                print(f"rank {self.rank}: the rank that keeps the rendezvous is gone", file=sys.stderr)
-                failed = True
-            if failed:
-                sys.stderr.flush()
-                os._exit(1)
-
     def __enter__(self) -> "Group":
         return self
 
@@ -191,28 +167,14 @@ class Group:
 
         Exit codes: 2 for a UserError, 1 for anything else. A single process just lets the exception pass.
         """
-        if self._store is None:
+        if self._meeting is None:
             return
         if error is None:
             dist.barrier()
-            self._ending.set()
+            self._meeting.watch.stop()
             dist.destroy_process_group()
             return
-        self._ending.set()
-        winner = str(self.rank).encode()
-        first = winner
-        with contextlib.suppress(RuntimeError):
-            first = self._store.compare_set(FAILURE_KEY, "", str(self.rank))
-        if first == winner:
-            if isinstance(error, UserError):
-                print(f"error: {error}", file=sys.stderr)
-            else:
-                print(f"rank {self.rank} failed:", file=sys.stderr)
-                traceback.print_exception(kind, error, trace)
-            sys.stderr.flush()
-            # Rank 0 may keep the store: give the others time to read the failure before it goes.
-            time.sleep(2 * POLL_SECONDS)
-        os._exit(2 if isinstance(error, UserError) else 1)
+        _end_all(self._meeting, self.rank, error)
 
 
 def open_group() -> Group:
@@ -220,27 +182,33 @@ def open_group() -> Group:
     place = find_place()
     if place.num_ranks == 1:
         return Group(place, _own_device(place), "none", None)
-    environment = {
-        "RANK": place.rank,
-        "WORLD_SIZE": place.num_ranks,
-        "MASTER_ADDR": place.address,
-        "MASTER_PORT": place.port,
-    }
-    os.environ.update({name: str(value) for name, value in environment.items()})
-    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=START_TIMEOUT_SECONDS)))
-    store = PrefixStore("fedsim", store)
-    device = _own_device(place)
-    backend = _choose_backend(store, place, device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group(
-        backend,
-        store=PrefixStore("group", store),
-        rank=place.rank,
-        world_size=place.num_ranks,
-        timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_SECONDS),
-    )
-    return Group(place, device, backend, store)
+    meeting = meet(place)
+    try:
+        device = _own_device(place)
+        backend = _choose_backend(meeting.store, place, device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            backend,
+            store=PrefixStore("group", meeting.store),
+            rank=place.rank,
+            world_size=place.num_ranks,
+            timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_SECONDS),
+        )
+    except BaseException as error:
+        _end_all(meeting, place.rank, error)
+    return Group(place, device, backend, meeting)
+
+
+def _end_all(meeting: Meeting, rank: int, error: BaseException) -> NoReturn:
+    def tell() -> None:
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            print(f"rank {rank} failed:", file=sys.stderr)
+            traceback.print_exception(error)
+
+    meeting.watch.end_all(tell, 2 if isinstance(error, UserError) else 1)
 
 
 def _own_device(place: Place) -> torch.device:

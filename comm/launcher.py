@@ -6,10 +6,20 @@ from dataclasses import dataclass
 
 from fedsim.errors import UserError
 
+# Below the ports of outgoing connections, which Linux takes from 32768 on unless told otherwise. What a host was told
+# is not asked: hosts may differ, and all ranks must come to the same port.
+PORTS = range(20000, 32768)
+# So far apart that 100 jobs in a row, of up to 127 steps each, have ports of their own.
+STEPS_PER_JOB = 127
+
 
 @dataclass(frozen=True)
 class Place:
-    """This process among its peers: global rank, number of ranks, rank on its own host, and where rank 0 listens."""
+    """This process among its peers: global rank, number of ranks, rank on its own host, and where rank 0 listens.
+
+    ``run`` tells this run from another at the same port, and ``attempt`` from the one before. ``has_agent``: torchrun
+    keeps the store that the ranks meet at.
+    """
 
     rank: int
     num_ranks: int
@@ -17,6 +27,9 @@ class Place:
     address: str
     port: int
     launcher: str
+    run: str = ""
+    attempt: str = "0"
+    has_agent: bool = False
 
 
 def find_place() -> Place:
@@ -27,21 +40,29 @@ def find_place() -> Place:
             _number("WORLD_SIZE"),
             _number("LOCAL_RANK"),
             os.environ.get("MASTER_ADDR", "127.0.0.1"),
-            _number("MASTER_PORT", 29500),
+            _port(29500),
             "torchrun",
+            attempt=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
+            has_agent=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         )
     if _inside_srun():
-        nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "127.0.0.1")
-        job = _number("SLURM_JOB_ID", 0)
+        job, step = _number("SLURM_JOB_ID", 0), _number("SLURM_STEP_ID", 0)
         return Place(
             _number("SLURM_PROCID"),
             _num_tasks(),
             _number("SLURM_LOCALID"),
-            os.environ.get("MASTER_ADDR") or first_host(nodes),
-            _number("MASTER_PORT", 20000 + (job * 31 + _number("SLURM_STEP_ID", 0)) % 20000),
+            os.environ.get("MASTER_ADDR") or _first_of_step(),
+            _port(PORTS[(job * STEPS_PER_JOB + step) % len(PORTS)]),
             "srun",
+            run=f"job {job}, step {step}",
         )
     return Place(0, 1, 0, "127.0.0.1", 0, "none")
+
+
+def _first_of_step() -> str:
+    if _number("SLURM_STEP_NUM_NODES", 0) == 1:
+        return "127.0.0.1"  # nobody outside has business there
+    return first_host(os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "127.0.0.1"))
 
 
 def first_host(nodelist: str) -> str:
@@ -64,6 +85,13 @@ def _inside_srun() -> bool:
 
 def _num_tasks() -> int:
     return _number("SLURM_STEP_NUM_TASKS", _number("SLURM_NTASKS", 1))
+
+
+def _port(default: int) -> int:
+    port = _number("MASTER_PORT", default)
+    if not 0 < port < 2**16:
+        raise UserError("environment variable MASTER_PORT", repr(os.environ["MASTER_PORT"]), "a port, 1 to 65535")
+    return port
 
 
 def _number(name: str, default: int | None = None) -> int:

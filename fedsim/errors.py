@@ -29,3 +29,7 @@ def reading(where: str, expected: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(where, str(error)[:MAX_MESSAGE] or type(error).__name__, expected) from error
+
+
+class RankError(UserError):
+    """What this rank alone has met, such as a meeting that nobody came to: shown whatever the rank."""

@@ -1,5 +1,7 @@
 """Folders of prepared files: made once, by one process at a time, and whole or absent whatever happens.
 
+Several users may share a cache; whoever can write to it decides on their data, and no code is loaded from it but what
+the same user compiled (``fedsim.kernels.seal``). A cache that cannot be written serves what it holds.
 The root is ``~/.cache/fedsim``; the environment variable ``FEDSIM_CACHE`` names another.
 """
 
@@ -21,35 +23,48 @@ from fedsim.errors import UserError
 
 def cache_root() -> Path:
     """The folder that holds everything downloaded or prepared; UserError where it cannot be made."""
-    root = Path(os.environ.get("FEDSIM_CACHE") or "~/.cache/fedsim").expanduser()
+    root = Path(os.environ.get("FEDSIM_CACHE") or "~/.cache/fedsim")
     try:
+        root = root.expanduser()
         root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"FEDSIM_CACHE={root}", str(error.strerror), "a folder that can be written") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
+        found = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"FEDSIM_CACHE={root}", str(found), "a folder that can be written") from error
     return root
 
 
-def cached_folder(name: str, key: object, build: Callable[[Path], None]) -> Path:
+def cached_folder(
+    name: str,
+    key: object,
+    build: Callable[[Path], None],
+    is_whole: Callable[[Path], bool] = Path.is_dir,
+    mode: int = 0o755,
+) -> Path:
     """Return the folder that ``build`` fills, calling it only where no earlier call with this key finished.
 
     ``key`` is anything JSON can write. ``build`` gets an empty folder that is renamed when it returns, so a
     folder under its final name is complete. Processes that race wait for the first one; on file systems
-    without locks they all build, and the first rename wins.
+    without locks they all build, and the first rename wins. A folder that is not ``is_whole`` is built anew. ``mode``:
+    who may read it; the default does not shut others out of a shared cache.
     """
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     folder = cache_root() / f"{name}-{digest}"
-    if folder.is_dir():
+    if is_whole(folder):
         return folder
     with alone(cache_root() / f".{folder.name}.lock"):
-        if not folder.is_dir():
-            _build_and_rename(folder, build)
+        if not is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            _build_and_rename(folder, build, mode)
     return folder
 
 
-def _build_and_rename(folder: Path, build: Callable[[Path], None]) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+def _build_and_rename(folder: Path, build: Callable[[Path], None], mode: int = 0o755) -> None:
     try:
-        temporary.chmod(0o755)  # mkdtemp gives 0o700, which would shut others out of a shared cache
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise _unwritable(folder.parent, error) from error
+    try:
+        temporary.chmod(mode)
         build(temporary)
         temporary.rename(folder)
     except OSError as error:
@@ -61,11 +76,31 @@ def _build_and_rename(folder: Path, build: Callable[[Path], None]) -> None:
 
 @contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """Hold the lock of that name, which ends with its holder; processes that want it too wait."""
-    with lock.open("w") as file:
+    """Hold the lock of that name, which ends with its holder; processes that want it too wait.
+
+    UserError where it cannot be had, as in a cache that cannot be written.
+    """
+    try:
+        file = _open_lock(lock)
+    except OSError as error:
+        raise _unwritable(lock.parent, error) from error
+    try:
         with suppress(OSError):  # a file system without locks: the work may be done twice, with the same result
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(file)
+
+
+def _open_lock(lock: Path) -> int:
+    try:
+        return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except PermissionError:  # another user's, which can be locked all the same
+        return os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cache folder {folder}", str(error.strerror), "a folder that can be written (see FEDSIM_CACHE)")
 
 
 def load_mapped(path: Path) -> npt.NDArray[np.uint8]:

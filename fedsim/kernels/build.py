@@ -1,7 +1,8 @@
 """Compiles the C++ sources beside this file when they are first needed, and calls them.
 
-There is one library for fp32 and one for bf16, kept in the cache. Where that is not possible, ``problem`` says why, and
-everyone uses PyTorch's own operators instead, which are slower; the numbers differ in rounding.
+There is one library for fp32 and one for bf16, kept in the cache, where every user has their own. Where that is not
+possible, ``problem`` says why, and everyone uses PyTorch's own operators instead, which are slower; the numbers differ
+in rounding.
 """
 
 import ctypes
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from fedsim.data.cache import cached_folder
+from fedsim.errors import UserError
+from fedsim.kernels import seal
 
 SOURCES = Path(__file__).parent
 # The symbols of OpenMP are left open: they are found in the runtime that PyTorch has loaded, whose threads are shared.
@@ -56,7 +59,7 @@ def call(name: str, dtype: torch.dtype, *arguments: Tensor | int | float | None)
 
 @cache
 def _load(dtype: torch.dtype) -> ctypes.CDLL:
-    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    compiler = _compiler()
     sources = sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")])
     key = [
         _run([*compiler, "--version"]),
@@ -72,13 +75,28 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL:
             if source.suffix == ".cpp":
                 objects.append(f"{folder / source.stem}.o")
                 _run([*compiler, *COMPILE.split(), DEFINES[dtype], "-c", str(source), "-o", objects[-1]])
-        _run([*compiler, "-shared", *objects, "-o", str(folder / "kernels.so")])
+        _run([*compiler, "-shared", *objects, "-o", str(folder / seal.LIBRARY)])
+        seal.seal(folder, key)
 
-    folder = cached_folder("kernels", key, build)
     try:
-        return ctypes.CDLL(str(folder / "kernels.so"))
-    except OSError as error:
+        folder = cached_folder(
+            f"kernels-{os.geteuid()}", key, build, lambda folder: seal.is_sealed(folder, key), seal.PRIVATE
+        )
+        return seal.load(folder, key)
+    except UserError as error:
         raise _UnavailableError(str(error)) from error
+
+
+def _compiler() -> list[str]:
+    """The command of CXX, which may have options."""
+    text = os.environ.get("CXX", "c++")
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise _UnavailableError(f"CXX={text}: {error}") from error
+    if not words:
+        raise _UnavailableError("CXX names no compiler")
+    return words
 
 
 def _as_c(argument: Tensor | int | float | None) -> object:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.runs import ROOT, environment, launch, results, same_log, write_config
+from tests.distributed.test_failures import wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 HOSTS = {f"fedsim{os.getpid()}{letter}": f"10.213.77.{place}" for place, letter in enumerate("ab", start=1)}
@@ -64,6 +66,52 @@ def start(host: str, *arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def start_bare(folder: Path) -> list[subprocess.Popen[str]]:
+    """A rank on each host without torchrun's agent, which meet at the first host and wait (see waiting.py)."""
+    meet = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": next(iter(HOSTS.values())), "MASTER_PORT": "29400"}
+    ranks = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", host, sys.executable, "-m", "tests.distributed.waiting", str(folder)],
+            cwd=ROOT,
+            env=environment(GLOO_SOCKET_IFNAME=CARD, RANK=str(rank), **meet),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, host in enumerate(HOSTS)
+    ]
+    wait_for(lambda: all((folder / f"{rank}.pid").exists() for rank in range(2)), 120)
+    return ranks
+
+
+def listening(host: str) -> set[str]:
+    """The addresses at which something on a host listens, without their ports."""
+    words = ["ip", "netns", "exec", host, "ss", "--listening", "--tcp", "--numeric", "--no-header"]
+    lines = subprocess.run(words, check=True, capture_output=True, text=True, timeout=30).stdout.splitlines()
+    return {line.split()[3].rpartition(":")[0] for line in lines}
+
+
+def test_ranks_listen_at_the_addresses_where_they_meet_alone(hosts: dict[str, str], tmp_path: Path) -> None:
+    ranks = start_bare(tmp_path)
+    assert [listening(host) for host in hosts] == [{address} for address in hosts.values()]
+    (tmp_path / "end").touch()
+    assert [rank.communicate(timeout=60)[1] for rank in ranks] == ["", ""]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+
+
+def test_hosts_that_no_longer_hear_each_other_end(hosts: dict[str, str], tmp_path: Path) -> None:
+    ranks = start_bare(tmp_path)
+    first, second = hosts
+    ip("-n", second, "link", "set", CARD, "down")
+    try:
+        errors = [rank.communicate(timeout=60)[1].splitlines() for rank in ranks]
+    finally:
+        ip("-n", second, "link", "set", CARD, "up")
+    assert [rank.returncode for rank in ranks] == [1, 1]
+    silent = "has given no sign of life for 3 seconds: it is stopped, or its host hangs"
+    assert errors[0] == [f"rank 1 on {socket.gethostname()} {silent}"]
+    assert errors[1] == [f"rank 1: rank 0, which keeps the store at {hosts[first]}, {silent}"]
 
 
 def test_two_hosts_give_the_bits_of_one_process(hosts: dict[str, str], tmp_path: Path) -> None:

@@ -34,6 +34,22 @@ srun bash -c '"$PYTHON" -c "$1"' bash "$place"
 """
 
 
+TWO_RUNS = """#!/bin/bash
+for number in 1 2; do
+    srun --overlap --cpus-per-task=1 "$PYTHON" launch.py run "$1" --out "$2/$number" &
+done
+wait -n && wait -n
+"""
+
+TAKEN = """#!/bin/bash
+# Another program at the port of the job's first step.
+port=$((20000 + SLURM_JOB_ID * 127 % 12768))
+"$PYTHON" -m http.server --bind 127.0.0.1 $port >&2 2> /dev/null &
+sleep 5
+srun --nodes=1 --ntasks=2 --overlap "$PYTHON" launch.py run "$1" --out "$2"
+"""
+
+
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     reason = missing()
@@ -85,6 +101,27 @@ def test_two_nodes_give_the_bits_of_one_process(
     assert f'"launcher": "{launcher}"' in (tmp_path / "run" / "environment.json").read_text()
     assert results(tmp_path / "run") == results(alone)
     assert same_log(tmp_path / "run", alone)
+
+
+def test_two_runs_in_one_allocation_do_not_meet(slurm: Slurm, alone: Path, tmp_path: Path) -> None:
+    script = tmp_path / "two.sbatch"
+    script.write_text(TWO_RUNS)
+    job = slurm.submit(*TWO_NODES, script, write_config(tmp_path), tmp_path)
+    assert slurm.finish(job, JOB_SECONDS) == "COMPLETED", slurm.log(job)
+    assert results(tmp_path / "1") == results(tmp_path / "2") == results(alone)
+
+
+def test_a_taken_port_ends_the_step_with_a_line_per_rank(slurm: Slurm, tmp_path: Path) -> None:
+    script = tmp_path / "taken.sbatch"
+    script.write_text(TAKEN)
+    job = slurm.submit("--ntasks=2", script, write_config(tmp_path), tmp_path / "run")
+    assert slurm.finish(job, JOB_SECONDS) == "FAILED", slurm.log(job)
+    port = 20000 + int(job) * 127 % 12768
+    told = [line for line in slurm.log(job).splitlines() if line.startswith("error: ")]
+    assert len(told) == 2
+    assert all(f"port {port} of 127.0.0.1, where the ranks meet: found " in line for line in told)
+    assert any("found Address already in use" in line for line in told)
+    assert "Traceback" not in slurm.log(job)
 
 
 def test_a_rank_that_fails_ends_the_job(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -110,3 +114,96 @@ def test_every_broken_config_ends_all_ranks_with_one_line(tmp_path: Path) -> Non
         assert "Traceback" not in err
     assert {(code, out, err) for code, out, err in second} == {(2, "", "")}
     assert not (tmp_path / "out").exists()
+
+
+def bare_ranks(count: int, words: Sequence[object], **extra: str) -> list[subprocess.Popen[str]]:
+    """Ranks as a job script starts them, without torchrun's agent."""
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            cwd=ROOT,
+            env=environment(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank), **extra),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_a_taken_port_ends_every_rank_with_one_line(tmp_path: Path) -> None:
+    words = ["launch.py", "run", write_config(tmp_path), "--out", tmp_path / "run"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ranks = bare_ranks(2, words, MASTER_PORT=str(port))
+        errors = [rank.communicate(timeout=150)[1].splitlines() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    for rank, (line,) in enumerate(errors):
+        assert line.startswith(f"error: {'rank 1: ' * rank}port {port} of 127.0.0.1, where the ranks meet: found ")
+        assert "MASTER_PORT" in line
+    assert "Address already in use" in errors[0][0]
+    assert not (tmp_path / "run").exists()
+
+
+def start_waiting(folder: Path, agent: bool) -> tuple[list[subprocess.Popen[str]], list[int]]:
+    """Two ranks that have met: what to wait for, and the process of each."""
+    if agent:
+        torchrun = command(2)[:-1]
+        words = [*torchrun, "-m", "tests.distributed.waiting", str(folder)]
+        started = [subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)]
+    else:
+        started = bare_ranks(2, ["-m", "tests.distributed.waiting", folder], MASTER_PORT=str(free_port()))
+    files = [folder / f"{rank}.pid" for rank in range(2)]
+    wait_for(lambda: all(file.exists() and file.read_text() for file in files), 120)
+    return started, [int(file.read_text()) for file in files]
+
+
+@pytest.mark.parametrize("agent", [False, True])
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_rank_is_named_and_ends_the_others(stopped: int, agent: bool, tmp_path: Path) -> None:
+    started, processes = start_waiting(tmp_path, agent)
+    try:
+        os.kill(processes[stopped], signal.SIGSTOP)
+        waited = started[0 if agent else 1 - stopped]
+        error = waited.communicate(timeout=120)[1]
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(processes[stopped], signal.SIGKILL)
+    assert waited.returncode == 1
+    lines = [line for line in error.splitlines() if "no sign of life" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith("has given no sign of life for 3 seconds: it is stopped, or its host hangs")
+    if stopped == 1 or agent:
+        assert lines[0].startswith(f"rank {stopped} on {socket.gethostname()} ")
+    else:
+        assert lines[0].startswith("rank 1: rank 0, which keeps the store at 127.0.0.1, ")
+
+
+def test_ranks_that_were_all_stopped_go_on(tmp_path: Path) -> None:
+    started, processes = start_waiting(tmp_path, agent=False)
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    time.sleep(6)  # twice what counts as silence: as if the machine had slept
+    for process in processes:
+        os.kill(process, signal.SIGCONT)
+    (tmp_path / "end").touch()
+    assert [rank.communicate(timeout=120)[1] for rank in started] == ["", ""]
+    assert [rank.returncode for rank in started] == [0, 0]
+
+
+def test_a_rank_that_is_stopped_for_a_while_costs_nothing(tmp_path: Path) -> None:
+    config, run, alone = write_config(tmp_path), tmp_path / "run", tmp_path / "alone"
+    assert launch(0, "run", config, "--out", alone).returncode == 0
+    ranks = bare_ranks(2, ["launch.py", "run", config, "--out", run], MASTER_PORT=str(free_port()))
+    wait_for((run / "metrics.jsonl").exists, 120)
+    ranks[0].send_signal(signal.SIGSTOP)
+    time.sleep(5)
+    ranks[0].send_signal(signal.SIGCONT)
+    assert [rank.communicate(timeout=150)[1] for rank in ranks] == ["", ""]
+    assert results(run) == results(alone)
+    assert same_log(run, alone)

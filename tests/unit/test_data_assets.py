@@ -1,9 +1,12 @@
 """Packaged assets and the cache: whole or absent, fetched once, whoever races or dies."""
 
+import errno
+import fcntl
 import hashlib
 import multiprocessing
 import os
 import subprocess
+import tempfile
 import time
 import zipfile
 from dataclasses import replace
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 
 from fedsim.data import assets
-from fedsim.data.cache import _build_and_rename, cached_folder, load_mapped
+from fedsim.data.cache import _build_and_rename, alone, cached_folder, load_mapped
 from fedsim.errors import UserError
 
 FORK = multiprocessing.get_context("fork")  # real processes without paying for imports again
@@ -137,6 +140,58 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match="FEDSIM_CACHE="):
         cached_folder("thing", [1], lambda _: None)
+
+
+def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("FEDSIM_CACHE", raising=False)
+    monkeypatch.setattr(Path, "expanduser", fail)
+    with pytest.raises(UserError, match=r"FEDSIM_CACHE=.*: found Could not determine home"):
+        cached_folder("thing", [1], lambda _: None)
+
+
+def test_a_cache_that_cannot_be_written_serves_what_it_holds(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = cached_folder("thing", [1], lambda folder: (folder / "whole").touch())
+    monkeypatch.setattr(os, "open", deny)
+    monkeypatch.setattr(tempfile, "mkdtemp", deny)
+    assert cached_folder("thing", [1], lambda _: pytest.fail("built again")) == held
+    with pytest.raises(UserError, match=f"cache folder {cache}: found Read-only file system; expected a folder that"):
+        cached_folder("thing", [2], lambda _: None)
+
+
+def test_a_cache_that_can_be_locked_and_not_be_filled(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "mkdtemp", deny)
+    with pytest.raises(UserError, match=f"cache folder {cache}: found Read-only file system"):
+        cached_folder("thing", [1], lambda _: None)
+
+
+def deny(*_: object, **__: object) -> int:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_another_users_lock_can_be_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = tmp_path / "lock"
+    lock.touch()
+    really = os.open
+
+    def open_as_another(path: Path, flags: int, *mode: int) -> int:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return really(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", open_as_another)
+    with alone(lock), lock.open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_lock_that_is_a_link_leaves_its_target_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+    (tmp_path / "lock").symlink_to("mine")
+    with pytest.raises(UserError, match="cache folder"), alone(tmp_path / "lock"):
+        pytest.fail("locked")
+    assert (tmp_path / "mine").read_text() == "kept"
 
 
 def test_mapped_arrays_are_shared_pages_of_the_file_and_writes_stay_private(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Compiling the kernels, and what happens on a machine where that is not possible."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from comm import Group
+from fedsim.data import cache as data_cache
 from fedsim.environment import environment
 from fedsim.kernels import build
 from fedsim.kernels.attention import CompiledAttention
@@ -71,6 +73,78 @@ def test_a_compiler_that_fails(fresh: pytest.MonkeyPatch, cache: Path, broken: s
     assert reason.startswith(f"{broken} -pipe -std=c++17")
     assert reason.endswith(": x:1: error: bad")
     assert not list(cache.glob("kernels-*")), "no folder without a library"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("g++ '", "CXX=g++ ': No closing quotation"), ("", "CXX names no compiler"), ("  ", "CXX names no compiler")],
+)
+def test_a_compiler_that_cannot_be_read(name: str, reason: str, fresh: pytest.MonkeyPatch) -> None:
+    assert set_compiler(fresh, name) == reason
+
+
+def why_not() -> str:
+    """What a run's environment says about the kernels, in which the same line is printed."""
+    reason = environment(group("cpu"))["cpu_kernels"]
+    assert isinstance(reason, str)
+    assert reason == build.problem()
+    assert reason.splitlines() == [reason]
+    assert scores_and_gradients("fp32"), "PyTorch's operators do the work"
+    return reason
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setenv("FEDSIM_CACHE", "/proc/self")  # a folder in which not even root can make a file
+    assert why_not().startswith("cache folder /proc/self: found No such file or directory; expected a folder that")
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_made(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    fresh.setenv("FEDSIM_CACHE", str(tmp_path / "file" / "cache"))
+    assert why_not().startswith("FEDSIM_CACHE=")
+
+
+@needs_compiler
+def test_kernels_in_a_cache_that_can_no_longer_be_written(fresh: pytest.MonkeyPatch, cache: Path) -> None:
+    assert build.problem() is None
+    assert {path.stat().st_mode & 0o777 for path in cache.glob("kernels-*")} == {0o700}
+    forget()
+    fresh.setattr(data_cache, "alone", lambda _: pytest.fail("wants to write"))
+    assert build.problem() is None
+
+
+@needs_compiler
+def test_kernels_of_another_user(fresh: pytest.MonkeyPatch, cache: Path) -> None:
+    assert build.problem() is None
+    forget()
+    owner = os.geteuid()
+    fresh.setattr(os, "geteuid", lambda: owner + 1)
+    for path in cache.glob("kernels-*"):
+        path.rename(path.with_name(path.name.replace(f"kernels-{owner}-", f"kernels-{owner + 1}-")))
+    fresh.setattr(build.seal, "load", lambda *_: pytest.fail("loaded"))
+    assert f": found a folder of user {owner}; expected one of user {owner + 1}" in why_not()
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", ["cut in half", "a byte changed"])
+def test_damaged_kernels_are_compiled_anew(damage: str, cache: Path) -> None:
+    run = [
+        sys.executable,
+        "-c",
+        "from fedsim.kernels import build, rows; import torch; print(build.problem(), "
+        "rows.Gelu()(torch.ones(1)).item())",
+    ]
+    said = subprocess.run(run, cwd=ROOT, capture_output=True, check=True).stdout
+    whole = {path: path.read_bytes() for path in cache.glob("kernels-*/kernels.so")}
+    assert len(whole) == len(TYPES)
+    for path, data in whole.items():
+        middle = len(data) // 2
+        path.write_bytes(data[:middle] if damage == "cut in half" else data[:middle] + b"?" + data[middle + 1 :])
+    again = subprocess.run(run, cwd=ROOT, capture_output=True)
+    assert (again.returncode, again.stdout, again.stderr) == (0, said, b"")
+    assert all(len(path.read_bytes()) == len(data) for path, data in whole.items())
 
 
 @needs_compiler
