@@ -90,5 +90,7 @@ def test_folders_that_are_none(folder: Path, damage: Callable[[Path], object], m
 
 def test_the_public_set_need_not_be_there_to_load(folder: Path) -> None:
     text = (folder / CONFIG_FILE).read_text()
-    (folder / CONFIG_FILE).write_text(text.replace("name: digits", "name: image_folder").replace("root: null", "root: gone"))
+    (folder / CONFIG_FILE).write_text(
+        text.replace("name: digits", "name: image_folder").replace("root: null", "root: gone")
+    )
     assert load_submodel(folder, blocks(), "here").config.data.root == "gone"
