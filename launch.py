@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from fedsim.config_distill import load_distill_config
 from fedsim.errors import RankError, UserError
 from fedsim.listing import LISTINGS
+from fedsim.load import load_distill_config
 from fedsim.output import fill_closed_streams, show_rows, showing
 from fedsim.trust import load_own
 

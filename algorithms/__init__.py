@@ -1,54 +1,48 @@
 """The known methods, and how a config's name becomes one."""
 
 import importlib
+from typing import TYPE_CHECKING
 
-from algorithms.base import Algorithm
-from algorithms.deer import DEeR
-from algorithms.ditto import Ditto
-from algorithms.fedadam import FedAdam
-from algorithms.fedavg import FedAvg
-from algorithms.fedbn import FedBN
-from algorithms.fednova import FedNova
-from algorithms.fedpft import FedPFT
-from algorithms.fedprox import FedProx
-from algorithms.fedrep import FedRep
-from algorithms.fedsam import FedSAM
-from algorithms.fedyogi import FedYogi
-from algorithms.ffa_lora import FFALoRA
-from algorithms.harmofl import HarmoFL
-from algorithms.local import Local
-from algorithms.moon import MOON
-from algorithms.prrfl import PRRFL
 from fedsim.errors import UserError
 
-METHODS: dict[str, type[Algorithm]] = {
-    "fedavg": FedAvg,
-    "fedprox": FedProx,
-    "ffa_lora": FFALoRA,
-    "deer": DEeR,
-    "local": Local,
-    "fedbn": FedBN,
-    "fedrep": FedRep,
-    "ditto": Ditto,
-    "prrfl": PRRFL,
-    "harmofl": HarmoFL,
-    "fedsam": FedSAM,
-    "fednova": FedNova,
-    "fedadam": FedAdam,
-    "fedyogi": FedYogi,
-    "moon": MOON,
-    "fedpft": FedPFT,
+if TYPE_CHECKING:
+    from algorithms.base import Algorithm
+
+#: Every known method as "module:Class", so that a table of names loads none of them.
+METHODS = {
+    "fedavg": "algorithms.fedavg:FedAvg",
+    "fedprox": "algorithms.fedprox:FedProx",
+    "scaffold": "algorithms.scaffold:Scaffold",
+    "feddyn": "algorithms.feddyn:FedDyn",
+    "ffa_lora": "algorithms.ffa_lora:FFALoRA",
+    "deer": "algorithms.deer:DEeR",
+    "local": "algorithms.local:Local",
+    "fedbn": "algorithms.fedbn:FedBN",
+    "fedrep": "algorithms.fedrep:FedRep",
+    "ditto": "algorithms.ditto:Ditto",
+    "prrfl": "algorithms.prrfl:PRRFL",
+    "harmofl": "algorithms.harmofl:HarmoFL",
+    "fedsam": "algorithms.fedsam:FedSAM",
+    "fednova": "algorithms.fednova:FedNova",
+    "fedadam": "algorithms.fedadam:FedAdam",
+    "fedyogi": "algorithms.fedyogi:FedYogi",
+    "moon": "algorithms.moon:MOON",
+    "fedpft": "algorithms.fedpft:FedPFT",
 }
 
 
-def resolve(name: str) -> type[Algorithm]:
+def resolve(name: str) -> "type[Algorithm]":
     """Return the method of a known name, or the class at a dotted import path (package.module.Class).
 
     UserError for a path that leads nowhere or to no method, and for a module that ends the program. Whatever else a
     module raises while it is imported is raised here: it is its author's to read.
     """
+    from algorithms.base import Algorithm  # late: it brings torch, for which a mistake in a config should not wait
+
     if name in METHODS:
-        return METHODS[name]
+        module_name, class_name = METHODS[name].split(":")
+        known_method: type[Algorithm] = getattr(importlib.import_module(module_name), class_name)
+        return known_method
     *package, class_name = name.split(".")
     known = f"one of {', '.join(METHODS)}, or the import path of a class"
     if not package or not all(part and part.isprintable() for part in (*package, class_name)):
@@ -71,4 +65,4 @@ def resolve(name: str) -> type[Algorithm]:
     return found
 
 
-__all__ = ["METHODS", "Algorithm", "resolve"]
+__all__ = ["METHODS", "resolve"]

@@ -1,4 +1,4 @@
-"""What a federated method is. The defaults are FedAvg; a method overrides what it changes.
+"""What a federated method is: ten hooks. The defaults are FedAvg; a method overrides what it changes.
 
 A method never sees ranks, process groups, files or the clock, and never loops over clients: whatever it gets
 from a block of K clients has a leading client axis, and its code is the same for one client and for many.
@@ -12,30 +12,45 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from algorithms.exchange import (
+from algorithms.contract import (
+    PARAMS,
     TRAINED_KINDS,
     Aggregate,
-    Alignment,
     Batch,
+    Facts,
+    GradOf,
+    Groups,
     Payload,
     Phase,
     ServerState,
+    Start,
+    Step,
+    Tensors,
     Update,
 )
+from fedsim.config_errors import KeyedError
 from fedsim.config_train import TrainConfig
-from fedsim.models.specs import ParamSpec
 
 __all__ = [
+    "PARAMS",
     "TRAINED_KINDS",
     "Aggregate",
     "Algorithm",
-    "Alignment",
     "Batch",
+    "Facts",
+    "GradOf",
+    "Groups",
+    "KeyedError",
     "Payload",
     "Phase",
     "ServerState",
+    "Start",
+    "Step",
+    "Tensors",
+    "TrainConfig",
     "Update",
     "add_exact",
+    "beside",
     "keep",
     "recall",
     "squared_distance",
@@ -55,145 +70,104 @@ class Algorithm:
 
     #: One line for ``launch.py list algorithms``.
     summary: ClassVar[str] = ""
-    #: Whether clients keep a state between rounds (``begin``, ``Update.states``, ``receive``).
-    keeps_client_state: ClassVar[bool] = False
-    #: Whether clients get the aggregate itself back, and nothing else at a round's start; for the count of bytes.
+    #: The groups under which clients keep tensors between rounds, see ``recall`` and ``keep``.
+    keeps: tuple[str, ...] = ()
+    #: Whether clients are given the aggregate itself, in ``receive``, and nothing else at a round's start.
     returns_aggregate: ClassVar[bool] = False
 
-    def __init__(self, config: Any, specs: Mapping[str, ParamSpec], num_rounds: int = 1) -> None:
+    def __init__(self, config: Any, facts: Facts) -> None:
+        """Take the checked ``Config``; UserError where the model has not what the method is about."""
         self.config = config
-        self.specs = specs
-        self.num_rounds = num_rounds
+        self.facts = facts
+        self.specs = facts.specs
 
     def phases(self, round: int) -> tuple[Phase, ...]:
         """Return the phases of a round (counted from 1)."""
-        del round
         return (Phase(),)
 
-    def init_server(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    def init_server(self, params: Tensors) -> Tensors:
         """Return the method's own server tensors before the first round."""
-        del params
         return {}
 
-    def init_client(self, client: int) -> dict[str, Tensor]:
-        """Return a client's state before its first round."""
-        del client
-        return {}
-
-    def begin(self, state: ServerState, phase: Phase, states: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """Return what clients start a phase from in place of the server's parameters: (K, ...), or (K, M, ...).
-
-        Parameters that the phase does not train may be among them. Also called for zero clients.
-        """
-        del state, phase, states
-        return {}
-
-    def assess(self, f1_KM: Tensor, previous: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Decide for the coming local pass, from the macro-F1 (0..1) of each client's models on its own images.
-
-        ``previous``: what was returned before the pass before, empty before the first. The loss finds the result,
-        tensors (K, ...), in ``Batch.decided``. Called where ``Phase.assess_on`` is set and there are several passes.
-        """
-        del f1_KM, previous
-        return {}
+    def begin(self, state: ServerState, phase: Phase, kept: Sequence[Tensors]) -> Start:
+        """Return where a block's clients start a phase, and what they know then. Also called for zero clients."""
+        return Start()
 
     def loss(self, batch: Batch) -> Tensor:
         """Return each client's local objective on its batch, (K,)."""
         return batch.task_loss
 
-    def ascend(self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return how far trained parameters are moved, once their gradient is known, before a second gradient.
+    def gradient(self, params: Tensors, grad_of: GradOf, step: Step) -> Tensors:
+        """Return the gradient of a step from the trained parameters, all (K, ...) or (K, M, ...).
 
-        All (K, ...), or (K, M, ...). The step is then taken from the unmoved parameters with the second gradient, of
-        the same batch. Nothing, {}: the first gradient is the step's.
+        ``grad_of`` gives that of the losses, on the step's images, at any parameters; its first answer's losses are
+        the step's. A corrected gradient, or one taken elsewhere, is returned in its place.
         """
-        del params, grads
-        return {}
+        return grad_of(params)
 
     def pre_aggregate(self, update: Update) -> Payload:
         """Return what the clients send; on the rank that trained them. Also called for zero clients (K = 0)."""
-        return Payload(mean=self.sent(update.delta))
+        return Payload(mean={PARAMS: self.sent(update.delta)})
 
     def post_aggregate(self, state: ServerState, aggregate: Aggregate) -> ServerState:
         """Return the server's state after a phase. The same on every rank."""
         params = dict(state.params)
-        for name, change in aggregate.mean.items():
+        for name, change in aggregate.mean.get(PARAMS, {}).items():
             params[name] = add_exact(params[name], change)
         return replace(state, params=params)
 
-    def aligns_after(self, round: int) -> bool:
-        """Whether the server distils the clients' sub-model anew after a round (counted from 1)."""
-        del round
-        return False
-
-    def align(self, state: ServerState, aggregate: Aggregate, seed: int) -> Alignment:
-        """Return what is distilled after a round that ``aligns_after`` names; the same on every rank.
-
-        ``state`` and ``aggregate``: after the round's last phase. ``seed``: the round's own, for what is drawn.
-        """
-        raise NotImplementedError(f"{type(self).__name__}.align, since its aligns_after says so")
-
-    def receive(self, state: ServerState, states: Sequence[dict[str, Tensor]], aggregate: Aggregate) -> None:
-        """Let a block's clients take something from the aggregate into their own states, in place.
+    def receive(self, state: ServerState, kept: Sequence[dict[str, Tensor]], aggregate: Aggregate) -> None:
+        """Let a block's clients take something from the aggregate into what they keep, where it ``returns_aggregate``.
 
         ``state``: the server's after the phase, its ``round`` still that before the round.
         """
 
-    def client_model(
-        self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor], update: Update | None = None
-    ) -> Mapping[str, Tensor]:
-        """Return what clients use in place of the server's ``params``, (K, ...).
+    def client_params(self, kept: Sequence[Tensors], params: Tensors, update: Update | None = None) -> Groups:
+        """Return what clients have in place of the server's ``params``, (K, ...): for the models that they use, "own".
 
-        With the ``update`` of a round's last phase: at the end of the local training, before the communication;
-        without: between two rounds.
+        And for those that the communication changes, "exchanged", where these are others. With the ``update`` of a
+        round's last phase: at the end of the local training, before the communication; without: between two rounds.
+        Also called for zero clients. What is measured as the global model has the mean of what clients do not send.
         """
-        del states, params
-        return {} if update is None else update.after
-
-    def exchanged_model(
-        self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor], update: Update | None = None
-    ) -> Mapping[str, Tensor]:
-        """Return, like ``client_model``, the models that the communication changes, where clients use others."""
-        del states, params, update
-        return {}
-
-    def stand_in(self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return (K, ...) what only clients hold of the global model; its mean is measured, drawn and exported.
-
-        Also called for zero clients.
-        """
-        del states, params
-        return {}
+        return {"own": {} if update is None else update.after}
 
     def diagnostics(self, state: ServerState, aggregate: Aggregate) -> dict[str, float]:
         """Return the method's own numbers for the round's log."""
-        del state, aggregate
         return {}
 
-    def sent(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def sent(self, tensors: Tensors) -> dict[str, Tensor]:
         """Leave out what clients keep to themselves or do not train."""
         return {name: value for name, value in self.trained(tensors).items() if self.specs[name].kind != "local"}
+
+    def with_gradient(self, tensors: Tensors) -> dict[str, Tensor]:
+        """Leave out, of what is sent, running statistics: they follow the images, not a gradient."""
+        return {name: value for name, value in self.sent(tensors).items() if self.specs[name].kind != "buffer"}
 
     def trained(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Leave out what clients are given but never train, and what they count: such has one value for all."""
         return {name: value for name, value in tensors.items() if self.specs[name].kind in TRAINED_KINDS}
 
 
-def recall(states: Sequence[Mapping[str, Tensor]], prefix: str, fallback: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Stack what clients keep under ``prefix`` + name, (K, ...); who keeps nothing yet has the ``fallback``'s row."""
+def recall(kept: Sequence[Tensors], group: str, fallback: Tensors) -> dict[str, Tensor]:
+    """Stack what clients keep in a group, (K, ...) by name; who keeps nothing yet has the ``fallback``'s row."""
     return {
-        name: torch.stack([state.get(prefix + name, value).to(value.device) for state in states])
-        if states
+        name: torch.stack([own.get(f"{group}/{name}", value).to(value.device) for own in kept])
+        if kept
         else value[None][:0]
         for name, value in fallback.items()
     }
 
 
-def keep(states: Sequence[dict[str, Tensor]], prefix: str, tensors_K: Mapping[str, Tensor]) -> None:
-    """Write row k of every tensor (K, ...) into the state of client k, under ``prefix`` + name."""
+def keep(kept: Sequence[dict[str, Tensor]], group: str, tensors_K: Tensors) -> None:
+    """Let client k keep row k of every tensor (K, ...), by group and name."""
     for name, value in tensors_K.items():
-        for state, row in zip(states, value.unbind(), strict=True):
-            state[prefix + name] = row
+        for own, row in zip(kept, value.unbind(), strict=True):
+            own[f"{group}/{name}"] = row
+
+
+def beside(factor_K: Tensor, value: Tensor) -> Tensor:
+    """Give a factor (K,), or (K, M), the axes of a tensor (K, ...), on its device."""
+    return factor_K.to(value.device).reshape(*factor_K.shape, *[1] * (value.dim() - factor_K.dim()))
 
 
 def squared_distance(batch: Batch) -> Tensor:

@@ -4,12 +4,10 @@ With one factor equal on all clients, mean(B A) = mean(B) mean(A): the aggregate
 updates would give. Each phase is a local training with a fresh optimiser and an aggregation of its own.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-from algorithms.base import TRAINED_KINDS, Algorithm, Phase
+from algorithms.base import TRAINED_KINDS, Algorithm, Facts, Phase
 from fedsim.errors import UserError
-from fedsim.models.specs import ParamSpec
 
 
 class DEeR(Algorithm):
@@ -17,11 +15,10 @@ class DEeR(Algorithm):
 
     summary = "alternates between the LoRA factors, so that averaging is exact (Zhu et al., 2024)"
 
-    def __init__(self, config: Any, specs: Mapping[str, ParamSpec], num_rounds: int = 1) -> None:
-        super().__init__(config, specs, num_rounds)
-        if not {"lora_a", "lora_b"} <= {spec.kind for spec in specs.values()}:
+    def __init__(self, config: Any, facts: Facts) -> None:
+        super().__init__(config, facts)
+        if not {"lora_a", "lora_b"} <= {spec.kind for spec in self.specs.values()}:
             raise UserError("model.lora", "null with algorithm.name: deer", "a section, {} for its defaults")
 
     def phases(self, round: int) -> tuple[Phase, ...]:
-        del round
         return (Phase("b", TRAINED_KINDS - {"lora_a"}), Phase("a", TRAINED_KINDS - {"lora_b"}))

@@ -1,6 +1,6 @@
 """Ditto: beside FedAvg's model every client trains one of its own that is drawn towards it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pydantic import Field
 from torch import Tensor
@@ -8,15 +8,18 @@ from torch import Tensor
 from algorithms.base import (
     Algorithm,
     Batch,
+    Groups,
     Payload,
     Phase,
     ServerState,
+    Start,
+    Tensors,
     Update,
     keep,
     recall,
     squared_distance,
 )
-from algorithms.personal import OWN
+from algorithms.parts.personal import OWN
 
 PERSONAL = Phase("personal")
 
@@ -29,22 +32,21 @@ class Ditto(Algorithm):
     """
 
     summary = "FedAvg, and personal models drawn towards it (Li et al., 2021)"
-    keeps_client_state = True
+    keeps = (OWN,)
 
     class Config(Algorithm.Config):
         strength: float = Field(0.1, ge=0, description="Pull of the personal models towards the server's; lambda.")
 
     def phases(self, round: int) -> tuple[Phase, ...]:
-        del round
         # The personal models come first, while the server's is still the round's first.
         return (PERSONAL, Phase())
 
-    def begin(self, state: ServerState, phase: Phase, states: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        return recall(states, OWN, self.trained(state.params)) if phase == PERSONAL else {}
+    def begin(self, state: ServerState, phase: Phase, kept: Sequence[Tensors]) -> Start:
+        return Start(recall(kept, OWN, self.trained(state.params)) if phase == PERSONAL else {})
 
     def loss(self, batch: Batch) -> Tensor:
         loss_K = batch.task_loss
-        if batch.phase != PERSONAL.name:
+        if batch.phase != PERSONAL:
             return loss_K
         strength: float = self.config.strength
         return loss_K + 0.5 * strength * squared_distance(batch)
@@ -52,11 +54,8 @@ class Ditto(Algorithm):
     def pre_aggregate(self, update: Update) -> Payload:
         if update.phase != PERSONAL:
             return super().pre_aggregate(update)
-        keep(update.states, OWN, update.after)
+        keep(update.kept, OWN, update.after)
         return Payload()
 
-    def client_model(
-        self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor], update: Update | None = None
-    ) -> Mapping[str, Tensor]:
-        del update
-        return recall(states, OWN, self.trained(params))
+    def client_params(self, kept: Sequence[Tensors], params: Tensors, update: Update | None = None) -> Groups:
+        return {"own": recall(kept, OWN, self.trained(params))}

@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from algorithms.base import Aggregate, Algorithm, Payload, ServerState, Update
+from algorithms.base import PARAMS, Aggregate, Algorithm, Payload, ServerState, Update, beside
 from fedsim.config_errors import KeyedError
 from fedsim.config_train import TrainConfig
 
-BEYOND = "beyond a step"
+LENGTH, BEYOND = "length", "beyond a step"
 
 
 class FedNova(Algorithm):
@@ -31,15 +31,17 @@ class FedNova(Algorithm):
         change = self.sent(update.delta)
         for name, value in change.items():
             if self.specs[name].kind != "buffer":
-                change[name] = value / length_K.to(value.device).reshape(-1, *[1] * (value.dim() - 1))
+                change[name] = value / beside(length_K, value)
         # What exceeds a single step: so weights that add up to one but for rounding leave single steps exact.
-        return Payload(mean=change | {BEYOND: length_K - 1})
+        return Payload(mean={PARAMS: change, LENGTH: {BEYOND: length_K - 1}})
 
     def post_aggregate(self, state: ServerState, aggregate: Aggregate) -> ServerState:
-        mean = dict(aggregate.mean)
-        length = 1 + mean.pop(BEYOND)
-        change = {name: value if self.specs[name].kind == "buffer" else length * value for name, value in mean.items()}
-        return super().post_aggregate(state, Aggregate(aggregate.clients, change, {}))
+        length = 1 + aggregate.mean[LENGTH][BEYOND]
+        change = {
+            name: value if self.specs[name].kind == "buffer" else length * value
+            for name, value in aggregate.mean[PARAMS].items()
+        }
+        return super().post_aggregate(state, Aggregate(aggregate.clients, {PARAMS: change}))
 
 
 def training_length(num_steps: Tensor, momentum: float) -> Tensor:

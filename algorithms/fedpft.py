@@ -4,20 +4,20 @@ Shapes: K clients in a block, R neurons of a cut feed-forward.
 """
 
 import random
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from algorithms.base import TRAINED_KINDS, Aggregate, Algorithm, Alignment, Payload, Phase, ServerState, Update
+from algorithms.base import PARAMS, TRAINED_KINDS, Aggregate, Facts, Payload, Phase, ServerState, Update, beside
+from algorithms.parts.abilities import Aligning, Alignment
 from fedsim.config_distill import DistillSettings, DistillSteps
 from fedsim.config_errors import refuse_idle
 from fedsim.errors import UserError
 from fedsim.models.specs import NUM_TOKENS, PROXIES, ZEROS, ParamSpec
 
-LAST = "last/"
+COUNTS, LAST = "counts", "last"
 Form = Literal["paper", "released"]
 
 
@@ -29,7 +29,7 @@ class AlignmentSteps(DistillSteps):
     )
 
 
-class FedPFT(Algorithm):
+class FedPFT(Aligning):
     """Peng et al., FedPFT: Federated proxy fine-tuning of foundation models, IJCAI 2024 (arXiv 2404.11536).
 
     What clients tune on the sub-model (``model.submodel``) is averaged as in FedAvg and, having the same names in the
@@ -46,7 +46,7 @@ class FedPFT(Algorithm):
 
     summary = "LoRA on a compressed sub-model, aligned with the full model by distillation (Peng et al., 2024)"
 
-    class Config(Algorithm.Config):
+    class Config(Aligning.Config):
         form: Form = Field("paper", description="Choice of neurons, and the student: as in the paper, or as released.")
         align_interval: Annotated[int, Field(ge=1)] | None = Field(
             1, description="Rounds between two alignments of the sub-model; null: none."
@@ -68,16 +68,16 @@ class FedPFT(Algorithm):
                 refuse_idle(self, ["alpha"], "form: released, where that error has no gradient")
             return self
 
-    def __init__(self, config: Any, specs: Mapping[str, ParamSpec], num_rounds: int = 1) -> None:
-        super().__init__(config, specs, num_rounds)
-        self.layers = sorted(int(name.removeprefix(ZEROS)) for name in specs if name.startswith(ZEROS))
+    def __init__(self, config: Any, facts: Facts) -> None:
+        super().__init__(config, facts)
+        self.layers = sorted(int(name.removeprefix(ZEROS)) for name in self.specs if name.startswith(ZEROS))
         if not self.layers:
             found = "none that names a folder, with algorithm.name: fedpft"
             raise UserError("model.submodel", found, "{folder: DIR}, a folder that launch.py distill made")
 
     def aligns_after(self, round: int) -> bool:
         interval = self.config.align_interval
-        is_idle = round == self.num_rounds and self.config.form == "paper"
+        is_idle = round == self.facts.num_rounds and self.config.form == "paper"
         return interval is not None and round % interval == 0 and not is_idle
 
     def phases(self, round: int) -> tuple[Phase, ...]:
@@ -87,17 +87,18 @@ class FedPFT(Algorithm):
 
     def pre_aggregate(self, update: Update) -> Payload:
         counts = {name: value for name, value in update.after.items() if self.specs[name].kind == "count"}
-        mean = self.sent(update.delta)
+        mean = {PARAMS: self.sent(update.delta)}
+        total = {COUNTS: counts} if counts else {}
         if not counts or self.config.form == "paper":
-            return Payload(mean=mean, total=counts)
+            return Payload(mean=mean, total=total)
         last = max(update.cohort, default=None)
         is_last = torch.tensor([client == last for client in update.clients], dtype=torch.bool)
         adapter = {
-            LAST + name: torch.where(is_last.to(value.device).view(-1, *[1] * (value.dim() - 1)), value, 0)
+            name: torch.where(beside(is_last, value), value, 0)
             for name, value in update.after.items()
             if self.specs[name].kind in ("lora_a", "lora_b")
         }
-        return Payload(mean=mean, total=counts | adapter)
+        return Payload(mean=mean, total=total | {LAST: adapter})
 
     def align(self, state: ServerState, aggregate: Aggregate, seed: int) -> Alignment:
         """Train the chosen neurons: rows of the inner matrix and bias, columns of the outer; and what has no neurons.
@@ -107,25 +108,21 @@ class FedPFT(Algorithm):
         shuffle = random.Random(seed).shuffle if self.config.form == "released" else None
         trained = {}
         for layer in self.layers:
-            chosen = neurons_to_distil(aggregate.total[f"{ZEROS}{layer}"], self.config.retained_ratio, shuffle)
+            chosen = neurons_to_distil(aggregate.total[COUNTS][f"{ZEROS}{layer}"], self.config.retained_ratio, shuffle)
             for name, spec in self.specs.items():
                 if name.startswith(f"{PROXIES}{layer}."):
                     trained[name] = elements_of(chosen, spec)
-        student = {
-            name.removeprefix(LAST): value.to(state.params[name.removeprefix(LAST)])
-            for name, value in aggregate.total.items()
-            if name.startswith(LAST)
-        }
+        student = {name: value.to(state.params[name]) for name, value in aggregate.total.get(LAST, {}).items()}
         steps = self.config.distill.model_dump()
         return Alignment(trained, student, DistillSettings(alpha=self.config.alpha, form=self.config.form, **steps))
 
     def diagnostics(self, state: ServerState, aggregate: Aggregate) -> dict[str, float]:
         """The mean APoZ over all neurons, and how many were never zero: among them their number decides."""
-        del state
-        if NUM_TOKENS not in aggregate.total:
+        if COUNTS not in aggregate.total:
             return {}
-        zeros = torch.cat([aggregate.total[f"{ZEROS}{layer}"] for layer in self.layers])
-        share = apoz(zeros, aggregate.total[NUM_TOKENS])
+        counts = aggregate.total[COUNTS]
+        zeros = torch.cat([counts[f"{ZEROS}{layer}"] for layer in self.layers])
+        share = apoz(zeros, counts[NUM_TOKENS])
         return {"apoz": share.mean().item(), "never_zero": int((zeros == 0).sum())}
 
 

@@ -1,12 +1,11 @@
 """FedRep: a common representation under heads of the clients' own."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from algorithms.base import TRAINED_KINDS, Phase
-from algorithms.personal import Personal
+from algorithms.base import TRAINED_KINDS, Facts, Phase
+from algorithms.parts.personal import Personal
 from fedsim.errors import UserError
-from fedsim.models.specs import Kind, ParamSpec
+from fedsim.models.specs import Kind
 
 HEAD: frozenset[Kind] = frozenset({"head"})
 
@@ -21,12 +20,11 @@ class FedRep(Personal):
     summary = "own heads on a common representation (Collins et al., 2021)"
     kept_kinds = HEAD
 
-    def __init__(self, config: Any, specs: Mapping[str, ParamSpec], num_rounds: int = 1) -> None:
-        super().__init__(config, specs, num_rounds)
-        kinds = {spec.kind for spec in specs.values()}
+    def __init__(self, config: Any, facts: Facts) -> None:
+        super().__init__(config, facts)
+        kinds = {spec.kind for spec in self.specs.values()}
         if not (kinds & HEAD and kinds - HEAD - {"buffer"}):
             raise UserError("algorithm.name", f"fedrep on a model that trains {sorted(kinds)}", "a head and a body")
 
     def phases(self, round: int) -> tuple[Phase, ...]:
-        del round
         return (Phase("head", HEAD), Phase("body", TRAINED_KINDS - HEAD))

@@ -1,13 +1,11 @@
 """FedSAM: FedAvg whose clients look for flat optima."""
 
-from collections.abc import Mapping
 from typing import Self
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from algorithms.base import Algorithm
-from fedsim.ascent import adaptive, steepest
+from algorithms.base import Algorithm, GradOf, Step, Tensors
+from algorithms.parts.ascent import adaptive, moved, steepest
 from fedsim.config_errors import refuse_idle
 
 
@@ -30,10 +28,11 @@ class FedSAM(Algorithm):
                 refuse_idle(self, ["adaptive"], "radius: 0")
             return self
 
-    def ascend(self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        radius: float = self.config.radius
+    def gradient(self, params: Tensors, grad_of: GradOf, step: Step) -> Tensors:
+        grads, radius = grad_of(params), self.config.radius
         if radius == 0:
-            return {}
-        if self.config.adaptive:
-            return adaptive(params, grads, self.specs, radius)
-        return steepest(grads, self.specs, radius)
+            return grads
+        up = (
+            adaptive(params, grads, self.specs, radius) if self.config.adaptive else steepest(grads, self.specs, radius)
+        )
+        return grad_of(moved(params, up))

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from algorithms.server_optimizer import ServerOptimizer
+from algorithms.parts.server_optimizer import ServerOptimizer
 
 
 class FedYogi(ServerOptimizer):

@@ -1,11 +1,9 @@
 """FFA-LoRA: the down-projections A stay as they were drawn; only B trains and is averaged."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from algorithms.base import TRAINED_KINDS, Algorithm, Phase
+from algorithms.base import TRAINED_KINDS, Algorithm, Facts, Phase
 from fedsim.errors import UserError
-from fedsim.models.specs import ParamSpec
 
 
 class FFALoRA(Algorithm):
@@ -13,11 +11,10 @@ class FFALoRA(Algorithm):
 
     summary = "A frozen at its first draw, B trained (Sun et al., 2024)"
 
-    def __init__(self, config: Any, specs: Mapping[str, ParamSpec], num_rounds: int = 1) -> None:
-        super().__init__(config, specs, num_rounds)
-        if not {"lora_a", "lora_b"} <= {spec.kind for spec in specs.values()}:
+    def __init__(self, config: Any, facts: Facts) -> None:
+        super().__init__(config, facts)
+        if not {"lora_a", "lora_b"} <= {spec.kind for spec in self.specs.values()}:
             raise UserError("model.lora", "null with algorithm.name: ffa_lora", "a section, {} for its defaults")
 
     def phases(self, round: int) -> tuple[Phase, ...]:
-        del round
         return (Phase(kinds=TRAINED_KINDS - {"lora_a"}),)

@@ -1,6 +1,5 @@
 """HarmoFL: images with one amplitude spectrum on all clients, and flat local optima."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -8,11 +7,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from algorithms.base import Aggregate, Payload, ServerState, Update
-from algorithms.personal import Personal
-from fedsim.ascent import steepest
+from algorithms.base import PARAMS, Aggregate, Facts, GradOf, Payload, ServerState, Step, Tensors, Update
+from algorithms.parts.ascent import moved, steepest
+from algorithms.parts.personal import Personal
 from fedsim.errors import UserError
-from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED, ParamSpec
+from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED
 
 TARGET = (AMPLITUDE, AMPLITUDE_IS_FIXED)
 
@@ -34,22 +33,21 @@ class HarmoFL(Personal):
             description="Rounds after which the targets of the amplitudes are averaged; first: they then stay.",
         )
 
-    def __init__(self, config: Any, specs: Mapping[str, ParamSpec], num_rounds: int = 1) -> None:
-        super().__init__(config, specs, num_rounds)
-        if AMPLITUDE not in specs:
+    def __init__(self, config: Any, facts: Facts) -> None:
+        super().__init__(config, facts)
+        if AMPLITUDE not in self.specs:
             raise UserError("model.amplitude_norm", "null with algorithm.name: harmofl", "a section, {} for defaults")
 
-    def ascend(self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        del params
-        alpha: float = self.config.alpha
-        return steepest(grads, self.specs, alpha) if alpha else {}
+    def gradient(self, params: Tensors, grad_of: GradOf, step: Step) -> Tensors:
+        grads, alpha = grad_of(params), self.config.alpha
+        return grad_of(moved(params, steepest(grads, self.specs, alpha))) if alpha else grads
 
     def pre_aggregate(self, update: Update) -> Payload:
         payload = super().pre_aggregate(update)
         if self.config.share_target != "first" or update.round == 1:
             return payload
         # The targets have met and stay: nothing of them needs to be sent any more.
-        return Payload(mean={name: value for name, value in payload.mean.items() if name not in TARGET})
+        return Payload(mean={PARAMS: {name: v for name, v in payload.mean[PARAMS].items() if name not in TARGET}})
 
     def post_aggregate(self, state: ServerState, aggregate: Aggregate) -> ServerState:
         after = super().post_aggregate(state, aggregate)
@@ -58,6 +56,6 @@ class HarmoFL(Personal):
         is_fixed = torch.ones_like(after.params[AMPLITUDE_IS_FIXED])
         return replace(after, params={**after.params, AMPLITUDE_IS_FIXED: is_fixed})
 
-    def _kept(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _own(self, tensors: Tensors) -> dict[str, Tensor]:
         keeps = self.config.share_target == "never"
         return {name: value for name, value in tensors.items() if keeps and name == AMPLITUDE}

@@ -1,7 +1,7 @@
 """Local training without federation: the baseline that says what a client reaches alone."""
 
 from algorithms.base import TRAINED_KINDS
-from algorithms.personal import Personal
+from algorithms.parts.personal import Personal
 
 
 class Local(Personal):

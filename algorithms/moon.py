@@ -1,6 +1,6 @@
 """MOON: a client's features are drawn towards the server's and away from its own of the last time."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from algorithms.base import Algorithm, Batch, Payload, Update, keep, recall
+from algorithms.base import Algorithm, Batch, Facts, Payload, Phase, ServerState, Start, Tensors, Update, keep, recall
 from fedsim.config_errors import refuse_idle
 from fedsim.errors import UserError
-from fedsim.models.specs import ParamSpec
 
-PREVIOUS = "previous/"
+PREVIOUS = "previous"
 
 
 class MOON(Algorithm):
@@ -24,7 +23,7 @@ class MOON(Algorithm):
     """
 
     summary = "features near the server's and away from the client's last (Li et al., 2021)"
-    keeps_client_state = True
+    keeps = (PREVIOUS,)
 
     class Config(Algorithm.Config):
         mu: float = Field(1.0, ge=0, description="Weight of the contrastive loss; 0 is FedAvg.")
@@ -36,24 +35,29 @@ class MOON(Algorithm):
                 refuse_idle(self, ["temperature"], "mu: 0")
             return self
 
-    def __init__(self, config: Any, specs: Mapping[str, ParamSpec], num_rounds: int = 1) -> None:
-        super().__init__(config, specs, num_rounds)
-        kinds = {spec.kind for spec in specs.values()}
+    def __init__(self, config: Any, facts: Facts) -> None:
+        super().__init__(config, facts)
+        kinds = {spec.kind for spec in self.specs.values()}
         if not kinds & {"lora_a", "lora_b", "body", "norm"}:
             found = f"moon on a model that trains {sorted(kinds)}, and no features"
             raise UserError("algorithm.name", found, "model.train: lora or all")
+
+    def begin(self, state: ServerState, phase: Phase, kept: Sequence[Tensors]) -> Start:
+        if self.config.mu == 0:
+            return Start()
+        return Start(context={PREVIOUS: recall(kept, PREVIOUS, self.trained(state.params))})
 
     def loss(self, batch: Batch) -> Tensor:
         if self.config.mu == 0:
             return batch.task_loss
         server = batch.features_of(batch.start)
-        previous = batch.features_of({**batch.start, **recall(batch.states, PREVIOUS, self.trained(batch.start))})
+        previous = batch.features_of({**batch.start, **batch.context[PREVIOUS]})
         contrast_KB = contrastive(batch.features, server, previous, self.config.temperature)
         mu: float = self.config.mu
         return batch.task_loss + mu * (contrast_KB * batch.weights).sum(1)
 
     def pre_aggregate(self, update: Update) -> Payload:
-        keep(update.states, PREVIOUS, update.after)
+        keep(update.kept, PREVIOUS, update.after)
         return super().pre_aggregate(update)
 
 

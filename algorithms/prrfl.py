@@ -8,27 +8,42 @@ Shapes: K clients in a block, M = 2 models of a client (0 deputy, 1 personal), B
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from algorithms.base import Aggregate, Algorithm, Batch, Payload, Phase, ServerState, Update, keep, recall
+from algorithms.base import (
+    PARAMS,
+    Aggregate,
+    Batch,
+    Facts,
+    Groups,
+    Payload,
+    Phase,
+    ServerState,
+    Start,
+    Tensors,
+    Update,
+    keep,
+    recall,
+)
+from algorithms.parts.abilities import ASSESSED, Assessing
+from algorithms.parts.fourier import Form, from_matrices, low_amplitudes, to_matrices, with_low_amplitudes
 from fedsim.config_errors import KeyedError, refuse_idle
 from fedsim.config_train import TrainConfig
 from fedsim.errors import UserError
-from fedsim.fourier import Form, from_matrices, low_amplitudes, to_matrices, with_low_amplitudes
 from fedsim.models.specs import ParamSpec
 
-DEPUTY, PERSONAL = "deputy/", "own/"
-AMPLITUDE = "amplitude/"
+DEPUTY, PERSONAL = "deputy", "own"
+AMPLITUDES = "amplitudes"
 RECOVER, EXCHANGE, SUBLIMATE, UNKNOWN = 1, 2, 3, 4
 
 
-class PRRFL(Algorithm):
+class PRRFL(Assessing):
     """Chen et al., Personalized retrogress-resilient framework for real-world medical FL, MICCAI 2021.
 
     Progressive Fourier aggregation (section 2.1) of all convolutions, linear layers and LoRA factors; BatchNorm stays
@@ -43,10 +58,10 @@ class PRRFL(Algorithm):
     """
 
     summary = "Fourier aggregation, and a deputy for each personal model (Chen et al., 2021)"
-    keeps_client_state = True
+    keeps = (DEPUTY, PERSONAL)
     returns_aggregate = True
 
-    class Config(Algorithm.Config):
+    class Config(Assessing.Config):
         form: Form = Field("paper", description="Window and mean of the aggregation: of the paper, or as released.")
         low_freq_start: float = Field(0.7, ge=0, le=1, description="Share of frequencies averaged in the first round.")
         low_freq_end: float = Field(0.95, ge=0, le=1, description="Share of frequencies averaged at the end.")
@@ -71,105 +86,90 @@ class PRRFL(Algorithm):
                 passes = f"train.steps: {train.steps}" if train.epochs is None else "train.epochs: 1"
                 refuse_idle(self, ["alpha1", "alpha2", "decide_on"], f"{passes}: no stages", "algorithm.")
 
-    def __init__(self, config: Any, specs: Mapping[str, ParamSpec], num_rounds: int = 1) -> None:
-        super().__init__(config, specs, num_rounds)
-        self.transformed = [name for name, spec in specs.items() if is_transformed(spec)]
+    def __init__(self, config: Any, facts: Facts) -> None:
+        super().__init__(config, facts)
+        self.transformed = [name for name, spec in self.specs.items() if is_transformed(spec)]
         self.averaged = [
             name
-            for name, spec in self.trained(specs).items()
+            for name, spec in self.trained(self.specs).items()
             if not is_transformed(spec) and spec.kind not in ("norm", "buffer")
         ]
         if self.averaged and not self.transformed:
             raise UserError("algorithm.name", f"prrfl on a model that trains {self.averaged}", "matrices, convolutions")
 
     def phases(self, round: int) -> tuple[Phase, ...]:
-        del round
-        return (Phase(models=2, assess_on=self.config.decide_on),)
+        return (Phase(models=2),)
 
-    def sent(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    @property
+    def assess_on(self) -> Literal["train", "val"]:
+        return cast(Literal["train", "val"], self.config.decide_on)
+
+    def sent(self, tensors: Tensors) -> dict[str, Tensor]:
         averaged = [name for name in self.averaged if name in tensors]
         return super().sent({name: tensors[name] for name in averaged})
 
-    def begin(self, state: ServerState, phase: Phase, states: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        del phase
-        deputy, personal = (recall(states, prefix, self.trained(state.params)) for prefix in (DEPUTY, PERSONAL))
-        return {name: torch.stack([deputy[name], personal[name]], dim=1) for name in deputy}
+    def begin(self, state: ServerState, phase: Phase, kept: Sequence[Tensors]) -> Start:
+        deputy, personal = (recall(kept, group, self.trained(state.params)) for group in self.keeps)
+        return Start({name: torch.stack([deputy[name], personal[name]], dim=1) for name in deputy})
 
-    def assess(self, f1_KM: Tensor, previous: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def assess(self, f1_KM: Tensor, previous: Tensors) -> Tensors:
         """Decide each client's stage."""
         before = previous.get("stage", torch.zeros(len(f1_KM), dtype=torch.int64, device=f1_KM.device))
         return {"stage": next_stage(before, f1_KM[:, 0], f1_KM[:, 1], self.config.alpha1, self.config.alpha2)}
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of both models, and the divergence from the other for those whom the stage lets learn."""
-        ce_KM, kl_KM = transfer_terms(batch.logits, batch.labels, batch.weights)
-        if "stage" in batch.decided:
-            kl_KM = learners(batch.decided["stage"]) * kl_KM
+        ce_KM, kl_KM = transfer_terms(batch.logits, batch.targets, batch.weights)
+        if ASSESSED in batch.context:
+            kl_KM = learners(batch.context[ASSESSED]["stage"]) * kl_KM
         # A round of a single local pass leaves no time to recover first: there both learn, as in the published code.
         return (ce_KM + kl_KM).sum(1)
 
     def pre_aggregate(self, update: Update) -> Payload:
         deputy, personal = ({name: value[:, row] for name, value in update.after.items()} for row in (0, 1))
-        keep(update.states, DEPUTY, deputy)
-        keep(update.states, PERSONAL, personal)
+        keep(update.kept, DEPUTY, deputy)
+        keep(update.kept, PERSONAL, personal)
         fraction, form = self.low_freq(update.round), self.config.form
-        amplitudes = {
-            AMPLITUDE + name: low_amplitudes(to_matrices(deputy[name]), fraction, form) for name in self.transformed
-        }
+        amplitudes = {name: low_amplitudes(to_matrices(deputy[name]), fraction, form) for name in self.transformed}
         change = {name: value.double() - update.before[name].double() for name, value in self.sent(deputy).items()}
         if form == "released":
-            return Payload(mean=change, total=amplitudes)
-        return Payload(mean=change | amplitudes)
+            return Payload(mean={PARAMS: change}, total={AMPLITUDES: amplitudes})
+        return Payload(mean={PARAMS: change, AMPLITUDES: amplitudes})
 
-    def post_aggregate(self, state: ServerState, aggregate: Aggregate) -> ServerState:
-        changes = {name: value for name, value in aggregate.mean.items() if not name.startswith(AMPLITUDE)}
-        return super().post_aggregate(state, Aggregate(aggregate.clients, changes, {}))
-
-    def receive(self, state: ServerState, states: Sequence[dict[str, Tensor]], aggregate: Aggregate) -> None:
+    def receive(self, state: ServerState, kept: Sequence[dict[str, Tensor]], aggregate: Aggregate) -> None:
         """Give the deputies the mean amplitudes and the averaged tensors; the personal models stay as they are."""
         fraction, form = self.low_freq(state.round + 1), self.config.form
-        deputies = recall(states, DEPUTY, {name: state.params[name] for name in self.transformed})
+        deputies = recall(kept, DEPUTY, {name: state.params[name] for name in self.transformed})
         for name, value in deputies.items():
             amplitude = self._mean_amplitude(name, aggregate)
             mixed = with_low_amplitudes(to_matrices(value), amplitude.to(value.device), fraction, form)
             deputies[name] = from_matrices(mixed, value)
         shared = self.sent(state.params)
-        keep(states, DEPUTY, deputies | {n: v.expand(len(states), *v.shape) for n, v in shared.items()})
+        keep(kept, DEPUTY, deputies | {n: v.expand(len(kept), *v.shape) for n, v in shared.items()})
 
-    def client_model(
-        self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor], update: Update | None = None
-    ) -> Mapping[str, Tensor]:
-        del update
-        return recall(states, PERSONAL, self.trained(params))
-
-    def exchanged_model(
-        self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor], update: Update | None = None
-    ) -> Mapping[str, Tensor]:
-        del update
-        return recall(states, DEPUTY, self.trained(params))
-
-    def stand_in(self, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        shared = self.sent(params)
-        return recall(states, DEPUTY, {n: value for n, value in self.trained(params).items() if n not in shared})
+    def client_params(self, kept: Sequence[Tensors], params: Tensors, update: Update | None = None) -> Groups:
+        own, exchanged = (recall(kept, group, self.trained(params)) for group in (PERSONAL, DEPUTY))
+        return {"own": own, "exchanged": exchanged}
 
     def diagnostics(self, state: ServerState, aggregate: Aggregate) -> dict[str, float]:
         """The share of frequencies, and what is sent relative to the weights, both counted in numbers."""
         trained = self.trained(self.specs).values()
         full = sum(math.prod(spec.shape) for spec in trained if spec.kind not in ("norm", "buffer"))
-        sent = sum(value.numel() for value in (*aggregate.mean.values(), *aggregate.total.values()))
+        groups = (*aggregate.mean.values(), *aggregate.total.values())
+        sent = sum(value.numel() for group in groups for value in group.values())
         return {"low_freq": self.low_freq(state.round + 1), "sent_per_weight": sent / full}
 
     def low_freq(self, round: int) -> float:
         """Return the fraction of frequencies that is averaged in a round, counted from 1."""
-        steps = self.num_rounds if self.config.form == "released" else max(1, self.num_rounds - 1)
+        steps = self.facts.num_rounds if self.config.form == "released" else max(1, self.facts.num_rounds - 1)
         start: float = self.config.low_freq_start
         end: float = self.config.low_freq_end
         return start + (round - 1) / steps * (end - start)
 
     def _mean_amplitude(self, name: str, aggregate: Aggregate) -> Tensor:
         if self.config.form == "released":
-            return aggregate.total[AMPLITUDE + name] / len(aggregate.clients)
-        return aggregate.mean[AMPLITUDE + name]
+            return aggregate.total[AMPLITUDES][name] / len(aggregate.clients)
+        return aggregate.mean[AMPLITUDES][name]
 
 
 def is_transformed(spec: ParamSpec) -> bool:

@@ -26,8 +26,9 @@ import numpy as np
 
 from comm import open_group
 from fedsim.checkpoint import FORMAT, Checkpoints, Saved
-from fedsim.config import Config, load_config
+from fedsim.config import Config
 from fedsim.errors import UserError
+from fedsim.load import load_config
 from fedsim.runlog import RunLog
 from fedsim.sealed import SEAL, write_record
 from fedsim.server import run

@@ -31,12 +31,12 @@ import torch
 
 from benchmarks.machine import description
 from comm import open_group
+from fedsim.build import build_simulation
 from fedsim.checkpoint import Checkpoints
-from fedsim.config import load_config
 from fedsim.evaluate import evaluation_rows
 from fedsim.files import write_json
 from fedsim.global_model import global_model
-from fedsim.simulation import build_simulation
+from fedsim.load import load_config
 
 SEEDS, CHOICE_SEEDS = (10, 11, 12), (1, 2)
 CLOCK = ("rounds=2", "data.fractions={val: 0.01, test: 0.01}")

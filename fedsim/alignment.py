@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 
 from algorithms.base import Aggregate, ServerState
+from algorithms.parts.abilities import Aligning
 from fedsim.distill import Distiller, Pair
 from fedsim.models.held import HeldModel
 from fedsim.records import RoundRecord
@@ -12,7 +13,9 @@ from fedsim.seeding import derive
 from fedsim.simulation import Simulation
 
 
-def align(sim: Simulation, state: ServerState, aggregate: Aggregate, record: RoundRecord, log: RunLog) -> ServerState:
+def align(
+    sim: Simulation, method: Aligning, state: ServerState, aggregate: Aggregate, record: RoundRecord, log: RunLog
+) -> ServerState:
     """Return the server's state with the sub-model as the method wants it aligned; the same bits on every rank.
 
     ``state`` and ``aggregate``: after the round's last phase.
@@ -21,7 +24,7 @@ def align(sim: Simulation, state: ServerState, aggregate: Aggregate, record: Rou
     assert isinstance(sim.held, HeldModel), "and the folder of a sub-model with it"
     started = time.perf_counter()
     round, seed = state.round + 1, sim.config.seed
-    wanted = sim.algorithm.align(state, aggregate, derive(seed, "align", round=round))
+    wanted = method.align(state, aggregate, derive(seed, "align", round=round))
     pair = Pair(sim.model, sim.held, state.params, state.params | dict(wanted.student))
     distiller = Distiller(
         pair,

@@ -4,21 +4,21 @@ Shapes: K clients in a block, M models of a client, R = K M rows, client by clie
 parameters of one model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from algorithms.base import Phase, ServerState
+from algorithms.base import Groups, Phase, ServerState, Step
 from fedsim.layout import Layout
 
 
 @dataclass
 class Block:
-    """The models of a block's clients in training: ``flat`` (R, P) and ``buffers`` (R, ...) change, ``held`` stay.
+    """The models of a block's clients in training: ``flat`` (R, P) and ``buffers`` (R, ...) change, ``fixed`` stay.
 
-    Running statistics and counts are ``buffers``. ``held`` (R, ...) are parameters that the phase does not train and a
-    client nevertheless has for its own.
+    Running statistics and counts are ``buffers``. ``fixed`` (R, ...) are parameters that the phase does not train and a
+    client nevertheless has for its own. ``context``: what the method began the phase with, beside parameters.
     """
 
     clients: tuple[int, ...]
@@ -27,24 +27,25 @@ class Block:
     layout: Layout
     flat: Tensor
     buffers: dict[str, Tensor]
-    held: dict[str, Tensor]
+    fixed: dict[str, Tensor]
+    context: Groups
 
     def params(self, leaf: Tensor) -> dict[str, Tensor]:
         """Return all parameters of the first rows, the trained ones from ``leaf``, a copy of their ``flat``."""
-        own = {name: value[: len(leaf)] for name, value in (self.held | self.buffers).items()}
+        own = {name: value[: len(leaf)] for name, value in (self.fixed | self.buffers).items()}
         return {**self.state.params, **own, **self.layout.unpack(leaf)}
 
     @property
     def own_names(self) -> list[str]:
         """The parameters that every client's models have for their own."""
-        return [*self.layout.shapes, *self.buffers, *self.held]
+        return [*self.layout.shapes, *self.buffers, *self.fixed]
 
     def row(self, client: int) -> "Block":
         """Return a copy of one client's part, by its place in the block."""
         rows = slice(client * self.phase.models, (client + 1) * self.phase.models)
-        buffers, held = ({n: v[rows].clone() for n, v in part.items()} for part in (self.buffers, self.held))
+        buffers, fixed = ({n: v[rows].clone() for n, v in part.items()} for part in (self.buffers, self.fixed))
         clients = (self.clients[client],)
-        return replace(self, clients=clients, flat=self.flat[rows].clone(), buffers=buffers, held=held)
+        return replace(self, clients=clients, flat=self.flat[rows].clone(), buffers=buffers, fixed=fixed)
 
     def by_client(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return views (K, M, ...) of tensors (R, ...), or (K, ...) where a client has one model."""
@@ -56,22 +57,23 @@ class Block:
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What the first clients of a block have in front of them at one step.
+    """What the first clients of a block have in front of them at one step, beside what the method sees of it.
 
-    ``fixed`` (K, B, ...): the images' prefixes; ``targets`` (K, B, ...); ``weights`` (K, B); ``counts`` (K,): the
-    clients' own batch sizes, B the largest of them; ``decided`` (K, ...); ``states``: what the clients keep.
+    ``fixed`` (K, B, ...): the images' prefixes; ``counts`` (K,): the clients' own batch sizes, B the largest of them.
     """
 
     fixed: Tensor
-    targets: Tensor
-    weights: Tensor
     counts: list[int]
-    decided: Mapping[str, Tensor]
-    states: Sequence[Mapping[str, Tensor]]
+    step: Step
 
     def row(self, client: int) -> "StepInputs":
         """Return one client's part, no wider than its batch."""
-        own, width = slice(client, client + 1), self.counts[client]
-        fixed, targets, weights = (value[own, :width] for value in (self.fixed, self.targets, self.weights))
-        decided = {name: value[own] for name, value in self.decided.items()}
-        return StepInputs(fixed, targets, weights, self.counts[own], decided, self.states[own])
+        own, width, step = slice(client, client + 1), self.counts[client], self.step
+        targets, weights = (value[own, :width] for value in (step.targets, step.weights))
+        step = replace(step, targets=targets, weights=weights, context=rows_of(step.context, own))
+        return StepInputs(self.fixed[own, :width], self.counts[own], step)
+
+
+def rows_of(context: Groups, rows: slice) -> Groups:
+    """Return the context of some clients."""
+    return {group: {name: value[rows] for name, value in tensors.items()} for group, tensors in context.items()}

@@ -15,20 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.base import Algorithm, Batch, Phase, ServerState, Update
-from fedsim.block import Block, StepInputs
+from algorithms.base import Algorithm, Batch, Phase, ServerState, Step, Tensors, Update
+from algorithms.parts.abilities import ASSESSED, Assessing
+from fedsim.block import Block, StepInputs, rows_of
+from fedsim.cohort import Cohort
 from fedsim.config import Config, TrainConfig
 from fedsim.data import Dataset
 from fedsim.images import ImageSource
 from fedsim.layout import Layout
-from fedsim.method_checks import check_agreement, check_loss, check_params
+from fedsim.method_checks import check_agreement, check_gradient, check_loss, check_start
 from fedsim.models.ragged import ragged_features
 from fedsim.models.specs import NUM_TOKENS
 from fedsim.models.stacked import Counting, StackedModel
 from fedsim.optim import StackedOptimizer, learning_rate
 from fedsim.own import OwnImages, macro_f1
 from fedsim.steps import Steps, plan_steps
-from fedsim.tasks import task_of
+from fedsim.tasks import Task
 
 
 class BlockTrainer:
@@ -37,16 +39,17 @@ class BlockTrainer:
     def __init__(
         self,
         config: Config,
+        task: Task,
         model: StackedModel,
-        algorithm: Algorithm,
+        method: Algorithm,
         images: ImageSource,
         dataset: Dataset,
         parts: Sequence[np.ndarray],
     ) -> None:
         self.config = config
-        self.task = task_of(dataset, config)
+        self.task = task
         self.model = model
-        self.algorithm = algorithm
+        self.method = method
         self.images = images
         self.parts = parts
         self.own = OwnImages(config, self.task, model, images, dataset, parts)
@@ -56,55 +59,64 @@ class BlockTrainer:
     def train(
         self,
         clients: tuple[int, ...],
-        weights: Tensor,
+        cohort: Cohort,
         state: ServerState,
         phase: Phase,
-        client_states: list[dict[str, Tensor]],
+        kept: list[dict[str, Tensor]],
     ) -> tuple[Update, Tensor]:
-        """Train the clients from where the method begins; return their update and mean losses, float64 (K,).
+        """Train some clients of a cohort from where the method begins; return update and mean losses, float64 (K,).
 
         ``clients`` may be empty: the update then has the shapes of any other, with K = 0.
         """
-        block = self._begin(clients, state, phase, client_states)
+        block = self._begin(clients, state, phase, kept)
         keeps_optimizer = self.config.train.keep_optimizer
-        kept = _kept_states(client_states, phase) if keeps_optimizer else []
-        optimizer = StackedOptimizer(self.config.train, block.flat, kept)
+        moments = _kept_moments(kept, phase) if keeps_optimizer else []
+        optimizer = StackedOptimizer(self.config.train, block.flat, moments)
         losses = torch.zeros(len(clients), dtype=torch.float64)
         num_steps = torch.zeros(len(clients), dtype=torch.int64)
         passes = self._passes(phase)
-        decided: Mapping[str, Tensor] = {}
+        assessed: Tensors = {}
         for name, train in passes:
-            if phase.assess_on is not None and len(passes) > 1 and clients:
-                decided = self.algorithm.assess(self._own_f1(block, phase.assess_on), decided)
+            if isinstance(self.method, Assessing) and len(passes) > 1 and clients:
+                assessed = self.method.assess(self._own_f1(block, self.method.assess_on), assessed)
+                block = replace(block, context={**block.context, ASSESSED: assessed})
             steps = plan_steps(self.parts, clients, train, self.config.seed, state.round + 1, name)
-            losses += self._run_steps(block, optimizer, steps, name, decided, client_states)
+            losses += self._run_steps(block, optimizer, steps, name)
             num_steps += (steps.weights > 0).any(2).sum(1)
         if keeps_optimizer:
-            _keep_states(client_states, phase, optimizer)
-        after = block.by_client(block.layout.unpack(block.flat) | block.buffers)
-        momentum = self.config.train.momentum
+            _keep_moments(kept, phase, optimizer)
         update = Update(
-            state.round + 1, phase, clients, weights, state.params, after, client_states, num_steps, momentum
+            round=state.round + 1,
+            phase=phase,
+            clients=clients,
+            cohort=cohort.clients,
+            weights=cohort.weights_of(clients),
+            before=state.params,
+            after=block.by_client(block.layout.unpack(block.flat) | block.buffers),
+            context=block.context,
+            kept=kept,
+            num_steps=num_steps,
+            lr=self._learning_rate(state),
+            momentum=self.config.train.momentum,
         )
         return update, losses / num_steps
 
     def _begin(
-        self, clients: tuple[int, ...], state: ServerState, phase: Phase, client_states: list[dict[str, Tensor]]
+        self, clients: tuple[int, ...], state: ServerState, phase: Phase, kept: list[dict[str, Tensor]]
     ) -> Block:
         """Lay out the clients' models: the server's parameters but for what the method says they begin with."""
-        specs, num_clients = self.model.specs, len(clients)
-        begun = self.algorithm.begin(state, phase, client_states)
-        axes = [(num_clients,), (num_clients, phase.models)] if phase.models > 1 else [(num_clients,)]
-        check_params(self.algorithm, "begin", begun, specs, axes)
-        rows = self._by_row(begun)
+        specs = self.model.specs
+        start = self.method.begin(state, phase, kept)
+        check_start(self.method, start, specs, len(clients), phase.models)
+        rows = self._by_row(start.params)
         trained = {name: spec.shape for name, spec in specs.items() if spec.kind in phase.kinds}
         num_rows = len(clients) * phase.models
         for name in trained.keys() - rows.keys():
             rows[name] = state.params[name].expand(num_rows, *trained[name])
         buffers = {name: rows[name].clone() for name in trained if specs[name].kind in ("buffer", "count")}
         layout = Layout({name: shape for name, shape in trained.items() if name not in buffers})
-        held = {name: value for name, value in rows.items() if name not in trained}
-        return Block(clients, state, phase, layout, layout.pack(rows), buffers, held)
+        fixed = {name: value for name, value in rows.items() if name not in trained}
+        return Block(clients, state, phase, layout, layout.pack(rows), buffers, fixed, start.context)
 
     def _by_row(self, by_client: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return tensors (K, M, ...) as (R, ...); others stay."""
@@ -114,7 +126,7 @@ class BlockTrainer:
     def _passes(self, phase: Phase) -> list[tuple[str, TrainConfig]]:
         """Return name and settings of the parts of a local training between which the method decides something."""
         train = self.config.train
-        if phase.assess_on is None or train.epochs is None:
+        if not isinstance(self.method, Assessing) or train.epochs is None:
             return [(phase.name, train)]
         one = train.model_copy(update={"epochs": 1})
         return [(f"{phase.name}/{number}", one) for number in range(train.epochs)]
@@ -125,69 +137,78 @@ class BlockTrainer:
         scores, labels = self.own.rows(split, block.clients, params, block.phase.models)
         return macro_f1(scores, labels).view(len(block.clients), block.phase.models)
 
-    def _run_steps(
-        self,
-        block: Block,
-        optimizer: StackedOptimizer,
-        steps: Steps,
-        name: str,
-        decided: Mapping[str, Tensor],
-        states: Sequence[Mapping[str, Tensor]],
-    ) -> Tensor:
+    def _learning_rate(self, state: ServerState) -> float:
+        train = self.config.train
+        return learning_rate(train.lr, train.schedule, state.round + 1, self.config.rounds)
+
+    def _run_steps(self, block: Block, optimizer: StackedOptimizer, steps: Steps, name: str) -> Tensor:
         """Take all steps of one part of the training, changing the block in place; return summed losses (K,)."""
-        train, clients, phase, flat_RP = self.config.train, block.clients, block.phase, block.flat
-        round = block.state.round + 1
-        lr = learning_rate(train.lr, train.schedule, round, self.config.rounds)
+        clients, phase, flat_RP = block.clients, block.phase, block.flat
+        lr = self._learning_rate(block.state)
         self.images.prepare([self.parts[client] for client in clients])
         index, weights = steps.index.to(flat_RP.device), steps.weights.to(flat_RP.device)
         losses = torch.zeros(len(clients), dtype=torch.float64, device=flat_RP.device)
         counts_SK = (steps.weights > 0).sum(2).T.tolist()
         # As wide as a full batch whatever the block holds, so that a client draws the same numbers in any company.
-        shape = (index.shape[1], train.batch_size)
-        draws = self.images.draw(clients, shape, self.config.seed, round, name)
-        for step, (active, width) in enumerate(zip(steps.active, steps.widths, strict=True)):
-            places = index[:active, step, :width]
-            own_draws = None if draws is None else draws[:active, step, :width]
-            inputs = StepInputs(
-                *self.images.training_batch(places, own_draws),
-                weights[:active, step, :width],
-                counts_SK[step][:active],
-                {key: value[:active] for key, value in decided.items()},
-                states[:active],
+        shape = (index.shape[1], self.config.train.batch_size)
+        draws = self.images.draw(clients, shape, self.config.seed, block.state.round + 1, name)
+        for number, (active, width) in enumerate(zip(steps.active, steps.widths, strict=True)):
+            own_draws = None if draws is None else draws[:active, number, :width]
+            fixed, targets = self.images.training_batch(index[:active, number, :width], own_draws)
+            step = Step(
+                phase=phase,
+                targets=targets,
+                weights=weights[:active, number, :width],
+                trained=tuple(block.layout.shapes),
+                start=block.state.params,
+                context=rows_of(block.context, slice(active)),
+                lr=lr,
             )
+            inputs = StepInputs(fixed, counts_SK[number][:active], step)
             if self.agreement is None and active > 1:
                 self.agreement = self._agreement(block, inputs)
-            loss_K, grad = self._direction(block, flat_RP[: active * phase.models], inputs)
+            loss_K, grad = self._gradient(block, flat_RP[: active * phase.models], inputs)
             optimizer.step(flat_RP, grad, lr)
             losses[:active] += loss_K
         return losses.cpu()
 
     def _agreement(self, block: Block, inputs: StepInputs) -> float:
         """Compare a first step's gradient with those of its clients one by one, see ``check_agreement``."""
-        num_rows = len(inputs.counts) * block.phase.models
+        num_clients = len(inputs.counts)
         together = replace(block, buffers={name: value.clone() for name, value in block.buffers.items()})
-        _, stacked = self._direction(together, block.flat[:num_rows], inputs)
-        alone = [
-            self._direction(one, one.flat, inputs.row(client))[1]
-            for client, one in enumerate(map(block.row, range(len(inputs.counts))))
-        ]
-        num_clients, precision = len(inputs.counts), self.config.model.precision
-        alone_KP = torch.cat(alone).reshape(num_clients, -1)
-        return check_agreement(self.algorithm, stacked.reshape(num_clients, -1), alone_KP, precision)
+        _, stacked = self._gradient(together, block.flat[: num_clients * block.phase.models], inputs)
+        singles = [(block.row(client), inputs.row(client)) for client in range(num_clients)]
+        alone_KP = torch.stack([self._gradient(one, one.flat, own)[1].flatten() for one, own in singles])
+        precision = self.config.model.precision
+        return check_agreement(self.method, stacked.reshape(num_clients, -1), alone_KP, precision)
 
-    def _direction(self, block: Block, at: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:
-        """Return the losses (K,) and the gradient (R, P) of a step from ``at`` (R, P)."""
-        loss_K, grad = self._gradient(block, at, inputs)
-        rise = self._rise(block, at, grad)
-        if rise is not None:
-            # The step is taken from where the weights are, with the gradient at where they were moved.
-            _, grad = self._gradient(block, at + rise, inputs, again=True)
-        return loss_K, grad
+    def _gradient(self, block: Block, at: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        """Return the losses (K,) and the method's gradient (R, P) of a step from trained parameters ``at`` (R, P)."""
+        losses: list[Tensor] = []
+        flat: list[Tensor] = []
+        answers: list[Tensors] = []
 
-    def _gradient(self, block: Block, at: Tensor, inputs: StepInputs, again: bool = False) -> tuple[Tensor, Tensor]:
+        def grad_of(params: Tensors) -> Tensors:
+            place = at if params is start else block.layout.pack(self._by_row(params))
+            # Of a second gradient on the same images only statistics inside the network may know.
+            loss_K, grad = self._loss_gradient(block, place, inputs, again=bool(answers))
+            losses.append(loss_K)
+            flat.append(grad)
+            answers.append(block.by_client(block.layout.unpack(grad)))
+            return answers[-1]
+
+        start = block.by_client(block.layout.unpack(at))
+        found = self.method.gradient(start, grad_of, inputs.step)
+        check_gradient(self.method, found, answers)
+        unchanged = [grad for grad, answer in zip(flat, answers, strict=True) if answer is found]
+        return losses[0], unchanged[0] if unchanged else block.layout.pack(self._by_row(found))
+
+    def _loss_gradient(
+        self, block: Block, at: Tensor, inputs: StepInputs, again: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Return the method's losses (K,) and their gradient (R, P) for trained parameters ``at`` (R, P).
 
-        ``again``: for the second time on the same images, so that only statistics inside the network follow them.
+        ``again``: for the second time on the same images.
         """
         leaf = at.detach().requires_grad_()
         params = block.params(leaf)
@@ -198,33 +219,17 @@ class BlockTrainer:
         own = block.by_client({name: params[name] for name in block.own_names})
         seen = block.by_client({"features": features, "logits": logits})
         batch = Batch(
-            seen["logits"],
-            inputs.targets,
-            inputs.weights,
-            params | own,
-            tuple(block.layout.shapes),
-            block.state.params,
-            block.phase.name,
-            inputs.decided,
-            self.task.loss,
-            inputs.states,
-            seen["features"],
-            lambda other: self._features_of(other, block, inputs),
+            **vars(inputs.step),
+            logits=seen["logits"],
+            features=seen["features"],
+            params=params | own,
+            features_of=lambda other: self._features_of(other, block, inputs),
+            criterion=self.task.loss,
         )
-        loss_K = self.algorithm.loss(batch)
-        check_loss(self.algorithm, loss_K, len(inputs.counts))
+        loss_K = self.method.loss(batch)
+        check_loss(self.method, loss_K, len(inputs.counts))
         (grad,) = torch.autograd.grad(loss_K.sum(), leaf)
         return loss_K.detach(), grad
-
-    def _rise(self, block: Block, at: Tensor, grad: Tensor) -> Tensor | None:
-        """Return how far the method moves the trained parameters (R, P) before a second gradient; None for nowhere."""
-        if type(self.algorithm).ascend is Algorithm.ascend:
-            return None
-        params, grads = (block.by_client(block.layout.unpack(flat)) for flat in (at, grad))
-        rise = self.algorithm.ascend(params, grads)
-        shapes = [tuple(value.shape[: value.dim() - len(self.model.specs[n].shape)]) for n, value in params.items()]
-        check_params(self.algorithm, "ascend", rise, self.model.specs, shapes[:1])
-        return block.layout.pack(self._by_row(rise)) if rise else None
 
     def _features(self, params: Mapping[str, Tensor], block: Block, inputs: StepInputs) -> Tensor:
         """Return what the classifier sees, (R, B, ...); running statistics that the phase freezes are not changed."""
@@ -232,7 +237,7 @@ class BlockTrainer:
         fixed = inputs.fixed.repeat_interleave(num_models, 0) if num_models > 1 else inputs.fixed
         counting = None
         if NUM_TOKENS in block.buffers:
-            filled = (inputs.weights > 0).repeat_interleave(num_models, 0)
+            filled = (inputs.step.weights > 0).repeat_interleave(num_models, 0)
             counting = Counting(filled, block.phase.counts_padding)
         sizes = [count for count in inputs.counts for _ in range(num_models)]
         training = "buffer" in block.phase.kinds
@@ -252,15 +257,15 @@ def _optimizer_names(phase: Phase) -> list[str]:
     return [f"optimizer/{phase.name}/{model}/" for model in range(phase.models)]
 
 
-def _kept_states(client_states: list[dict[str, Tensor]], phase: Phase) -> list[dict[str, Tensor]]:
+def _kept_moments(kept: list[dict[str, Tensor]], phase: Phase) -> list[dict[str, Tensor]]:
     return [
-        {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
-        for state in client_states
+        {name.removeprefix(start): value for name, value in own.items() if name.startswith(start)}
+        for own in kept
         for start in _optimizer_names(phase)
     ]
 
 
-def _keep_states(client_states: list[dict[str, Tensor]], phase: Phase, optimizer: StackedOptimizer) -> None:
-    places = [(state, start) for state in client_states for start in _optimizer_names(phase)]
-    for (state, start), row in zip(places, optimizer.rows(), strict=True):
-        state.update({start + name: value for name, value in row.items()})
+def _keep_moments(kept: list[dict[str, Tensor]], phase: Phase, optimizer: StackedOptimizer) -> None:
+    places = [(own, start) for own in kept for start in _optimizer_names(phase)]
+    for (own, start), row in zip(places, optimizer.rows(), strict=True):
+        own.update({start + name: value for name, value in row.items()})

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,6 +25,14 @@ class Cohort:
 
     clients: tuple[int, ...]
     weights: Tensor
+
+    def weights_of(self, clients: Sequence[int]) -> Tensor:
+        """Return the weights of some of the clients, float64 (K,)."""
+        return self.weights[[self._places[client] for client in clients]]
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {client: place for place, client in enumerate(self.clients)}
 
     def blocks(self, per_block: int) -> list[range]:
         """Cut into blocks: ranges of positions in ``clients``. Neighbours have similar numbers of steps."""

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from algorithms.base import Payload, Phase
+from fedsim.cohort import Cohort
 from fedsim.models.held import HeldModel
 from fedsim.models.stacked import StackedModel
-from fedsim.phase import num_bytes
 from fedsim.simulation import Simulation
+from fedsim.traffic import sent_by_client
 
 # Parameters that are no part of the network itself, whatever a client does with them.
 BESIDE = ("lora_a", "lora_b", "head", "local")
@@ -28,7 +29,8 @@ def costs(sim: Simulation) -> dict[str, dict[str, int]]:
 
 def payload_of(sim: Simulation, phase: Phase) -> Payload:
     """Return what clients send in a phase, with no client in it: a block without has the shapes of any other."""
-    update, _ = sim.trainer.train((), torch.zeros(0, dtype=torch.float64), sim.initial_state(), phase, [])
+    nobody = Cohort((), torch.zeros(0, dtype=torch.float64))
+    update, _ = sim.trainer.train((), nobody, sim.initial_state(), phase, [])
     return sim.algorithm.pre_aggregate(update)
 
 
@@ -37,7 +39,7 @@ def _costs(model: StackedModel, payloads: list[Payload]) -> dict[str, int]:
     return {
         "parameters": sum(tensor.numel() for tensor in tensors),
         "bytes": sum(tensor.nbytes for tensor in tensors),
-        "bytes_sent": sum(num_bytes(payload) for payload in payloads),
+        "bytes_sent": sum(sent_by_client(payload) for payload in payloads),
     }
 
 
@@ -50,6 +52,6 @@ def held_tensors(model: StackedModel) -> list[Tensor]:
 
 
 def _without_counts(sim: Simulation, payload: Payload) -> Payload:
-    specs = sim.held.specs
-    kept = {name: value for name, value in payload.total.items() if name not in specs or specs[name].kind != "count"}
-    return replace(payload, total=kept)
+    """Leave out the groups of what only a sub-model counts."""
+    counted = {name for name, spec in sim.held.specs.items() if spec.kind == "count"}
+    return replace(payload, total={group: part for group, part in payload.total.items() if not part.keys() & counted})

@@ -17,12 +17,13 @@ from torch import Tensor
 from comm import Group, open_group
 from fedsim.arithmetic import set_arithmetic
 from fedsim.config import dump_config
-from fedsim.config_distill import DistillConfig, load_distill_config
+from fedsim.config_distill import DistillConfig
 from fedsim.data import Dataset, load_dataset
 from fedsim.data.dataset import Indices
 from fedsim.distill import Distiller, Pair, Step
 from fedsim.environment import environment
 from fedsim.files import naming_files
+from fedsim.load import load_distill_config
 from fedsim.lock import FolderLock
 from fedsim.memory import keep_freed_memory
 from fedsim.models.encoders import load_encoder

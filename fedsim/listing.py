@@ -84,10 +84,10 @@ DATA = {
 
 def list_algorithms() -> Rows:
     """The known methods."""
-    from algorithms import METHODS
+    from algorithms import METHODS, resolve
 
     mine = ("package.module.Class", "your own method, by its import path")
-    return [*((name, method.summary) for name, method in METHODS.items()), mine]
+    return [*((name, method.summary) for name, method in ((name, resolve(name)) for name in METHODS)), mine]
 
 
 def list_models() -> Rows:

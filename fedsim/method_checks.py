@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from algorithms.base import Algorithm, Payload, Phase, ServerState
+from algorithms.base import PARAMS, Algorithm, Payload, Phase, ServerState, Start
 from fedsim.errors import UserError
 from fedsim.models.specs import ParamSpec
 
@@ -47,6 +47,43 @@ def check_params(
             refuse(method, hook, f"{name}: {shown(value)}", " or ".join(f"a tensor {shape}" for shape in shapes))
 
 
+def check_start(method: Algorithm, start: Any, specs: Mapping[str, ParamSpec], num_clients: int, models: int) -> None:
+    """A start whose tensors have a client axis."""
+    if not isinstance(start, Start):
+        refuse(method, "begin", shown(start), "a Start")
+    axes = [(num_clients,), (num_clients, models)] if models > 1 else [(num_clients,)]
+    check_params(method, "begin", start.params, specs, axes)
+    check_groups(method, "begin", "context", start.context, num_clients)
+
+
+def check_groups(method: Algorithm, hook: str, what: str, groups: Any, num_clients: int) -> None:
+    """Tensors (K, ...) by group and name."""
+    if not isinstance(groups, Mapping):
+        refuse(method, hook, f"{what}: {shown(groups)}", "a mapping of groups to names to tensors")
+    for group, tensors in groups.items():
+        if not isinstance(tensors, Mapping) or "/" in group:
+            refuse(
+                method, hook, f"{what}: {group}: {shown(tensors)}", "a mapping of names to tensors, no / in the group"
+            )
+        for name, value in tensors.items():
+            if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != num_clients:
+                expected = f"a tensor ({num_clients}, ...), a row for each client of the block"
+                refuse(method, hook, f"{what}: {group}: {name}: {shown(value)}", expected)
+
+
+def check_gradient(method: Algorithm, found: Any, answers: Sequence[Mapping[str, Tensor]]) -> None:
+    """A gradient like those that ``grad_of`` gave."""
+    if not answers:
+        refuse(method, "gradient", "no call of grad_of", "one or more: the losses are those of the first")
+    if not isinstance(found, Mapping) or found.keys() != answers[0].keys():
+        names = sorted(found.keys() ^ answers[0].keys())[0] if isinstance(found, Mapping) else shown(found)
+        refuse(method, "gradient", names, "the names that grad_of returns")
+    for name, value in answers[0].items():
+        new = found[name]
+        if not isinstance(new, Tensor) or (new.shape, new.dtype) != (value.shape, value.dtype):
+            refuse(method, "gradient", f"{name}: {shown(new)}", shown(value))
+
+
 def check_loss(method: Algorithm, loss: Any, num_clients: int) -> None:
     """A loss for each client, (K,), that depends on what trains."""
     if not isinstance(loss, Tensor) or loss.shape != (num_clients,) or not loss.is_floating_point():
@@ -56,18 +93,16 @@ def check_loss(method: Algorithm, loss: Any, num_clients: int) -> None:
 
 
 def check_payload(method: Algorithm, payload: Any, num_clients: int) -> None:
-    """A payload of tensors (K, ...), each name once."""
+    """A payload of tensors (K, ...)."""
     if not isinstance(payload, Payload):
         refuse(method, "pre_aggregate", shown(payload), "a Payload")
-    seen: set[str] = set()
     for kind in (field.name for field in fields(Payload)):
-        for name, value in getattr(payload, kind).items():
-            if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != num_clients:
-                expected = f"a tensor ({num_clients}, ...), a row for each client of the block"
-                refuse(method, "pre_aggregate", f"{kind}: {name}: {shown(value)}", expected)
-            if name in seen:
-                refuse(method, "pre_aggregate", f"{name} twice", "each name in one of mean, total and gather")
-            seen.add(name)
+        check_groups(method, "pre_aggregate", kind, getattr(payload, kind), num_clients)
+    twice = payload.mean.keys() & payload.total.keys()
+    if twice:
+        refuse(method, "pre_aggregate", f"{min(twice)} in mean and total", "each group in one of them")
+    if unknown := payload.mean.get(PARAMS, {}).keys() - method.specs.keys():
+        refuse(method, "pre_aggregate", f"{PARAMS}: a tensor {min(unknown)!r}", "names of parameters of the model")
 
 
 def check_state(method: Algorithm, before: ServerState, after: Any) -> None:
@@ -88,14 +123,14 @@ def check_state(method: Algorithm, before: ServerState, after: Any) -> None:
             refuse(method, "post_aggregate", f"extra: {name}: {shown(extra)}", "a tensor")
 
 
-def check_kept(method: Algorithm, states: Sequence[Mapping[str, Any]]) -> None:
-    """Clients keep tensors by name, and only where the method says that they do."""
-    for state in states:
-        for name, value in state.items():
+def check_kept(method: Algorithm, kept: Sequence[Mapping[str, Any]]) -> None:
+    """Clients keep tensors, in the groups that the method names."""
+    for own in kept:
+        for name, value in own.items():
             if not isinstance(value, Tensor):
-                refuse(method, "pre_aggregate", f"{name!r} kept as {shown(value)}", "tensors in a client's state")
-            if not method.keeps_client_state and not name.startswith("optimizer/"):
-                refuse(method, "pre_aggregate", f"{name!r} in a client's state", "keeps_client_state = True")
+                refuse(method, "pre_aggregate", f"{name!r} kept as {shown(value)}", "tensors, see keep")
+            if name.partition("/")[0] not in (*method.keeps, "optimizer"):
+                refuse(method, "pre_aggregate", f"{name!r} kept", f"groups that keeps names: {method.keeps}")
 
 
 def check_agreement(method: Algorithm, stacked_KP: Tensor, alone_KP: Tensor, precision: str) -> float:

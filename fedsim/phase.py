@@ -1,4 +1,8 @@
-"""One phase of a round: train this rank's blocks, add up exactly what the clients send, meet the other ranks.
+"""One phase of a round: train this rank's blocks, then meet the other ranks.
+
+Two kinds of numbers leave a block. What the method and its layers let out is released: averaged, added up or gathered,
+given to every rank's ``post_aggregate``, counted in bytes. What the simulator alone sees is observed: losses, seconds,
+norms, products of factors for the diagnostics. They travel side by side and are never mixed.
 
 Shapes: K clients of the cohort.
 """
@@ -6,151 +10,173 @@ Shapes: K clients of the cohort.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from algorithms.base import Aggregate, Payload, Phase, ServerState, Update
-from comm import ExactSum
+from algorithms.base import PARAMS, Aggregate, Groups, Payload, Phase, ServerState, Update
+from comm import ExactSum, Group
+from fedsim.client_scores import ClientScores
 from fedsim.cohort import Cohort
-from fedsim.figures import ClientFigures
+from fedsim.diagnostics import block_products
 from fedsim.method_checks import check_kept, check_payload
+from fedsim.models.specs import ParamSpec
 from fedsim.simulation import Simulation
+from fedsim.traffic import sent_by_client
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a phase gave, the same on every rank but for ``gathered``.
+class Observed:
+    """What the simulator sees of a phase, the same on every rank.
 
-    ``losses``, ``seconds``: float64 (K,) in the cohort's order. ``squared_norm``: weighted mean over the clients of
-    the squared norm of what they send to be averaged, see ``of_parameters``. ``below_grid``: share of the numbers
-    unlike zero that the exact sum could not hold. ``bytes_up``: what all clients together
-    sent, floats counted as float32.
-    ``gathered``: tensors (K, ...) on the server, empty on the other ranks.
+    ``losses``, ``seconds``, ``squared_norms``: float64 (K,) in the cohort's order; the norms are of the changes that
+    clients send to be averaged, but for running statistics. ``busy``: every rank's seconds from the last meeting to its
+    training. ``products``: see ``diagnostics.block_products``. ``below_grid``: share of the numbers sent, unlike zero,
+    that the exact sum could not hold. ``sent_per_client``: bytes. ``context``: of no client, for its shapes.
     """
 
-    aggregate: Aggregate
     losses: Tensor
+    squared_norms: Tensor
     seconds: Tensor
-    squared_norm: float
+    busy: list[float]
+    products: Mapping[str, Tensor]
     below_grid: float
-    bytes_up: int
-    gathered: Mapping[str, Tensor]
+    sent_per_client: int
+    context: Groups
 
 
-def train_phase(
-    sim: Simulation,
-    state: ServerState,
-    phase: Phase,
-    cohort: Cohort,
-    plan: Sequence[Sequence[range]],
-    figures: ClientFigures | None = None,
-) -> Outcome:
-    """Train and aggregate; ``plan`` lists the blocks of every rank as ranges of positions in the cohort.
+class Sums:
+    """What the blocks of a rank add up to."""
 
-    ``figures`` takes in, if given, what the clients' models are worth before the aggregation.
-    """
-    total = ExactSum(len(cohort.clients))
-    busy = torch.zeros(sim.group.num_ranks, dtype=torch.float64)
-    busy[sim.group.rank] = sim.group.seconds_since_meeting
-    losses, seconds, squared_norms = torch.zeros(3, len(cohort.clients), dtype=torch.float64)
-    gathered: list[dict[str, Tensor]] = []
-    # An idle rank trains a block without clients: it tells the names and shapes of the sums.
-    for block in plan[sim.group.rank] or [range(0)]:
+    def __init__(self, cohort: Cohort, group: Group, specs: Mapping[str, ParamSpec]) -> None:
+        self.cohort = cohort
+        self._specs = specs
+        self.released = ExactSum(len(cohort.clients))
+        self.observed = ExactSum(len(cohort.clients), "the clients from")
+        # Losses, squared norms and seconds, zero but for this rank's clients.
+        self.table = torch.zeros(3, len(cohort.clients), dtype=torch.float64)
+        self.busy = torch.zeros(group.num_ranks, dtype=torch.float64)
+        self.busy[group.rank] = group.seconds_since_meeting
+        self.rows: dict[str, Tensor] = {}
+        self.payload = Payload()
+        self.context: Groups = {}
+
+    def add(self, block: range, update: Update, payload: Payload, losses: Tensor) -> None:
+        """Take in a block, in which there may be no client: that tells the names and shapes of everything."""
+        first = self.cohort.clients[block.start : block.stop][:1] or (0,)
+        self.released.add_mean(flattened(payload.mean), update.weights, update.clients)
+        self.released.add_sum(flattened(payload.total), update.clients)
+        self.observed.add_sum(block_products(update, payload.mean.get(PARAMS, {})), first)
+        for name, value in flattened(payload.gather).items():
+            if name not in self.rows:
+                self.rows[name] = value.new_zeros(len(self.cohort.clients), *value.shape[1:])
+            self.rows[name][block.start : block.stop] = value
+        self.table[0, block.start : block.stop] = losses
+        self.table[1, block.start : block.stop] = squared_norms(payload, len(update.clients), self._specs)
+        self.payload = payload
+        self.context = {group: {n: v[:0] for n, v in tensors.items()} for group, tensors in update.context.items()}
+
+
+def train_blocks(
+    sim: Simulation, state: ServerState, phase: Phase, cohort: Cohort, mine: Sequence[range], scores: ClientScores
+) -> Sums:
+    """Train the blocks ``mine``, ranges of positions in the cohort, and add up what they let out."""
+    sums = Sums(cohort, sim.group, sim.held.specs)
+    # A rank without blocks trains one without clients.
+    for block in mine or [range(0)]:
         started = time.perf_counter()
         clients = cohort.clients[block.start : block.stop]
-        weights = cohort.weights[block.start : block.stop]
-        with sim.store.open(clients) as states:
-            update, block_losses = sim.trainer.train(clients, weights, state, phase, states)
-            payload = sim.algorithm.pre_aggregate(replace(update, cohort=cohort.clients))
+        with sim.store.open(clients) as kept:
+            update, losses = sim.trainer.train(clients, cohort, state, phase, kept)
+            payload = sim.algorithm.pre_aggregate(update)
             check_payload(sim.algorithm, payload, len(clients))
-            check_kept(sim.algorithm, states)
-            if figures is not None:
-                figures.measure_before(block, update, states, state.params)
-        total.add_mean(payload.mean, weights, clients)
-        total.add_sum(payload.total, clients)
-        gathered.append({**payload.gather, **averaged_factors(sim, update, payload)})
-        losses[block.start : block.stop] = block_losses
-        squared_norms[block.start : block.stop] = sum_of_squares(of_parameters(sim, payload.mean), len(clients))
-        seconds[block.start : block.stop] = (time.perf_counter() - started) / max(1, len(clients))
-
-    # Which grids the sums are on follows from their largest elements on any rank.
-    total.agree(sim.group.max_exact(total.peaks))
-    # Then one collective: exact sums, and per client and rank numbers as bits, which are zero on other ranks.
-    summed = total.flat
-    table = torch.cat([losses, squared_norms, seconds, busy])
-    reduced = sim.group.sum_exact(torch.cat([summed, table.view(torch.int64).to(summed.device)]))
-    table = reduced[len(summed) :].cpu().view(torch.float64)
-    losses, squared_norms, seconds, busy = table.split([len(cohort.clients)] * 3 + [len(busy)])
-    reduced = reduced[: len(summed)]
-    values = total.read(reduced)
-    sim.remember_seconds(cohort, seconds, busy.tolist())
-    return Outcome(
-        Aggregate(
-            cohort.clients,
-            {name: values[name] for name in payload.mean},
-            {name: values[name] for name in payload.total},
-        ),
-        losses,
-        seconds,
-        float((cohort.weights * squared_norms).sum()),
-        total.below_grid(reduced),
-        num_bytes(payload) * len(cohort.clients),
-        gather(sim, gathered, plan),
-    )
+            check_kept(sim.algorithm, kept)
+            for layer in sim.layers:
+                payload = layer.pre_aggregate(update, payload)
+            scores.measure_before(block, update, state.params)
+        sums.add(block, update, payload, losses)
+        sums.table[2, block.start : block.stop] = (time.perf_counter() - started) / max(1, len(clients))
+    return sums
 
 
-def sum_of_squares(tensors_K: Mapping[str, Tensor], num_clients: int) -> Tensor:
-    """Return each client's squared norm over all tensors, float64 (K,)."""
-    # Without clients -1 would be ambiguous, so a scalar per client gets its second axis by name.
-    if not tensors_K:
-        return torch.zeros(num_clients, dtype=torch.float64)
-    squares = [value.double().reshape(num_clients, math.prod(value.shape[1:])) for value in tensors_K.values()]
-    return torch.cat(squares, dim=1).square().sum(1)
+def meet(group: Group, sums: Sums) -> tuple[Aggregate, Observed]:
+    """Bring the ranks' sums together: a maximum that decides on the grids of the exact sums, then one sum.
 
-
-def of_parameters(sim: Simulation, mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what of a payload's or aggregate's mean tells how far the clients drift apart.
-
-    That is the parameters by their own names, but for running statistics: a count of batches says nothing.
+    Numbers of single clients and ranks travel as their bits, and are zero on all other ranks.
     """
-    specs = sim.held.specs
-    return {name: value for name, value in mean.items() if name in specs and specs[name].kind != "buffer"}
-
-
-def averaged_factors(sim: Simulation, update: Update, payload: Payload) -> dict[str, Tensor]:
-    """Return the trained LoRA factors that are averaged one by one, for the diagnostics of their aggregation."""
-    factors = {name for name, spec in sim.held.specs.items() if spec.kind in ("lora_a", "lora_b")}
-    return {name: update.after[name] for name in update.after if name in factors & payload.mean.keys()}
-
-
-def num_bytes(payload: Payload) -> int:
-    """Return the bytes that one client sends, floats as float32."""
-    tensors = [*payload.mean.values(), *payload.total.values(), *payload.gather.values()]
-    return sum(
-        math.prod(value.shape[1:]) * min(8 if value.is_complex() else 4, value.element_size()) for value in tensors
+    released, observed = sums.released, sums.observed
+    peaks = [released.peaks, observed.peaks]
+    agreed = group.max_exact(torch.cat(peaks)).split([len(part) for part in peaks])
+    released.agree(agreed[0])
+    observed.agree(agreed[1])
+    device = released.flat.device
+    rows = [value.contiguous().view(-1).view(torch.uint8) for value in sums.rows.values()]
+    parts = [
+        released.flat,
+        observed.flat.to(device),
+        torch.cat([sums.table.flatten(), sums.busy]).view(torch.int64).to(device),
+        as_int64(rows, device),
+    ]
+    exact, seen, numbers, gathered = group.sum_exact(torch.cat(parts)).split([len(part) for part in parts])
+    num_clients = len(sums.cohort.clients)
+    numbers = numbers.cpu().view(torch.float64)
+    losses, norms, seconds, busy = numbers.split([num_clients] * 3 + [len(sums.busy)])
+    values = released.read(exact)
+    aggregate = Aggregate(
+        sums.cohort.clients,
+        regrouped(sums.payload.mean, values),
+        regrouped(sums.payload.total, values),
+        regrouped(sums.payload.gather, from_int64(gathered, sums.rows)),
+    )
+    return aggregate, Observed(
+        losses=losses,
+        squared_norms=norms,
+        seconds=seconds,
+        busy=busy.tolist(),
+        products=observed.read(seen),
+        below_grid=released.below_grid(exact),
+        sent_per_client=sent_by_client(sums.payload),
+        context=sums.context,
     )
 
 
-def gather(
-    sim: Simulation, blocks: Sequence[Mapping[str, Tensor]], plan: Sequence[Sequence[range]]
-) -> dict[str, Tensor]:
-    """Collect rows of all ranks on the server, back in the cohort's order."""
-    positions = torch.tensor([p for blocks_of_rank in plan for block in blocks_of_rank for p in block])
-    counts = [sum(len(block) for block in blocks_of_rank) for blocks_of_rank in plan]
-    # Sorted, since every rank may have read its names from a checkpoint in another order.
-    columns = {name: torch.cat([block[name] for block in blocks]) for name in sorted(blocks[0])}
-    if not columns:
-        return {}
-    # One message for all tensors, whatever their types: their bytes side by side.
-    rows = torch.cat([value.contiguous().flatten(1).view(torch.uint8) for value in columns.values()], dim=1)
-    everyone = sim.group.gather_rows(rows, counts)
-    if everyone is None:
-        return {}
-    order = positions.argsort().to(everyone.device)
-    widths = [math.prod(value.shape[1:]) * value.element_size() for value in columns.values()]
+def squared_norms(payload: Payload, num_clients: int, specs: Mapping[str, ParamSpec]) -> Tensor:
+    """Return each client's squared norm over what it sends as changes of parameters, float64 (K,).
+
+    Running statistics are left out: a count of batches says nothing of how far clients drift apart.
+    """
+    changes = drifting(payload.mean, specs).values()
+    squares = [value.double().reshape(num_clients, math.prod(value.shape[1:])) for value in changes]
+    return torch.cat(squares, dim=1).square().sum(1).cpu() if squares else torch.zeros(num_clients).double()
+
+
+def drifting(mean: Groups, specs: Mapping[str, ParamSpec]) -> dict[str, Tensor]:
+    """Return what of a payload's or aggregate's mean tells how far the clients drift apart."""
+    return {name: value for name, value in mean.get(PARAMS, {}).items() if specs[name].kind != "buffer"}
+
+
+def flattened(groups: Groups) -> dict[str, Tensor]:
+    """Return groups of tensors under one naming."""
+    return {f"{group}/{name}": value for group, tensors in groups.items() for name, value in tensors.items()}
+
+
+def regrouped(groups: Groups, values: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the values of the names that ``groups`` has, in its groups."""
+    return {group: {name: values[f"{group}/{name}"] for name in tensors} for group, tensors in groups.items()}
+
+
+def as_int64(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return bytes side by side, as int64."""
+    data = torch.cat([torch.zeros(0, dtype=torch.uint8, device=device), *(part.to(device) for part in parts)])
+    return torch.cat([data, data.new_zeros(-len(data) % 8)]).view(torch.int64)
+
+
+def from_int64(data: Tensor, shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cut what ``as_int64`` returned for tensors like ``shapes`` back into these."""
+    sizes = [value.nbytes for value in shapes.values()]
+    parts = data.view(torch.uint8)[: sum(sizes)].split(sizes)
     return {
-        name: part.index_select(0, order).view(value.dtype).reshape(-1, *value.shape[1:])
-        for (name, value), part in zip(columns.items(), everyone.split(widths, dim=1), strict=True)
+        name: part.clone().view(value.dtype).view(value.shape)
+        for (name, value), part in zip(shapes.items(), parts, strict=True)
     }

@@ -4,12 +4,13 @@ import math
 
 from algorithms.base import Phase
 from comm import open_group
+from fedsim.build import build_simulation
 from fedsim.cohort import draw_cohort, num_local_steps
 from fedsim.config import Config
 from fedsim.costs import costs, payload_of
 from fedsim.data.overlap import overlap_rows
-from fedsim.phase import num_bytes
-from fedsim.simulation import Simulation, build_simulation
+from fedsim.simulation import Simulation
+from fedsim.traffic import sent_by_client
 
 MOST_NAMED = 20
 
@@ -66,4 +67,4 @@ def notes(sim: Simulation) -> list[tuple[str, str]]:
 def count_numbers(sim: Simulation, phase: Phase) -> tuple[int, int]:
     """Return how many numbers one client trains in a phase of the first round, and how many bytes it sends."""
     trained = sum(math.prod(spec.shape) for spec in sim.held.specs.values() if spec.kind in phase.kinds)
-    return trained * phase.models, num_bytes(payload_of(sim, phase))
+    return trained * phase.models, sent_by_client(payload_of(sim, phase))

@@ -4,13 +4,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from algorithms.base import TRAINED_KINDS, Phase, ServerState
+from torch import Tensor
+
+from algorithms.base import Aggregate, Phase, ServerState
+from fedsim.client_scores import ClientScores
 from fedsim.cohort import Cohort
 from fedsim.diagnostics import client_drift, lora_diagnostics
 from fedsim.distill import Step
-from fedsim.figures import ClientFigures
-from fedsim.phase import Outcome, of_parameters
+from fedsim.phase import Observed, drifting
 from fedsim.simulation import Simulation
+from fedsim.traffic import told_to_client
 
 
 class RoundRecord:
@@ -20,33 +23,39 @@ class RoundRecord:
         self._sim = sim
         self._started = time.perf_counter()
         self._wire = (sim.group.bytes_sent, sim.group.bytes_received)
-        self._known = frozenset(sim.store.holder)
+        self._known_clients = frozenset(sim.store.holder)
+        self._known_params: dict[str, Tensor] = {}
         self._losses: list[float] = []
-        self._changed_kinds = TRAINED_KINDS | {"proxy"}
         self.row: dict[str, Any] = {"round": round, "train_loss": None}
         self.row |= {"val": None, "test": None, "bytes_up": 0, "bytes_down": 0, "diagnostics": {}}
         self.client_rows: list[dict[str, Any]] = []
         self.timing: dict[str, Any] = {"round": round, "phases": []}
 
     def add_phase(
-        self, phase: Phase, cohort: Cohort, before: ServerState, after: ServerState, outcome: Outcome
+        self,
+        phase: Phase,
+        cohort: Cohort,
+        before: ServerState,
+        after: ServerState,
+        released: Aggregate,
+        observed: Observed,
     ) -> None:
         """Take in a phase: ``before`` and ``after`` are the server's states around it."""
-        row = self.row
-        self._losses.append(float((cohort.weights * outcome.losses).sum()))
+        row, method = self.row, self._sim.algorithm
+        self._losses.append(float((cohort.weights * observed.losses).sum()))
         row["train_loss"] = sum(self._losses) / len(self._losses)
-        row["bytes_up"] += outcome.bytes_up
-        row["bytes_down"] += self._bytes_down(before, after, cohort, outcome)
-        # A phase that sends nothing leaves the server nothing new to give.
-        self._changed_kinds = phase.kinds if outcome.bytes_up else frozenset()
-        diagnostics: dict[str, Any] = {"below_grid": outcome.below_grid} if outcome.bytes_up else {}
-        if mean_delta := of_parameters(self._sim, outcome.aggregate.mean):
-            diagnostics["client_drift"] = client_drift(outcome.squared_norm, mean_delta)
-        if outcome.gathered:
-            diagnostics |= lora_diagnostics(outcome.gathered, before.params, cohort.weights)
-        diagnostics |= self._sim.algorithm.diagnostics(after, outcome.aggregate)
+        bytes_up = observed.sent_per_client * len(cohort.clients)
+        row["bytes_up"] += bytes_up
+        row["bytes_down"] += self._bytes_down(before, cohort, bytes_up, observed)
+        diagnostics: dict[str, Any] = {"below_grid": observed.below_grid} if bytes_up else {}
+        if change := drifting(released.mean, method.specs):
+            mean_square = float((cohort.weights * observed.squared_norms).sum())
+            diagnostics["client_drift"] = client_drift(mean_square, change)
+        if observed.products:
+            diagnostics |= lora_diagnostics(observed.products, before.params, change)
+        diagnostics |= method.diagnostics(after, released)
         row["diagnostics"][phase.name] = diagnostics
-        for client, weight, loss in zip(cohort.clients, cohort.weights.tolist(), outcome.losses.tolist(), strict=True):
+        for client, weight, loss in zip(cohort.clients, cohort.weights.tolist(), observed.losses.tolist(), strict=True):
             self.client_rows.append(
                 {
                     "round": row["round"],
@@ -57,31 +66,29 @@ class RoundRecord:
                     "train_loss": loss,
                 }
             )
-        seconds = dict(zip(cohort.clients, outcome.seconds.tolist(), strict=True))
+        seconds = dict(zip(cohort.clients, observed.seconds.tolist(), strict=True))
         self.timing["phases"].append({"name": phase.name, "train_seconds_per_client": seconds})
 
-    def _bytes_down(self, before: ServerState, after: ServerState, cohort: Cohort, outcome: Outcome) -> int:
+    def _bytes_down(self, before: ServerState, cohort: Cohort, bytes_up: int, observed: Observed) -> int:
         """Bytes that the server sends all clients of a phase.
 
-        Each gets what the method trains and the cut parts of a sub-model at a round's start, then what the last phase
-        changed; or the aggregate, and before that, in its first round, the whole model.
+        Each gets what the method shares of the server's parameters, at a round's start all and then what has changed,
+        and the phase's context; or the aggregate, and before that, in its first round, the whole model.
         """
         if self._sim.algorithm.returns_aggregate:
-            newcomers = set(cohort.clients) - self._known
-            self._known |= newcomers
-            return outcome.bytes_up + len(newcomers) * sum(value.nbytes for value in before.params.values())
-        specs = self._sim.held.specs
-        changed = {name: after.params[name] for name in specs if specs[name].kind in self._changed_kinds}
-        given = [value for name, value in changed.items() if specs[name].kind == "proxy"]
-        received = [*self._sim.algorithm.sent(changed).values(), *given]
-        return len(cohort.clients) * sum(value.nbytes for value in received)
+            newcomers = set(cohort.clients) - self._known_clients
+            self._known_clients |= newcomers
+            return bytes_up + len(newcomers) * sum(value.nbytes for value in before.params.values())
+        told = told_to_client(self._sim.algorithm, before.params, self._known_params, observed.context)
+        self._known_params = before.params
+        return told * len(cohort.clients)
 
-    def add_figures(self, figures: ClientFigures) -> None:
-        """Take in the clients' own figures, the last phase's rows with them."""
-        rows = figures.rows()
-        for row, own in zip(self.client_rows[-len(rows) :], rows, strict=True):
+    def add_scores(self, scores: ClientScores) -> None:
+        """Take in the clients' own scores, with the last phase's rows."""
+        rows = scores.rows()
+        for row, own in zip(self.client_rows[-len(rows) :] if rows else [], rows, strict=True):
             row |= own
-        self.row["diagnostics"] |= figures.diagnostics()
+        self.row["diagnostics"] |= scores.diagnostics()
 
     def add_alignment(self, steps: Sequence[Step], seconds: float) -> None:
         """Take in an alignment of the sub-model."""

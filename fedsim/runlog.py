@@ -11,13 +11,14 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from comm import Group
-from fedsim.config import Config, Words, dump_config, load_config
+from fedsim.config import Config, Words, dump_config
 from fedsim.config_errors import show
 from fedsim.data import Dataset
 from fedsim.environment import environment
 from fedsim.errors import UserError
 from fedsim.files import naming_files, raise_named, write_atomic, write_json
 from fedsim.kernels import build
+from fedsim.load import load_config
 from fedsim.lock import LOCK_FILE, FolderLock
 from fedsim.rows import NO_ROWS, Seal, Table, read_rows
 from fedsim.scalars import Scalars

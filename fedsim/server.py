@@ -13,25 +13,27 @@ from typing import Any
 from torch import Tensor
 
 from algorithms.base import ServerState
+from algorithms.parts.abilities import Aligning
 from comm import assign_blocks, open_group
 from fedsim.adapter import export_adapter
 from fedsim.alignment import align
+from fedsim.build import build_simulation
 from fedsim.checkpoint import Checkpoints, Progress, server_tensors
+from fedsim.client_scores import ClientScores
 from fedsim.cohort import draw_cohort
 from fedsim.config import Config
 from fedsim.costs import costs
 from fedsim.data import draw_partition, partition_table
 from fedsim.errors import UserError
-from fedsim.figures import ClientFigures
 from fedsim.files import naming_files, write_json
 from fedsim.global_model import global_model
 from fedsim.method_checks import check_phases, check_state
-from fedsim.phase import train_phase
+from fedsim.phase import meet, train_blocks
 from fedsim.pictures import draw_predictions
 from fedsim.plan import notes
 from fedsim.records import RoundRecord
 from fedsim.runlog import RunLog
-from fedsim.simulation import Simulation, build_simulation
+from fedsim.simulation import Simulation
 from fedsim.store import digest_tensors, scratch_folder
 from fedsim.trust import load_recorded
 
@@ -79,34 +81,35 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
     # Every rank draws the same clients and cuts the same blocks; only who trains a block depends on the ranks.
     cohort = draw_cohort(sim.config.clients, sim.config.train, sim.sizes, sim.config.seed, round)
     blocks = cohort.blocks(sim.per_block)
-    shares = assign_blocks(sim.expected_seconds(cohort, blocks), sim.expected_busy())
+    shares = assign_blocks(sim.pace.expected_seconds(cohort, blocks), sim.pace.expected_busy())
     plan = [[blocks[index] for index in share] for share in shares]
+    mine = plan[sim.group.rank]
     if sim.store.is_used:
-        sim.store.move({cohort.clients[p]: rank for rank, mine in enumerate(plan) for block in mine for p in block})
+        sim.store.move({cohort.clients[p]: rank for rank, own in enumerate(plan) for block in own for p in block})
 
-    measures = is_evaluated(sim.config, round) and sim.config.evaluate.clients
-    figures = ClientFigures(sim, cohort) if measures else None
     phases = sim.algorithm.phases(round)
     check_phases(sim.algorithm, phases)
+    measures = is_evaluated(sim.config, round) and sim.config.evaluate.clients
+    scores = ClientScores(sim, state, cohort, mine, phases[-1] if measures else None)
     for phase in phases:
         log.progress(f"phase {phase.name}: {len(blocks)} blocks of up to {sim.per_block} clients")
-        before = state
-        outcome = train_phase(sim, state, phase, cohort, plan, figures if phase is phases[-1] else None)
+        sums = train_blocks(sim, state, phase, cohort, mine, scores)
+        released, observed = meet(sim.group, sums)
+        for layer in reversed(sim.layers):
+            released = layer.post_aggregate(round, phase.name, released, float(cohort.weights.max()))
         # Same input, same output on every rank: the new state needs no broadcast.
-        state = sim.algorithm.post_aggregate(state, outcome.aggregate)
+        before, state = state, sim.algorithm.post_aggregate(state, released)
         check_state(sim.algorithm, before, state)
-        for block in plan[sim.group.rank] if sim.clients_receive else []:
-            with sim.store.open(cohort.clients[block.start : block.stop]) as states:
-                sim.algorithm.receive(state, states, outcome.aggregate)
-        record.add_phase(phase, cohort, before, state, outcome)
-    if sim.algorithm.aligns_after(round):
+        for block in mine if sim.algorithm.returns_aggregate else []:
+            with sim.store.open(cohort.clients[block.start : block.stop]) as kept:
+                sim.algorithm.receive(state, kept, released)
+        record.add_phase(phase, cohort, before, state, released, observed)
+        sim.pace.remember(cohort, observed.seconds, observed.busy)
+    if isinstance(sim.algorithm, Aligning) and sim.algorithm.aligns_after(round):
         # The sub-model that clients are given next is brought closer to the full model again.
-        state = align(sim, state, outcome.aggregate, record, log)
-    if figures is not None:
-        for block in plan[sim.group.rank]:
-            figures.measure_after(block, cohort.clients[block.start : block.stop], state)
-        figures.collect()
-        record.add_figures(figures)
+        state = align(sim, sim.algorithm, state, released, record, log)
+    scores.measure_after(state)
+    record.add_scores(scores)
     return replace(state, round=round)
 
 

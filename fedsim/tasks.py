@@ -9,7 +9,6 @@ Shapes: K clients, B images per client and step, N images, C classes, S numbers 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedsim.data.dataset import Dataset, Indices
 from fedsim.errors import UserError
-
-if TYPE_CHECKING:
-    from fedsim.config import Config
-    from fedsim.data.dataset import Dataset, Indices
-
 
 CLASSIFICATION_METRICS = ("accuracy", "balanced_accuracy", "recall", "precision", "f1", "auroc", "loss")
 
@@ -61,10 +56,10 @@ class Task(ABC):
         """Return the metrics of a set of images from their rows (N, S) and labels (N,), both on the CPU."""
 
     @abstractmethod
-    def undecided(self, dataset: "Dataset", places: "Indices") -> Mapping[str, str]:
+    def undecided(self, dataset: Dataset, places: Indices) -> Mapping[str, str]:
         """Return the metrics that say nothing about the images at ``places``, whatever is predicted, each with why."""
 
-    def check_decisive(self, name: str | None, dataset: "Dataset") -> None:
+    def check_decisive(self, name: str | None, dataset: Dataset) -> None:
         """UserError where the metric ``decisive`` says nothing about the validation images."""
         decisive, undecided = self.decisive(name), self.undecided(dataset, dataset.val)
         if decisive in undecided:
@@ -106,31 +101,12 @@ class Classification(Task):
         del targets
         return outputs.float()
 
-    def undecided(self, dataset: "Dataset", places: "Indices") -> Mapping[str, str]:
+    def undecided(self, dataset: Dataset, places: Indices) -> Mapping[str, str]:
         present = dataset.labels[torch.from_numpy(places)].unique()
         return {"auroc": f"{len(present)} class"} if len(present) < 2 else {}
 
     def measure(self, rows: Tensor, labels: Tensor) -> dict[str, float]:
         return classification_metrics(rows, labels)
-
-
-def task_of(dataset: "Dataset", config: "Config") -> Task:
-    """Return the task that a data set poses; UserError for a loss that it does not have."""
-    from fedsim.segmentation import Segmentation  # late: these build on this file
-    from fedsim.text_task import Regression, TextClassification
-
-    if dataset.masks is not None:
-        return Segmentation(dataset.class_names, config.train.loss or "dice_ce", config.evaluate.absent_class)
-    if config.train.loss not in (None, "cross_entropy"):
-        raise UserError("train.loss", f"{config.train.loss} with {dataset.name}, which has no masks", "cross_entropy")
-    if config.evaluate.absent_class != "skip":
-        found = f"{config.evaluate.absent_class} with {dataset.name}, which has no masks"
-        raise UserError("evaluate.absent_class", found, "no such key: nothing would use it")
-    if dataset.targets is not None:
-        return Regression()
-    if dataset.texts is not None:
-        return TextClassification(len(dataset.class_names))
-    return Classification(len(dataset.class_names))
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

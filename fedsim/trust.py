@@ -11,9 +11,10 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
-from fedsim.config import Config, load_config
+from fedsim.config import Config
 from fedsim.config_errors import show
 from fedsim.errors import UserError
+from fedsim.load import load_config
 
 
 def load_own(file: Path, overrides: Sequence[str], out: Path | None = None, *, trust: bool = False) -> Config:

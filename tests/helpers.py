@@ -14,22 +14,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from algorithms import resolve
-from algorithms.base import Payload, Phase, ServerState, Update
+from algorithms.base import Algorithm, Batch, Facts, Payload, Phase, ServerState, Step, Tensors, Update
 from comm import open_group
-from fedsim.client import BlockTrainer
+from fedsim.build import Parts, assemble
+from fedsim.cohort import Cohort
 from fedsim.config import Config, DataConfig, ModelConfig, dump_config
 from fedsim.config_distill import DistillConfig
 from fedsim.data import Dataset, load_dataset
 from fedsim.models.encoders import load_encoder
 from fedsim.models.held import build_models
+from fedsim.models.specs import ParamSpec
 from fedsim.models.stacked import StackedModel
 from fedsim.public import PublicInputs
 from fedsim.records import RoundRecord
 from fedsim.server import run_round
-from fedsim.simulation import Simulation, keeps_states
-from fedsim.store import ClientStore
+from fedsim.simulation import Simulation
 from fedsim.submodel_folder import CONFIG_FILE, fingerprint, make_submodel, save_submodel
+from fedsim.tasks import cross_entropy
 from fedsim.texts import input_source
 
 IMAGE_SIZE = 14
@@ -142,24 +143,21 @@ def make_simulation(
     model: StackedModel | None = None,
     held: StackedModel | None = None,
 ) -> Simulation:
-    """What ``build_simulation`` does, with images, partition and perhaps models from the caller.
+    """A simulation of images and a partition from the caller, and perhaps models.
 
     A sub-model is aligned over the validation images.
     """
-    group = open_group()
     if model is None:
         words = config.model.model_dump_json()
         model, held = shared_models(words, config.data.image_size, len(dataset.class_names))
-    held = held or model
-    method = resolve(config.algorithm.name)
-    algorithm = method(method.Config(**config.algorithm.settings), held.specs, config.rounds)
-    images = input_source(config, dataset, model)
-    trainer = BlockTrainer(config, held, algorithm, images, dataset, parts)
-    per_block = config.clients.per_block
-    assert per_block != "auto"
-    store = ClientStore(group, algorithm.init_client if keeps_states(config, algorithm) else None)
-    public = PublicInputs(images, dataset.val)
-    return Simulation(config, group, dataset, parts, model, algorithm, images, trainer, store, per_block, public)
+    public = PublicInputs(input_source(config, dataset, model), dataset.val)
+    return assemble(config, open_group(), Parts(dataset, parts, model, held or model, public))
+
+
+def with_method(sim: Simulation, method: type[Algorithm]) -> Simulation:
+    """The same simulation with another method, which has the first one's settings."""
+    sim.trainer.method = method(sim.algorithm.config, sim.algorithm.facts)
+    return replace(sim, algorithm=sim.trainer.method)
 
 
 def simulate(sizes: Sequence[int], per_block: int, **sections: Any) -> Simulation:
@@ -214,7 +212,53 @@ def record_phases(sim: Simulation) -> list[dict[str, Any]]:
 def train_alone(sim: Simulation, client: int, state: ServerState, phase: Phase | None = None) -> Update:
     """Train one client for one phase."""
     phase = phase or sim.algorithm.phases(state.round + 1)[0]
-    return sim.trainer.train((client,), torch.ones(1, dtype=torch.float64), state, phase, [{}])[0]
+    return sim.trainer.train((client,), cohort_of(client), state, phase, [{}])[0]
+
+
+def facts_of(specs: Mapping[str, ParamSpec], num_rounds: int = 1, num_clients: int = 2) -> Facts:
+    """What a method is told of a run with these parameters."""
+    return Facts(specs, num_rounds, num_clients, make_config().train)
+
+
+def step_of(**words: Any) -> dict[str, Any]:
+    """What a step consists of, for two clients with an image each, but for what is given."""
+    step = Step(
+        phase=Phase(),
+        targets=torch.zeros(2, 1, dtype=torch.int64),
+        weights=torch.ones(2, 1),
+        trained=(),
+        start={},
+        context={},
+        lr=0.1,
+    )
+    return {**vars(step), **words}
+
+
+def batch_of(logits: Tensor, **words: Any) -> Batch:
+    """A batch with these logits, all else as in ``step_of``."""
+    words = {"params": {}, "features": logits, "features_of": lambda _: logits, "criterion": cross_entropy, **words}
+    return Batch(**step_of(**words), logits=logits)
+
+
+def update_of(clients: Sequence[int], before: Tensors, after: Tensors, **words: Any) -> Update:
+    """What clients bring back after one step each, with equal weights, but for what is given."""
+    usual = {
+        "round": 1,
+        "phase": Phase(),
+        "cohort": tuple(clients),
+        "weights": cohort_of(*clients).weights,
+        "context": {},
+        "kept": [{} for _ in clients],
+        "num_steps": torch.ones(len(clients), dtype=torch.int64),
+        "lr": 0.1,
+        "momentum": 0.0,
+    }
+    return Update(**{**usual, **words}, clients=tuple(clients), before=before, after=after)
+
+
+def cohort_of(*clients: int) -> Cohort:
+    """Some clients, each with the same weight."""
+    return Cohort(clients, torch.full((len(clients),), 1 / max(1, len(clients)), dtype=torch.float64))
 
 
 def furthest(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[float, str]:

@@ -5,20 +5,18 @@ which it trains on none. Whoever brings a partition brings its held-out images t
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from fedsim.config_data import ClientsConfig
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.data.partition_file import read_partition
 from fedsim.seeding import numpy_stream
 
-if TYPE_CHECKING:
-    from fedsim.config import ClientsConfig
-
 
 def divide_held_out(
-    dataset: Dataset, config: "ClientsConfig", parts: Sequence[Indices], seed: int
+    dataset: Dataset, config: ClientsConfig, parts: Sequence[Indices], seed: int
 ) -> Mapping[str, list[Indices]]:
     """Return ``{"val": [...], "test": [...]}``: per client sorted indices into ``dataset.images``.
 

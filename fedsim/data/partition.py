@@ -6,23 +6,21 @@ seed gives the same list.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from fedsim.config_data import ClientsConfig
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.data.partition_file import read_partition
 from fedsim.data.splits import training_by_site
 from fedsim.errors import UserError
 from fedsim.seeding import derive
 
-if TYPE_CHECKING:
-    from fedsim.config import ClientsConfig
-
 MAX_DRAWS = 1000
 
 
-def partition_clients(dataset: Dataset, config: "ClientsConfig", seed: int) -> list[Indices]:
+def partition_clients(dataset: Dataset, config: ClientsConfig, seed: int) -> list[Indices]:
     """Return for each of ``config.count`` clients its indices into ``dataset.images``, all out of ``train``.
 
     Only a Dirichlet partition with ``min_size: 0``, a diversity partition with fewer images of a class than clients
@@ -41,13 +39,13 @@ def without_small(parts: list[Indices], min_samples: int | None) -> list[Indices
     return [part if len(part) >= fewest else part[:0] for part in parts]
 
 
-def _iid(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomState) -> list[Indices]:
+def _iid(dataset: Dataset, config: ClientsConfig, stream: np.random.RandomState) -> list[Indices]:
     """Images dealt out at random; sizes differ by one at most."""
     _require(dataset, config.count, "clients.count")
     return np.array_split(stream.permutation(dataset.train), config.count)
 
 
-def _dirichlet(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomState) -> list[Indices]:
+def _dirichlet(dataset: Dataset, config: ClientsConfig, stream: np.random.RandomState) -> list[Indices]:
     """Label skew; drawn again from the same stream until every client has ``min_size`` images."""
     words: Any = config.partition
     labels = dataset.labels.numpy()[dataset.train]
@@ -121,7 +119,7 @@ def released_cuts(sizes_C: Indices, alpha: float, num_clients: int, stream: np.r
 DIRICHLET_FORMS = {"paper": paper_cuts, "released": released_cuts}
 
 
-def _shards(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomState) -> list[Indices]:
+def _shards(dataset: Dataset, config: ClientsConfig, stream: np.random.RandomState) -> list[Indices]:
     """Label-sorted images in shards, ``per_client`` for each client (McMahan et al., AISTATS 2017)."""
     words: Any = config.partition
     num_shards = config.count * words.per_client
@@ -132,7 +130,7 @@ def _shards(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomS
     return [np.concatenate([shards[shard] for shard in hand]) for hand in dealt]
 
 
-def _diversity(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomState) -> list[Indices]:
+def _diversity(dataset: Dataset, config: ClientsConfig, stream: np.random.RandomState) -> list[Indices]:
     """A share of the classes for each client: FLGo's diversity partition, which FedPFT's code uses.
 
     Client after client takes a random one of the classes that the fewest have, until it has its number; so no two
@@ -161,7 +159,7 @@ def _diversity(dataset: Dataset, config: "ClientsConfig", stream: np.random.Rand
     return [np.concatenate(own) for own in pieces]
 
 
-def _sites(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomState) -> list[Indices]:
+def _sites(dataset: Dataset, config: ClientsConfig, stream: np.random.RandomState) -> list[Indices]:
     """One client per natural site, or the same number of clients in each, its images dealt out evenly.
 
     Clients are in the order of ``site_names``; those of one site follow one another.
@@ -181,13 +179,13 @@ def _sites(dataset: Dataset, config: "ClientsConfig", stream: np.random.RandomSt
     return parts
 
 
-def _file(dataset: Dataset, config: "ClientsConfig", _: np.random.RandomState) -> list[Indices]:
+def _file(dataset: Dataset, config: ClientsConfig, _: np.random.RandomState) -> list[Indices]:
     """The training images that the user's file gives to each client."""
     words: Any = config.partition
     return read_partition(words.path, dataset, config.count)["clients"]
 
 
-PARTITIONS: dict[str, Callable[[Dataset, "ClientsConfig", np.random.RandomState], list[Indices]]] = {
+PARTITIONS: dict[str, Callable[[Dataset, ClientsConfig, np.random.RandomState], list[Indices]]] = {
     "iid": _iid,
     "dirichlet": _dirichlet,
     "shards": _shards,

@@ -1,18 +1,14 @@
 """Training, validation and test images: whole groups only, each class or site in its proportion."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from fedsim.config_data import FractionsConfig
+from fedsim.config_data import DataConfig, FractionsConfig
 from fedsim.data.dataset import Indices, Source
 from fedsim.errors import UserError
 from fedsim.seeding import numpy_stream
-
-if TYPE_CHECKING:
-    from fedsim.config import DataConfig
 
 TRAIN, VAL, TEST = 0, 1, 2
 NAMES = ("train", "val", "test")
@@ -24,7 +20,7 @@ SPLIT_WORDS = {
 }
 
 
-def split(source: Source, config: "DataConfig") -> tuple[Indices, Indices, Indices]:
+def split(source: Source, config: DataConfig) -> tuple[Indices, Indices, Indices]:
     """Return sorted indices of the training, validation and test images.
 
     Splits that the set does not bring are drawn from its training images by ``split_seed``: groups in random
@@ -53,7 +49,7 @@ def split(source: Source, config: "DataConfig") -> tuple[Indices, Indices, Indic
     return found
 
 
-def _check_used(config: "DataConfig", splits: Indices) -> None:
+def _check_used(config: DataConfig, splits: Indices) -> None:
     """UserError for words about drawing a split where the set brings it."""
     brought = [name for code, name in ((VAL, "val"), (TEST, "test")) if (splits == code).any()]
     unused = "no such key: nothing would use it"
@@ -94,7 +90,7 @@ def training_by_site(train: Indices, sites: Indices, site_names: Sequence[str], 
     return own
 
 
-def _truncated(train: Indices, source: Source, config: "DataConfig") -> Indices:
+def _truncated(train: Indices, source: Source, config: DataConfig) -> Indices:
     """Keep of every site as many training images as the smallest has, chosen by ``split_seed``."""
     if source.sites is None:
         raise UserError("data.truncate_to_smallest", f"true with {config.name}", "a data set with natural sites")

@@ -11,6 +11,7 @@ from fedsim.models.stacked import StackedModel
 from tests.helpers import (
     IMAGE_SIZE,
     TINY_VIT,
+    cohort_of,
     everything,
     furthest,
     make_config,
@@ -129,8 +130,7 @@ def test_a_phase_that_freezes_statistics_uses_them_unchanged(clients: tuple[int,
     state = sim.initial_state()
     before = {name: value.clone() for name, value in state.params.items()}
     phase = Phase("head only", frozenset({"head"}))
-    weights = torch.full((len(clients),), 0.5, dtype=torch.float64)
-    update, _ = sim.trainer.train(clients, weights, state, phase, [{} for _ in clients])
+    update, _ = sim.trainer.train(clients, cohort_of(*clients), state, phase, [{} for _ in clients])
     assert set(update.after) == {"head.weight", "head.bias"}
     assert same_bits(state.params, before)
     alone = train_alone(sim, 0, state, phase).after

@@ -2,14 +2,14 @@
 
 from algorithms.base import Aggregate, Algorithm, Update
 from comm import ExactSum
+from fedsim.phase import flattened, regrouped
 
 
 def aggregate(method: Algorithm, update: Update) -> Aggregate:
     """What the method's own payload adds up to, through the exact sums."""
     payload = method.pre_aggregate(update)
     total = ExactSum(len(update.clients))
-    total.add_mean(payload.mean, update.weights, update.clients)
-    total.add_sum(payload.total, update.clients)
+    total.add_mean(flattened(payload.mean), update.weights, update.clients)
+    total.add_sum(flattened(payload.total), update.clients)
     values = total.read(total.flat)
-    mean, added = ({name: values[name] for name in names} for names in (payload.mean, payload.total))
-    return Aggregate(update.clients, mean, added)
+    return Aggregate(update.clients, *(regrouped(groups, values) for groups in (payload.mean, payload.total)))

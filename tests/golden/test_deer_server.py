@@ -5,13 +5,13 @@ The release's own tolerance is 2e-7 against float64; ten times that for our floa
 
 import pytest
 import torch
-from torch import Tensor
 
 from algorithms import resolve
-from algorithms.base import ServerState, Update
+from algorithms.base import ServerState
 from fedsim.models.specs import Kind, ParamSpec
 from tests.golden.aggregation import aggregate
 from tests.golden.clip import below, load, load_words
+from tests.helpers import facts_of, update_of
 
 GOLDEN = load("deer_server")
 METHODS = {"LoRA": "fedavg", "FFA-LoRA": "ffa_lora", "DEeR": "deer"}
@@ -31,15 +31,13 @@ def test_plain_mean_of_the_open_factors(name: str) -> None:
     central, clients = below(GOLDEN, "central_in/"), below(GOLDEN, f"clients_{case['clients']}/")
     specs = {n: ParamSpec(tuple(v.shape), kind) for n, v in central.items() if (kind := kind_of(n))}
     chosen = resolve(METHODS[case["method"]])
-    method = chosen(chosen.Config(), specs)
+    method = chosen(chosen.Config(), facts_of(specs))
     opened = {f"lora_{letter}" for letter in case["open_ab"]}
     (phase,) = [phase for phase in method.phases(1) if phase.kinds & {"lora_a", "lora_b"} == opened]
     select = case["select"]
     weights = GOLDEN[f"size_weights_{case['size_weights']}"][select]
     after = {n: clients[n][select] for n, spec in specs.items() if spec.kind in phase.kinds}
-    steps = torch.ones(len(select), dtype=torch.int64)
-    states: list[dict[str, Tensor]] = [{} for _ in select]
-    update = Update(1, phase, tuple(select), weights / weights.sum(), central, after, states, steps, 0.0)
+    update = update_of(select, central, after, phase=phase, weights=weights / weights.sum())
     found = method.post_aggregate(ServerState(0, central), aggregate(method, update)).params
     expected = central | below(GOLDEN, f"{name}/out/")
     for n, value in expected.items():

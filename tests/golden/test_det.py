@@ -1,6 +1,7 @@
 """Deputy-enhanced transfer against PRR-FL's released code (prrfl_det.npz): stages, losses, metrics, local epochs."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from fedsim.simulation import Simulation
 from fedsim.tasks import classification_metrics
 from tests.golden.clip import below, load, load_words, tags
 from tests.golden.test_rounds import FloatImages
-from tests.helpers import make_config, make_simulation, play
+from tests.helpers import cohort_of, make_config, make_simulation, play
 
 GOLDEN, WORDS = load("prrfl_det"), load_words("prrfl_det")
 TOLERANCE = 2e-6
@@ -115,8 +116,9 @@ def golden_simulation(num_epochs: int) -> Simulation:
     names = tuple(str(label) for label in range(num_classes))
     dataset = Dataset("golden", rows, labels, names, places, places[:0], places[:0], None, None, ())
     sim = make_simulation(config, dataset, [places], model)
-    sim.images = sim.trainer.images = sim.trainer.own._images = FloatImages(dataset, model, ())
-    return sim
+    images = FloatImages(dataset, model, ())
+    sim.trainer.images = sim.trainer.own._images = images
+    return replace(sim, images=images)
 
 
 def watch(sim: Simulation) -> tuple[list[tuple[Tensor, Tensor]], list[Batch]]:
@@ -145,21 +147,23 @@ def test_local_epochs(num_epochs: int) -> None:
     state = ServerState(0, as_params(below(GOLDEN, "epoch/personal_init/")))
     phase = sim.algorithm.phases(1)[0]
     start = {
-        prefix + name: value
-        for prefix, who in ((DEPUTY, "deputy"), (PERSONAL, "personal"))
+        f"{group}/{name}": value
+        for group, who in ((DEPUTY, "deputy"), (PERSONAL, "personal"))
         for name, value in as_params(below(GOLDEN, f"epoch/{who}_init/")).items()
     }
     decisions, batches = watch(sim)
-    update, _ = sim.trainer.train((0,), torch.ones(1, dtype=torch.float64), state, phase, [start])
+    update, _ = sim.trainer.train((0,), cohort_of(0), state, phase, [start])
     assert [stage.item() for _, stage in decisions] == LOG["stage"][:num_epochs].tolist()
     num_steps = len(batches) // num_epochs
     for epoch, (f1_KM, _) in enumerate(decisions):
         own = batches[epoch * num_steps : (epoch + 1) * num_steps]
-        means = torch.stack([transfer_terms(b.logits.detach(), b.labels, b.weights)[0][0] for b in own]).mean(0)
+        means = torch.stack([transfer_terms(b.logits.detach(), b.targets, b.weights)[0][0] for b in own]).mean(0)
         for row, who in enumerate(("deputy", "personal")):
             assert 100 * f1_KM[0, row].item() == pytest.approx(LOG[f"f1_{who}_before"][epoch].item(), rel=1e-6)
             assert means[row].item() == pytest.approx(LOG[f"CE {who}"][epoch].item(), abs=TOLERANCE)
-        logits, labels = (torch.cat(parts) for parts in zip(*((b.logits[0, 1], b.labels[0]) for b in own), strict=True))
+        logits, labels = (
+            torch.cat(parts) for parts in zip(*((b.logits[0, 1], b.targets[0]) for b in own), strict=True)
+        )
         assert_metrics(logits.detach(), labels, {column: values[epoch].item() for column, values in LOG.items()})
     for row, who in enumerate(("deputy", "personal")):
         for name, value in as_params(below(GOLDEN, f"epoch/{who}_after{num_epochs - 1}/")).items():

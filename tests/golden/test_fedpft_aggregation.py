@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.base import Phase, ServerState, Update
+from algorithms.base import ServerState
 from algorithms.fedavg import FedAvg
 from fedsim.cohort import client_weights
 from fedsim.config import ClientsConfig
 from fedsim.models.specs import ParamSpec
 from tests.golden.aggregation import aggregate
 from tests.golden.clip import load, tags
+from tests.helpers import facts_of, update_of
 
 GOLDEN = load("fedpft_misc")
 NAMES = tags(GOLDEN, r"agg/current/(.+)")
@@ -32,10 +33,10 @@ def mean_of(clients: Sequence[int], weights: Tensor) -> dict[str, Tensor]:
     """What FedAvg makes of these clients' models and weights."""
     server = {name: GOLDEN[f"agg/current/{name}"] for name in NAMES}
     models = {name: GOLDEN[f"agg/client_models/{name}"][list(clients)] for name in NAMES}
-    method = FedAvg(FedAvg.Config(), {name: ParamSpec(tuple(value.shape), "body") for name, value in server.items()})
+    specs = {name: ParamSpec(tuple(value.shape), "body") for name, value in server.items()}
+    method = FedAvg(FedAvg.Config(), facts_of(specs))
     numbers = tuple(clients)
-    steps = torch.ones(len(numbers), dtype=torch.int64)
-    update = Update(1, Phase(), numbers, weights, server, models, [{} for _ in numbers], steps, 0.0)
+    update = update_of(numbers, server, models, weights=weights)
     return method.post_aggregate(ServerState(0, server), aggregate(method, update)).params
 
 

@@ -7,6 +7,7 @@ RoBERTa's classifier has two layers there, which the test gives our model.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from algorithms.base import Aggregate, ServerState
-from algorithms.fedpft import apoz, neurons_to_distil
+from algorithms.fedpft import COUNTS, apoz, neurons_to_distil
 from fedsim import distill
 from fedsim.models.specs import NUM_TOKENS, ZEROS
 from fedsim.public import PublicInputs
@@ -50,9 +51,8 @@ def simulate(golden: Round, per_block: int) -> Simulation:
         },
     )
     sim = make_simulation(config, golden.dataset, golden.parts, golden.full, golden.held)
-    sim.images = sim.trainer.images = StoredInputs(golden.dataset, golden.full, ())
-    sim.public = PublicInputs(sim.images, golden.places["align_data"])
-    return sim
+    images = sim.trainer.images = StoredInputs(golden.dataset, golden.full, ())
+    return replace(sim, images=images, public=PublicInputs(images, golden.places["align_data"]))
 
 
 def watch(sim: Simulation, random_seed: int) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def test_client_training_on_the_sub_model(played: Any) -> None:
         counted[layer] = sum(phase["after"][client][f"{ZEROS}{layer}"] for client in golden.clients)
         expected = sum(golden.get(f"client{client}/nza_layer{layer}") for client in golden.clients)
         assert ((counted[layer] - expected).abs() <= golden.get(f"nza_borderline_layer{layer}")).all()
-        torch.testing.assert_close(seen["aggregate"].total[f"{ZEROS}{layer}"], counted[layer])
+        torch.testing.assert_close(seen["aggregate"].total[COUNTS][f"{ZEROS}{layer}"], counted[layer])
 
 
 def test_aggregation_and_plug_in(played: Any) -> None:
@@ -142,7 +142,7 @@ def test_aggregation_and_plug_in(played: Any) -> None:
 
 def test_choice_of_neurons(played: Any) -> None:
     golden, _, _, record, seen = played
-    total = seen["aggregate"].total
+    total = seen["aggregate"].total[COUNTS]
     for layer in golden.cut:
         found = apoz(total[f"{ZEROS}{layer}"], total[NUM_TOKENS])
         slack = golden.arrays[f"nza_borderline_layer{layer}"] / total[NUM_TOKENS].item() + 1e-6

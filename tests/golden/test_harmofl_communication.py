@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.base import Phase, ServerState, Update
+from algorithms.base import ServerState
 from algorithms.harmofl import HarmoFL
 from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED, Kind, ParamSpec
 from tests.golden.aggregation import aggregate
 from tests.golden.clip import below, load, load_words, tags
+from tests.helpers import facts_of, update_of
 
 CLOSE = {"rtol": 1e-6, "atol": 2e-7}
 COUNTER = "num_batches_tracked"
@@ -27,11 +28,9 @@ def kind_of(name: str) -> Kind:
 
 def communicate(server: Mapping[str, Tensor], clients: Mapping[str, Tensor], round: int = 1) -> dict[str, Tensor]:
     """The server's parameters after one round of clients (K, ...) of equal weight."""
-    method = HarmoFL(HarmoFL.Config(), {n: ParamSpec(tuple(v.shape), kind_of(n)) for n, v in server.items()})
+    method = HarmoFL(HarmoFL.Config(), facts_of({n: ParamSpec(tuple(v.shape), kind_of(n)) for n, v in server.items()}))
     numbers = tuple(range(len(next(iter(clients.values())))))
-    weights = torch.full((len(numbers),), 1 / len(numbers), dtype=torch.float64)
-    steps = torch.ones(len(numbers), dtype=torch.int64)
-    update = Update(round, Phase(), numbers, weights, server, clients, [{} for _ in numbers], steps, 0.0)
+    update = update_of(numbers, server, clients, round=round)
     return method.post_aggregate(ServerState(round - 1, dict(server)), aggregate(method, update)).params
 
 

@@ -24,6 +24,7 @@ from tests.golden.clip import (
     load_words,
     numbers,
 )
+from tests.helpers import facts_of
 
 GOLDEN, WORDS = load("deer_lora"), load_words("deer_lora")
 BASE = below(GOLDEN, "base/")
@@ -121,8 +122,8 @@ def test_what_trains(r: int) -> None:
             if name in ours or any(_is_slice_of(name, ours_name) for ours_name in ours)
         }
 
-    (ffa,) = FFALoRA(None, specs).phases(1)
-    phase_b, phase_a = DEeR(None, specs).phases(1)
+    (ffa,) = FFALoRA(None, facts_of(specs)).phases(1)
+    phase_b, phase_a = DEeR(None, facts_of(specs)).phases(1)
     assert trained(ffa.kinds) == trained(phase_b.kinds) == released["trainable_FFA"]
     assert trained(phase_a.kinds) == {n for n in released["trainable"] if "linear_b" not in n}
     assert trained(phase_a.kinds | phase_b.kinds) == released["trainable"]

@@ -5,13 +5,14 @@ optimiser's state goes on from round to round with the client. Tolerance of the 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms.base import Batch
+from algorithms.base import Batch, Facts
 from algorithms.harmofl import HarmoFL
 from fedsim.config import ModelConfig
 from fedsim.models.stacked import StackedModel
@@ -28,8 +29,8 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 class Watched(HarmoFL):
     """HarmoFL without images to normalise, remembering where losses and gradients are taken, and what they are."""
 
-    def __init__(self, config: Any, specs: Any) -> None:
-        self.config, self.specs = config, specs
+    def __init__(self, config: Any, facts: Facts) -> None:
+        self.config, self.facts, self.specs = config, facts, facts.specs
         self.seen: list[dict[str, Any]] = []
 
     def loss(self, batch: Batch) -> Tensor:
@@ -68,8 +69,9 @@ def test_steps(case: str) -> None:
     config = make_config(train=words, clients={"per_block": 1}, rounds=num_steps)
     dataset, parts = make_dataset([num_samples], len(GOLDEN["init/2.bias"]))
     sim = make_simulation(config, dataset, parts, mlp(num_features))
-    method = Watched(HarmoFL.Config(alpha=alpha, share_target="every"), sim.model.specs)
-    sim.algorithm = sim.trainer.algorithm = method
+    method = Watched(HarmoFL.Config(alpha=alpha, share_target="every"), sim.algorithm.facts)
+    sim.trainer.method = method
+    sim = replace(sim, algorithm=method)
     order = torch.from_numpy(parts[0])
     rows = torch.zeros(len(dataset.images), num_features).index_copy(0, order, GOLDEN["X"])
     vars(sim.images)["_inputs"] = lambda places: rows[places]

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.base import TRAINED_KINDS, Phase, ServerState, Update
+from algorithms.base import Phase, ServerState
 from algorithms.prrfl import DEPUTY, PRRFL
 from fedsim.models.specs import Kind, ParamSpec
 from tests.golden.aggregation import aggregate
 from tests.golden.clip import below, load, load_words
+from tests.helpers import facts_of, update_of
 
 GOLDEN, WORDS = load("prrfl_communication"), load_words("prrfl_communication")
 NUM_ROUNDS = int(GOLDEN["iters"])
@@ -34,7 +35,7 @@ def kind_of(name: str) -> Kind:
 def make_method(server: dict[str, Tensor]) -> PRRFL:
     specs = {name: ParamSpec(tuple(value.shape), kind_of(name)) for name, value in server.items()}
     config = PRRFL.Config(form="released", low_freq_start=GOLDEN["l_rate"].item(), low_freq_end=0.95)
-    return PRRFL(config, specs, NUM_ROUNDS)
+    return PRRFL(config, facts_of(specs, NUM_ROUNDS))
 
 
 def test_schedule() -> None:
@@ -56,16 +57,15 @@ def test_rounds(case: str) -> None:
         # Both models of a client the same: the personal one is none of the communication's business.
         after = {name: torch.stack([value, value], dim=1) for name, value in clients.items()}
         states: list[dict[str, Tensor]] = [{} for _ in weights]
-        clients_here, steps = tuple(range(len(weights))), torch.ones(len(weights))
-        phase = Phase(kinds=TRAINED_KINDS, models=2)
-        update = Update(iteration + 1, phase, clients_here, weights, server, after, states, steps, 0.0)
+        words = {"round": iteration + 1, "phase": Phase(models=2), "weights": weights, "kept": states}
+        update = update_of(range(len(weights)), server, after, **words)
         total = aggregate(method, update)
         state = method.post_aggregate(ServerState(iteration, server), total)
         method.receive(state, states, total)
 
         expected = ours(below(GOLDEN, f"{start}clients_out/"), averaged)
         for name, value in ours(below(GOLDEN, f"{start}server_out/"), averaged).items():
-            found = torch.stack([state[DEPUTY + name] for state in states])
+            found = torch.stack([state[f"{DEPUTY}/{name}"] for state in states])
             torch.testing.assert_close(state.params[name], value, rtol=0, atol=TOLERANCE)
             torch.testing.assert_close(found, expected[name], rtol=0, atol=TOLERANCE)
             if kind_of(name) != "body":

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from algorithms import METHODS, resolve
-from algorithms.base import Aggregate, Algorithm, Batch, ServerState, add_exact
+from algorithms.base import PARAMS, Aggregate, Algorithm, ServerState, add_exact
 from algorithms.fedprox import FedProx
 from fedsim.errors import UserError
 from fedsim.models.specs import ParamSpec
 from fedsim.tasks import cross_entropy
-from tests.helpers import TINY_VIT, make_config, make_dataset, make_simulation, play
+from tests.helpers import TINY_VIT, batch_of, facts_of, make_config, make_dataset, make_simulation, play
 
 
 def softmax_step(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, y: np.ndarray, lr: float) -> tuple[Any, Any]:
@@ -67,9 +67,9 @@ def test_fedprox_term_by_hand() -> None:
         "frozen": torch.ones(3),
     }
     logits = torch.zeros(2, 1, 4)
-    batch = Batch(logits, torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1), params, ("x", "logit_scale"), start)
+    batch = batch_of(logits, params=params, trained=("x", "logit_scale"), start=start)
     specs = {"x": ParamSpec((2,), "head"), "logit_scale": ParamSpec((), "local"), "frozen": ParamSpec((3,), "body")}
-    loss = FedProx(FedProx.Config(mu=0.1), specs).loss(batch)
+    loss = FedProx(FedProx.Config(mu=0.1), facts_of(specs)).loss(batch)
     # ||(3, 4)||^2 + 2^2 = 29
     assert loss.tolist() == pytest.approx([math.log(4), math.log(4) + 0.05 * 29])
     (grad,) = torch.autograd.grad(loss.sum(), params["x"])
@@ -94,18 +94,18 @@ def test_add_exact_rounds_once() -> None:
 
 
 def test_the_server_adds_the_mean_change() -> None:
-    method = Algorithm(Algorithm.Config(), {})
+    method = Algorithm(Algorithm.Config(), facts_of({}))
     state = ServerState(4, {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor(5.0)}, {"m": torch.tensor(1.0)})
-    after = method.post_aggregate(state, Aggregate((0,), {"x": torch.tensor([0.5, -1.0]).double()}, {}))
+    after = method.post_aggregate(state, Aggregate((0,), {PARAMS: {"x": torch.tensor([0.5, -1.0]).double()}}))
     assert after.params["x"].tolist() == [1.5, 1.0]
     assert after.params["y"] is state.params["y"]
     assert replace(after, params=state.params) == state
 
 
 def test_names() -> None:
-    assert all(resolve(name) is method for name, method in METHODS.items())
+    assert all(f"{(found := resolve(name)).__module__}:{found.__name__}" == path for name, path in METHODS.items())
     assert resolve("algorithms.fedprox.FedProx") is FedProx
-    assert all(method.summary for method in METHODS.values())
+    assert all(resolve(name).summary for name in METHODS)
     wrong = ("fedavgg", "no.such.Module", "algorithms.deer.Nothing", "algorithms.base.Phase", "math.pi")
     for name in (*wrong, ".evil.Method", "...", "evil.", "evil..Method", "os.path.no.Class", "no\0such.Method", ""):
         with pytest.raises(UserError, match=r"algorithm\.name: found '"):

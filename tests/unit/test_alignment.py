@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from algorithms.base import Aggregate, Alignment, ServerState
+from algorithms.base import Aggregate, ServerState
+from algorithms.parts.abilities import Alignment
 from fedsim.simulation import Simulation
 from tests.helpers import LORA, TINY_VIT, play, simulate, tiny_submodel
 

@@ -12,7 +12,7 @@ from fedsim.config import AmplitudeNormConfig
 from fedsim.models.amplitude import AmplitudeNorm, low_frequencies
 from fedsim.models.export import export_peft
 from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED
-from tests.helpers import LORA, TINY_VIT, play, simulate, train_alone
+from tests.helpers import LORA, TINY_VIT, cohort_of, play, simulate, train_alone
 
 CLOSE = {"rtol": 0, "atol": 1e-6}
 SHAPES = [(1, 1, 4, 4), (3, 3, 8, 6), (2, 5, 7, 9), (4, 2, 5, 8)]
@@ -126,8 +126,7 @@ def test_target_of_a_client_is_the_running_mean_of_its_own_batches() -> None:
         train = {"batch_size": 8, "shuffle": False}
         sim = simulate([20, 33], 2, model=model, train=train, algorithm={"name": method})
         state = sim.initial_state()
-        weights = torch.full((2,), 0.5, dtype=torch.float64)
-        update, _ = sim.trainer.train((1, 0), weights, state, sim.algorithm.phases(1)[0], [{}, {}])
+        update, _ = sim.trainer.train((1, 0), cohort_of(1, 0), state, sim.algorithm.phases(1)[0], [{}, {}])
         norm = make_norm((3, 14, 14), momentum=0.25)
         for places in torch.from_numpy(sim.parts[0]).split(8):
             norm(sim.images.images[places].float() / 255)

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from comm import open_group
-from fedsim import server, simulation
-from fedsim.config import load_config
+from fedsim import build, server
 from fedsim.config_train import Metric
 from fedsim.data.dataset import Dataset
 from fedsim.errors import UserError
+from fedsim.load import load_config
 from fedsim.segmentation import Segmentation
-from fedsim.tasks import Classification, Task, task_of
+from fedsim.task_choice import task_of
+from fedsim.tasks import Classification, Task
 from fedsim.text_task import Regression, TextClassification
 from tests.distributed.runs import write_config
 from tests.helpers import make_config, make_dataset, make_masked_dataset
@@ -105,10 +106,10 @@ def test_a_best_by_that_validation_cannot_tell_is_refused_at_the_start(
 
 
 def test_a_run_does_not_start_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulation, "load_dataset", lambda _: one_class())
+    monkeypatch.setattr(build, "load_dataset", lambda _: one_class())
     config = load_config(write_config(tmp_path), ["evaluate.best_by=auroc"])
     with pytest.raises(UserError, match=r"^evaluate\.best_by: found auroc, but 1 class in validation"):
-        simulation.build_simulation(config, open_group())
+        build.build_simulation(config, open_group())
 
 
 def test_evaluate_says_that_a_run_has_no_best_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

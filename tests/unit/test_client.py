@@ -1,6 +1,6 @@
 """Local steps of ragged clients: which images, with which weight, for how long."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from algorithms.base import Algorithm, Batch, Phase, ServerState
+from algorithms.base import Algorithm, Batch, Phase, ServerState, Start, Tensors
 from algorithms.fedsam import FedSAM
 from fedsim.layout import Layout
 from fedsim.steps import Steps, plan_steps
-from tests.helpers import LORA, TINY_VIT, furthest, make_config, simulate, with_params
+from tests.helpers import LORA, TINY_VIT, cohort_of, facts_of, furthest, make_config, simulate, with_params
 
 PARTS = [np.array([5]), np.array([], dtype=np.int64), np.arange(100, 107), np.array([9, 8, 7])]
 
@@ -87,8 +87,7 @@ def test_mean_loss_is_over_the_steps_taken() -> None:
     """With a learning rate near zero every step has the loss of the start."""
     sim = simulate([33, 2], 2, train={"lr": 1e-12, "momentum": 0.0, "batch_size": 16})
     state = sim.initial_state()
-    weights = torch.full((2,), 0.5, dtype=torch.float64)
-    _, losses = sim.trainer.train((0, 1), weights, state, sim.algorithm.phases(1)[0], [{}, {}])
+    _, losses = sim.trainer.train((0, 1), cohort_of(0, 1), state, sim.algorithm.phases(1)[0], [{}, {}])
     for client, loss in enumerate(losses.tolist()):
         batches = seen(plan_steps(sim.parts, [client], sim.config.train, sim.config.seed, 1, "train"), 0)
         means = []
@@ -105,12 +104,10 @@ class Pair(Algorithm):
         del round
         return (Phase(models=2),)
 
-    def begin(
-        self, state: ServerState, phase: Phase, states: Sequence[Mapping[str, torch.Tensor]]
-    ) -> Mapping[str, torch.Tensor]:
+    def begin(self, state: ServerState, phase: Phase, kept: Sequence[Tensors]) -> Start:
         del phase
         head = state.params["head.weight"]
-        return {"head.weight": torch.stack([head, -head]).expand(len(states), 2, *head.shape)}
+        return Start({"head.weight": torch.stack([head, -head]).expand(len(kept), 2, *head.shape)})
 
     def loss(self, batch: Batch) -> torch.Tensor:
         assert batch.logits.shape[1] == batch.params["head.bias"].shape[1] == 2
@@ -146,14 +143,14 @@ def test_two_models_of_a_client_are_two_trainings(
     alone_with = {"name": "fedsam" if method is PerturbedPair else "fedavg"}
     sim = simulate([40, 2, 6], 3, model=words, train=train, algorithm=alone_with)
     state = sim.initial_state()
-    sim.trainer.algorithm = method(method.Config(), sim.model.specs)
-    clients, weights = (0, 2, 1), torch.full((3,), 1 / 3, dtype=torch.float64)
-    both, losses = sim.trainer.train(clients, weights, state, Phase(models=2), [{}, {}, {}])
-    sim.trainer.algorithm = sim.algorithm
+    sim.trainer.method = method(method.Config(), facts_of(sim.model.specs))
+    clients, cohort = (0, 2, 1), cohort_of(0, 2, 1)
+    both, losses = sim.trainer.train(clients, cohort, state, Phase(models=2), [{}, {}, {}])
+    sim.trainer.method = sim.algorithm
     total = torch.zeros(3, dtype=torch.float64)
     for row in (0, 1):
         start = with_params(state, {"head.weight": (1 - 2 * row) * state.params["head.weight"]})
-        alone, own_losses = sim.trainer.train(clients, weights, start, Phase(), [{}, {}, {}])
+        alone, own_losses = sim.trainer.train(clients, cohort, start, Phase(), [{}, {}, {}])
         total += own_losses
         found = {name: value[:, row] for name, value in both.after.items()}
         assert furthest(found, alone.after) < (2e-4 if model == "BatchNorm" else 1e-5, "")

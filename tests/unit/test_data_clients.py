@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from comm import open_group
+from fedsim.build import build_simulation
 from fedsim.config import DataConfig
 from fedsim.data import Dataset, load_dataset, partition_clients
 from fedsim.data.augment import AUGMENTATIONS
 from fedsim.errors import UserError
-from fedsim.simulation import build_simulation
 from tests.helpers import make_config, play
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from comm import open_group
+from fedsim.build import build_simulation
 from fedsim.data import Dataset, divide_held_out, partition_clients
 from fedsim.data.dataset import Indices
 from fedsim.errors import UserError
-from fedsim.simulation import build_simulation
 from tests.helpers import IMAGE_SIZE, load_set, make_config
 
 

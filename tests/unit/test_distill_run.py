@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 import launch
 from comm import open_group
 from fedsim.config import dump_config
-from fedsim.config_distill import SCHEMA_FILE, DistillConfig, load_distill_config, schema
+from fedsim.config_distill import DistillConfig
 from fedsim.distill_run import CHECKPOINT_FILE, build_job, run
 from fedsim.errors import UserError
+from fedsim.load import CONFIGS, distill_schema, load_distill_config
 from fedsim.models.encoders import load_encoder
 from fedsim.rows import Table
 from fedsim.submodel_folder import Submodel, load_submodel, make_submodel
@@ -180,4 +181,4 @@ def test_ranks_share_a_distillation_s_job_by_nothing_but_their_number() -> None:
 
 
 def test_schema() -> None:
-    assert json.loads(SCHEMA_FILE.read_text()) == schema(), "run: python -m fedsim.config"
+    assert json.loads((CONFIGS / "schema_distill.json").read_text()) == distill_schema(), "run: python -m fedsim.load"

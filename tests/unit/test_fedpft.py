@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.base import TRAINED_KINDS, Aggregate, ServerState, Update
-from algorithms.fedpft import FedPFT, apoz, neurons_to_distil
+from algorithms.base import PARAMS, TRAINED_KINDS, Aggregate, ServerState, Update
+from algorithms.fedpft import COUNTS, FedPFT, apoz, neurons_to_distil
 from comm import ExactSum
 from fedsim.errors import UserError
 from fedsim.models.specs import ParamSpec
+from fedsim.phase import flattened, regrouped
+from tests.helpers import facts_of, update_of
 
 START = "submodel.blocks.1."
 SPECS = {
@@ -29,7 +31,7 @@ ZEROS = torch.tensor([5, 0, 9, 5])
 
 
 def method(num_rounds: int = 4, **settings: Any) -> FedPFT:
-    return FedPFT(FedPFT.Config(**settings), SPECS, num_rounds)
+    return FedPFT(FedPFT.Config(**settings), facts_of(SPECS, num_rounds))
 
 
 def state() -> ServerState:
@@ -45,9 +47,7 @@ def update(fedpft: FedPFT, clients: tuple[int, ...], cohort: tuple[int, ...]) ->
     after: dict[str, Tensor] = {
         name: before[name] + numbers.to(before[name].dtype).view(-1, *[1] * before[name].dim()) for name in trained
     }
-    weights = torch.full((len(clients),), 1 / len(cohort), dtype=torch.float64)
-    steps = torch.ones(len(clients), dtype=torch.int64)
-    return Update(1, phase, clients, weights, before, after, [{} for _ in clients], steps, 0.0, cohort)
+    return update_of(clients, before, after, phase=phase, cohort=cohort)
 
 
 def test_neurons_with_most_zeros_are_distilled_and_the_first_of_equal_ones_stay() -> None:
@@ -79,8 +79,10 @@ def test_rounds_that_align() -> None:
 
 def test_counts_travel_as_exact_sums_of_any_size() -> None:
     payload = method().pre_aggregate(update(method(), (3, 1), (3, 1)))
-    assert set(payload.mean) == {"blocks.1.attn.qkv.lora_a", "head.bias"}
-    assert set(payload.total) == {"zeros.1", "num_tokens"}
+    assert set(payload.mean) == {PARAMS}
+    assert set(payload.mean[PARAMS]) == {"blocks.1.attn.qkv.lora_a", "head.bias"}
+    assert set(payload.total) == {COUNTS}
+    assert set(payload.total[COUNTS]) == {"zeros.1", "num_tokens"}
     many = {"zeros.1": torch.tensor([[2**40, 1], [2**40, 2]])}
     total = ExactSum(2)
     total.add_sum(many, (3, 1))
@@ -90,7 +92,7 @@ def test_counts_travel_as_exact_sums_of_any_size() -> None:
 
 
 def test_alignment_trains_rows_inside_and_columns_outside() -> None:
-    aggregate = Aggregate((1, 3), {}, {"zeros.1": ZEROS, "num_tokens": torch.tensor(10)})
+    aggregate = Aggregate((1, 3), total={COUNTS: {"zeros.1": ZEROS, "num_tokens": torch.tensor(10)}})
     wanted = method(distill={"lr": 0.5}).align(state(), aggregate, 0)
     chosen = torch.tensor([False, False, True, True])
     assert torch.equal(wanted.trained[f"{START}mlp.fc1.weight"], chosen[:, None].expand(4, 4))
@@ -101,7 +103,7 @@ def test_alignment_trains_rows_inside_and_columns_outside() -> None:
     assert not wanted.student
     assert (wanted.settings.alpha, wanted.settings.form, wanted.settings.lr) == (0.01, "paper", 0.5)
     assert method().diagnostics(state(), aggregate) == {"apoz": pytest.approx(0.475), "never_zero": 1}
-    assert method().diagnostics(state(), Aggregate((1, 3), {}, {})) == {}
+    assert method().diagnostics(state(), Aggregate((1, 3))) == {}
 
 
 @pytest.mark.parametrize("blocks", [[(1, 7), (2,)], [(2,), (7,), (1,)]])
@@ -110,8 +112,8 @@ def test_released_the_student_has_the_adapter_of_the_highest_client(blocks: list
     total = ExactSum(3)
     for clients in [(), *blocks]:
         payload = fedpft.pre_aggregate(update(fedpft, clients, cohort))
-        total.add_sum(payload.total, clients)
-    wanted = fedpft.align(state(), Aggregate(cohort, {}, total.read(total.flat)), 0)
+        total.add_sum(flattened(payload.total), clients)
+    wanted = fedpft.align(state(), Aggregate(cohort, total=regrouped(payload.total, total.read(total.flat))), 0)
     assert {name: value.unique().tolist() for name, value in wanted.student.items()} == {
         "blocks.1.attn.qkv.lora_a": [7.0]
     }
@@ -121,4 +123,4 @@ def test_released_the_student_has_the_adapter_of_the_highest_client(blocks: list
 def test_a_model_without_cut_feed_forwards_is_one_clear_line() -> None:
     specs = {name: spec for name, spec in SPECS.items() if spec.kind in TRAINED_KINDS}
     with pytest.raises(UserError, match=r"^model\.submodel: found .*fedpft; expected \{folder: DIR\}"):
-        FedPFT(FedPFT.Config(), specs, 1)
+        FedPFT(FedPFT.Config(), facts_of(specs))

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks.fedpft_table import METHODS, SEEDS, TASKS, chosen_cells, seconds, table
-from fedsim.config import load_config
-from fedsim.config_distill import load_distill_config
+from fedsim.load import load_config, load_distill_config
 
 ROOT = Path(__file__).parents[2]
 

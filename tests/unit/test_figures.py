@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim.client_scores import spread
 from fedsim.errors import UserError
-from fedsim.figures import spread
 from fedsim.own import macro_f1
 from fedsim.tasks import classification_metrics
 from tests.helpers import LORA, TINY_VIT, play, record_phases, simulate

@@ -8,7 +8,7 @@ import torch
 
 from algorithms.base import Algorithm
 from algorithms.harmofl import HarmoFL
-from fedsim.ascent import adaptive, steepest
+from algorithms.parts.ascent import adaptive, steepest
 from fedsim.errors import UserError
 from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED, ParamSpec
 from fedsim.simulation import Simulation

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from fedsim.fourier import Form, from_matrices, low_amplitudes, to_matrices, window, with_low_amplitudes
+from algorithms.parts.fourier import Form, from_matrices, low_amplitudes, to_matrices, window, with_low_amplitudes
 
 SHAPES = [(8, 3, 3, 3), (5, 7, 3, 3), (6, 4, 1, 1), (3, 16), (10, 7), (1, 1), (3, 2, 9)]
 FRACTIONS = [0.0, 0.1, 0.7, 0.95, 1.0]

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from algorithms.base import Algorithm, Phase, ServerState
+from algorithms.base import Algorithm, Phase, ServerState, Start
 from fedsim.errors import UserError
-from tests.helpers import play, simulate
+from tests.helpers import play, simulate, with_method
 
 FEW_STEPS = {"steps": 1, "epochs": None, "batch_size": 4}
 
@@ -22,7 +22,7 @@ def slip(hook: str, returns: Any) -> UserError:
 
     right = getattr(Algorithm, hook)
     setattr(Slip, hook, lambda self, *inputs: returns(right(self, *inputs), *inputs))
-    sim.trainer.algorithm = sim.algorithm = Slip(sim.algorithm.config, sim.held.specs, 3)
+    sim = with_method(sim, Slip)
     with pytest.raises(UserError) as caught:
         play(sim, 1)
     assert caught.value.where == f"Slip.{hook}"
@@ -39,20 +39,24 @@ def slip(hook: str, returns: Any) -> UserError:
         ("loss", lambda loss, _: loss * loss.detach().mean(), "a gradient that is off by"),
         ("loss", lambda _, batch: batch.task_loss / len(batch.logits), "a gradient that is off by"),
         ("begin", lambda *_: None, "None"),
-        ("begin", lambda *_: {"head.bais": torch.zeros(3, 3)}, "a tensor 'head.bais'"),
-        ("begin", lambda *_: {"head.bias": torch.zeros(3)}, "head.bias: a tensor (3,) of float32"),
-        ("ascend", lambda _, *inputs: {"head.bias": inputs[1]["head.bias"].sum(0)}, "head.bias: a tensor (3,)"),
+        ("begin", lambda *_: Start({"head.bais": torch.zeros(3, 3)}), "a tensor 'head.bais'"),
+        ("begin", lambda *_: Start({"head.bias": torch.zeros(3)}), "head.bias: a tensor (3,) of float32"),
+        ("begin", lambda *_: Start(context={"x": {"y": torch.tensor(1.0)}}), "context: x: y: a tensor ()"),
+        ("gradient", lambda *_: None, "None"),
+        ("gradient", lambda found, *_: {n: v for n, v in found.items() if n != "head.bias"}, "head.bias"),
+        ("gradient", lambda found, *_: {n: v.sum(0) for n, v in found.items()}, "a tensor"),
+        ("gradient", lambda found, *_: {n: v.double() for n, v in found.items()}, "float64"),
         ("pre_aggregate", lambda payload, _: payload.mean, "dict"),
         (
             "pre_aggregate",
             lambda payload, _: replace(payload, total={"loss": torch.tensor(1.0)}),
             "total: loss: a tensor",
         ),
-        ("pre_aggregate", lambda payload, _: replace(payload, total=payload.mean), " twice"),
+        ("pre_aggregate", lambda payload, _: replace(payload, total=payload.mean), "params in mean and total"),
         (
             "pre_aggregate",
-            lambda payload, update: update.states[0].update(x=update.weights) or payload,
-            "'x' in a client's",
+            lambda payload, update: update.kept[0].update(x=update.weights) or payload,
+            "'x' kept",
         ),
         ("post_aggregate", lambda state, *_: state.params, "dict"),
         ("post_aggregate", lambda state, *_: replace(state, params={}), "a state without"),

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from comm import open_group
+from fedsim.build import build_simulation, check_batches
 from fedsim.cohort import draw_cohort
 from fedsim.config import Config, ModelConfig
 from fedsim.config_errors import KeyedError
@@ -17,7 +18,6 @@ from fedsim.data import load_dataset
 from fedsim.errors import UserError
 from fedsim.models.held import build_models
 from fedsim.models.stacked import StackedModel
-from fedsim.simulation import build_simulation, check_batches
 from tests.helpers import make_config
 
 NAMES = ("nevus", "benign keratosis", "melanoma")

@@ -12,15 +12,15 @@ import torch
 
 from algorithms import METHODS
 from fedsim.arithmetic import set_arithmetic
-from fedsim.config import dump_config, load_config
+from fedsim.config import dump_config
 from fedsim.config_data import PACKAGED_SETS
-from fedsim.config_distill import load_distill_config
 from fedsim.data.dataset import Source
 from fedsim.data.datasets import PACKAGED, PACKAGED_TEXTS
 from fedsim.data.splits import TEST, TRAIN, VAL, split
 from fedsim.errors import UserError
-from fedsim.tasks import task_of
-from tests.helpers import LORA, TINY_VIT, make_config, make_dataset, make_simulation
+from fedsim.load import load_config, load_distill_config
+from fedsim.task_choice import task_of
+from tests.helpers import LORA, TINY_VIT, facts_of, make_config, make_dataset, make_simulation
 
 RUN = """
 name: small
@@ -166,7 +166,7 @@ METHODS_WITHOUT = [
 ]
 # These have no such thing, or say in their description what they are without it.
 ABOUT_ANY_MODEL = {
-    *("fedavg", "fedprox", "fednova", "fedadam", "fedyogi", "fedsam"),
+    *("fedavg", "fedprox", "scaffold", "feddyn", "fednova", "fedadam", "fedyogi", "fedsam"),
     *("local", "ditto", "fedbn", "prrfl"),
 }
 
@@ -195,7 +195,7 @@ def test_prrfl_without_matrices_is_refused() -> None:
     from fedsim.models.specs import ParamSpec
 
     with pytest.raises(UserError, match=r"found prrfl on a model that trains \['logit_scale'\]"):
-        PRRFL(PRRFL.Config(), {"logit_scale": ParamSpec((), "body")})
+        PRRFL(PRRFL.Config(), facts_of({"logit_scale": ParamSpec((), "body")}))
 
 
 def test_packaged_sets_are_those_that_need_no_folder() -> None:

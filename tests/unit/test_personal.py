@@ -7,13 +7,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from algorithms.base import Batch, keep, recall
+from algorithms.base import Phase, keep, recall
 from algorithms.ditto import Ditto
 from algorithms.prrfl import DEPUTY, PERSONAL, PRRFL, is_transformed
 from fedsim.global_model import global_model
 from fedsim.models.specs import ParamSpec
 from fedsim.simulation import Simulation
-from tests.helpers import TINY_VIT, furthest, play, same_bits, simulate, train_alone, with_params
+from tests.helpers import TINY_VIT, batch_of, facts_of, furthest, play, same_bits, simulate, train_alone, with_params
 
 RESNET = {"name": "timm:test_resnet", "weights": "random", "train": "all"}
 HEAD = {**TINY_VIT, "train": "head"}
@@ -21,19 +21,19 @@ STORED = {"shuffle": False, "batch_size": 8, "epochs": 2, "momentum": 0.0}
 PRR = {"name": "prrfl", "decide_on": "train"}
 
 
-def own(sim: Simulation, client: int, prefix: str = "own/") -> dict[str, torch.Tensor]:
+def own(sim: Simulation, client: int, group: str = "own") -> dict[str, torch.Tensor]:
     state = sim.store.read(client)
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {name.removeprefix(f"{group}/"): value for name, value in state.items() if name.startswith(f"{group}/")}
 
 
 def test_recall_and_keep() -> None:
     states: list[dict[str, torch.Tensor]] = [{}, {"own/x": torch.tensor([5.0, 6.0])}]
     server = {"x": torch.tensor([1.0, 2.0]), "n": torch.tensor(3)}
-    found = recall(states, "own/", server)
+    found = recall(states, "own", server)
     assert found["x"].tolist() == [[1, 2], [5, 6]]
     assert found["n"].tolist() == [3, 3]
-    assert recall([], "own/", server)["x"].shape == (0, 2)
-    keep(states, "own/", {"x": 10 * found["x"]})
+    assert recall([], "own", server)["x"].shape == (0, 2)
+    keep(states, "own", {"x": 10 * found["x"]})
     assert [state["own/x"].tolist() for state in states] == [[10, 20], [50, 60]]
 
 
@@ -72,7 +72,7 @@ def test_fedbn_keeps_batch_norm() -> None:
     assert records[0].row["bytes_up"] == records[0].row["bytes_down"] == 2 * 4 * sent
 
     # The second round starts from the server's convolutions and the client's own BatchNorm.
-    begun = sim.algorithm.begin(end, sim.algorithm.phases(2)[0], [sim.store.read(1)])
+    begun = sim.algorithm.begin(end, sim.algorithm.phases(2)[0], [sim.store.read(1)]).params
     assert begun.keys() == kept
     assert all(torch.equal(begun[name][0], value) for name, value in own(sim, 1).items())
     assert not torch.equal(own(sim, 0)["net.bn1.running_mean"], own(sim, 1)["net.bn1.running_mean"])
@@ -111,17 +111,11 @@ def test_ditto_between_alone_and_federated() -> None:
 
 
 def test_ditto_term_by_hand() -> None:
-    method = Ditto(Ditto.Config(strength=0.1), {"x": ParamSpec((2,), "head")})
+    method = Ditto(Ditto.Config(strength=0.1), facts_of({"x": ParamSpec((2,), "head")}))
     for phase, distance in (("personal", 25.0), ("train", 0.0)):
-        batch = Batch(
-            torch.zeros(1, 1, 4),
-            torch.zeros(1, 1, dtype=torch.int64),
-            torch.ones(1, 1),
-            {"x": torch.tensor([[4.0, 6.0]])},
-            ("x",),
-            {"x": torch.tensor([1.0, 2.0])},
-            phase,
-        )
+        params, start = {"x": torch.tensor([[4.0, 6.0]])}, {"x": torch.tensor([1.0, 2.0])}
+        places = {"targets": torch.zeros(1, 1, dtype=torch.int64), "weights": torch.ones(1, 1)}
+        batch = batch_of(torch.zeros(1, 1, 4), params=params, trained=("x",), start=start, phase=Phase(phase), **places)
         assert method.loss(batch).tolist() == pytest.approx([math.log(4) + 0.05 * distance])
 
 
@@ -152,18 +146,17 @@ def test_prrfl_round(form: str) -> None:
         learned.update({name: value.clone() for name, value in states[1].items()})
         receive(state, states, aggregate)
 
-    # The class keeps its own hook, which is what says that clients receive.
     vars(sim.algorithm)["receive"] = noted
     end, records = play(sim, 1)
     kept = sim.store.read(1)
     assert kept.keys() == learned.keys()
     assert {name for name, value in kept.items() if not torch.equal(value, learned[name])} == {
-        DEPUTY + name for name, spec in sim.model.specs.items() if spec.kind not in ("norm", "buffer")
+        f"{DEPUTY}/{name}" for name, spec in sim.model.specs.items() if spec.kind not in ("norm", "buffer")
     }
     shared = "head.bias"
-    assert torch.equal(kept[DEPUTY + shared], end.params[shared])
+    assert torch.equal(kept[f"{DEPUTY}/{shared}"], end.params[shared])
     assert not torch.equal(end.params[shared], start.params[shared])
-    assert not torch.equal(kept[PERSONAL + shared], end.params[shared])
+    assert not torch.equal(kept[f"{PERSONAL}/{shared}"], end.params[shared])
     row = records[0].row
     # Both clients are new, so the whole model comes down before the aggregate.
     whole = sum(value.nbytes for value in start.params.values())
@@ -187,10 +180,10 @@ def test_prrfl_server_is_the_mean_of_the_deputies() -> None:
 
 @pytest.mark.parametrize("form", ["paper", "released"])
 def test_share_of_frequencies_over_the_rounds(form: str) -> None:
-    method = PRRFL(PRRFL.Config(form=form, low_freq_start=0.5, low_freq_end=0.9), {}, 4)
+    method = PRRFL(PRRFL.Config(form=form, low_freq_start=0.5, low_freq_end=0.9), facts_of({}, 4))
     steps = 3 if form == "paper" else 4
     assert [method.low_freq(round) for round in range(1, 5)] == pytest.approx([0.5 + 0.4 * t / steps for t in range(4)])
-    alone = PRRFL(PRRFL.Config(form=form), {}, 1)
+    alone = PRRFL(PRRFL.Config(form=form), facts_of({}, 1))
     assert alone.low_freq(1) == 0.7
 
 

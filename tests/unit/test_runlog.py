@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from comm import Group
-from fedsim.config import Config, load_config
+from fedsim.config import Config
 from fedsim.data import Dataset
 from fedsim.data.digests import describe_files
 from fedsim.errors import UserError
 from fedsim.files import write_atomic, write_json
+from fedsim.load import load_config
 from fedsim.rows import Table, read_rows
 from fedsim.runlog import RunLog, flatten
 from tests.helpers import make_dataset

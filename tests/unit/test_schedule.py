@@ -1,6 +1,5 @@
 """Blocks to ranks: longest first onto the least loaded."""
 
-from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +7,8 @@ import numpy as np
 import torch
 
 from comm import assign_blocks
-from fedsim.simulation import Simulation, recent_seconds
+from fedsim.config import TrainConfig
+from fedsim.pace import Pace
 
 
 def test_by_hand() -> None:
@@ -33,17 +33,17 @@ def test_a_rank_that_is_busy_first_gets_less() -> None:
 
 
 def test_the_median_of_what_was_measured_counts() -> None:
-    sim: Any = SimpleNamespace(group=SimpleNamespace(num_ranks=2), _steps=[4, 2, 3].__getitem__)
-    sim.step_seconds, sim.busy_seconds = defaultdict(recent_seconds), defaultdict(recent_seconds)
+    train = TrainConfig.model_validate({"lr": 0.1, "batch_size": 1, "epochs": 1})
+    pace = Pace(train, [4, 2, 3], num_ranks=2)
     both: Any = SimpleNamespace(clients=(1, 0))
-    assert Simulation.expected_seconds(sim, both, [range(2)]) == [6]
-    assert Simulation.expected_busy(sim) == [0, 0]
+    assert pace.expected_seconds(both, [range(2)]) == [6]
+    assert pace.expected_busy() == [0, 0]
     for seconds, busy in (([3.0, 4.0], [0.5, 0.3]), ([2.0, 8.0], [0.4, 0.7]), ([2.0, 99.0], [9.0, 0.3])):
-        Simulation.remember_seconds(sim, both, torch.tensor(seconds), busy)
+        pace.remember(both, torch.tensor(seconds), busy)
     # Per step 1 for client 1 and 2 for client 0; client 2 is new, and taken to be as the mean of both.
     cohort: Any = SimpleNamespace(clients=(0, 1, 2))
-    assert Simulation.expected_seconds(sim, cohort, [range(2), range(2, 3)]) == [10, 4.5]
-    assert Simulation.expected_busy(sim) == [0.5, 0.3]
+    assert pace.expected_seconds(cohort, [range(2), range(2, 3)]) == [10, 4.5]
+    assert pace.expected_busy() == [0.5, 0.3]
 
 
 def test_every_block_once_and_no_rank_far_above_the_mean() -> None:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from comm import open_group
-from fedsim.config import load_config
+from fedsim.build import build_simulation, check_outputs
 from fedsim.errors import UserError
 from fedsim.evaluate import evaluation_rows
+from fedsim.load import load_config
 from fedsim.segmentation import SMOOTH, Segmentation, dice_loss, pixel_cross_entropy
-from fedsim.simulation import Simulation, build_simulation, check_outputs
-from fedsim.tasks import task_of
+from fedsim.simulation import Simulation
+from fedsim.task_choice import task_of
 from tests.distributed.runs import write_masked_config
 from tests.helpers import TINY_VIT, make_config, make_dataset, make_masked_dataset, make_simulation, play
 

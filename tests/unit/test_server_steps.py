@@ -5,15 +5,16 @@ import math
 import pytest
 import torch
 
-from algorithms.base import Aggregate, Phase, ServerState, Update
+from algorithms.base import PARAMS, Aggregate, Phase, ServerState
 from algorithms.fedadam import FedAdam
 from algorithms.fednova import FedNova, training_length
 from algorithms.fedyogi import FedYogi
 from algorithms.moon import PREVIOUS, contrastive
-from algorithms.server_optimizer import ServerOptimizer
+from algorithms.parts.server_optimizer import ServerOptimizer
 from comm import ExactSum
 from fedsim.models.specs import ParamSpec
-from tests.helpers import play, same_bits, simulate
+from fedsim.phase import flattened, regrouped
+from tests.helpers import cohort_of, facts_of, play, same_bits, simulate, update_of
 
 SPECS = {"x": ParamSpec((2,), "body"), "mean": ParamSpec((), "buffer"), "own": ParamSpec((), "local")}
 START = {"x": torch.tensor([1.0, 2.0]), "mean": torch.tensor(0.0), "own": torch.tensor(9.0)}
@@ -28,7 +29,7 @@ def test_length_of_a_training_by_hand() -> None:
 
 @pytest.mark.parametrize(("momentum", "lengths"), [(0.0, (1, 3)), (0.5, (1, 4.25))])
 def test_fednova_by_hand(momentum: float, lengths: tuple[float, float]) -> None:
-    method = FedNova(FedNova.Config(), SPECS)
+    method = FedNova(FedNova.Config(), facts_of(SPECS))
     weights = torch.tensor([0.25, 0.75], dtype=torch.float64)
     after = {
         "x": torch.tensor([[2.0, 2.0], [1.0, 8.0]]),
@@ -36,10 +37,12 @@ def test_fednova_by_hand(momentum: float, lengths: tuple[float, float]) -> None:
         "own": torch.tensor([1.0, 2.0]),
     }
     steps = torch.tensor([1, 3])
-    payload = method.pre_aggregate(Update(1, Phase(), (0, 1), weights, START, after, [{}, {}], steps, momentum))
+    payload = method.pre_aggregate(update_of((0, 1), START, after, weights=weights, num_steps=steps, momentum=momentum))
     total = ExactSum(2)
-    total.add_mean(payload.mean, weights, (0, 1))
-    end = method.post_aggregate(ServerState(0, START), Aggregate((0, 1), total.read(total.flat), {})).params
+    total.add_mean(flattened(payload.mean), weights, (0, 1))
+    end = method.post_aggregate(
+        ServerState(0, START), Aggregate((0, 1), regrouped(payload.mean, total.read(total.flat)))
+    ).params
     mean_length = 0.25 * lengths[0] + 0.75 * lengths[1]
     expected = [1 + mean_length * 0.25, 2 + mean_length * 0.75 * 6 / lengths[1]]
     assert end["x"].tolist() == pytest.approx(expected)
@@ -49,8 +52,7 @@ def test_fednova_by_hand(momentum: float, lengths: tuple[float, float]) -> None:
 
 def test_fednova_hears_of_the_steps_and_of_the_momentum() -> None:
     sim = simulate([40, 6], 2, algorithm={"name": "fednova"}, train={"batch_size": 16, "momentum": 0.5, "epochs": 2})
-    weights = torch.tensor([0.5, 0.5], dtype=torch.float64)
-    update, _ = sim.trainer.train((0, 1), weights, sim.initial_state(), Phase(), [{}, {}])
+    update, _ = sim.trainer.train((0, 1), cohort_of(0, 1), sim.initial_state(), Phase(), [{}, {}])
     assert update.num_steps.tolist() == [6, 2]
     assert update.momentum == 0.5
 
@@ -58,12 +60,12 @@ def test_fednova_hears_of_the_steps_and_of_the_momentum() -> None:
 @pytest.mark.parametrize("method", [FedAdam, FedYogi])
 def test_adaptive_servers_by_hand(method: type[ServerOptimizer]) -> None:
     config = method.Config(lr=0.5, beta1=0.9, beta2=0.75, tau=0.5)
-    server = method(config, SPECS)
+    server = method(config, facts_of(SPECS))
     state = ServerState(0, START, server.init_server(START))
     first, second, x = 0.0, 0.25, 1.0
     for change in (2.0, -0.1):
         mean = {"x": torch.tensor([change, 0.0], dtype=torch.float64), "mean": torch.tensor(3.0).double()}
-        state = server.post_aggregate(state, Aggregate((0,), mean, {}))
+        state = server.post_aggregate(state, Aggregate((0,), {PARAMS: mean}))
         first = 0.9 * first + 0.1 * change
         if method is FedAdam:
             second = 0.75 * second + 0.25 * change**2
@@ -95,7 +97,7 @@ def test_moon_contrasts_from_the_second_time_on() -> None:
     for name, value in plain.params.items():
         torch.testing.assert_close(state.params[name], value, rtol=1e-5, atol=1e-6)
     kept = moon.store.read(1)
-    assert {name.removeprefix(PREVIOUS) for name in kept} == set(moon.model.specs)
+    assert {name.removeprefix(f"{PREVIOUS}/") for name in kept} == set(moon.model.specs)
     again, later = play(moon, 1, state)
     assert later[0].row["train_loss"] != pytest.approx(play(fedavg, 1, state)[1][0].row["train_loss"] + 3 * math.log(2))
     assert not same_bits(moon.store.read(1), kept)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from algorithms.base import TRAINED_KINDS, Phase
 from fedsim import plan
-from fedsim.config import dump_config, load_config
+from fedsim.config import dump_config
 from fedsim.costs import costs
 from fedsim.errors import UserError
 from fedsim.evaluate import evaluation_rows
+from fedsim.load import load_config
 from fedsim.models.export import export_peft
 from fedsim.models.specs import NUM_TOKENS, PROXIES
 from fedsim.server import evaluate_run, run
@@ -23,6 +24,7 @@ from fedsim.simulation import Simulation
 from tests.helpers import (
     LORA,
     TINY_VIT,
+    cohort_of,
     make_config,
     make_simulation,
     play,
@@ -76,9 +78,8 @@ def test_with_all_neurons_it_is_the_full_model(method: str, precision: str) -> N
 
 
 def train(sim: Simulation, clients: tuple[int, ...]) -> dict[str, Tensor]:
-    weights = torch.full((len(clients),), 1 / len(clients), dtype=torch.float64)
     states: list[dict[str, Tensor]] = [{} for _ in clients]
-    return dict(sim.trainer.train(clients, weights, sim.initial_state(), COUNTING, states)[0].after)
+    return dict(sim.trainer.train(clients, cohort_of(*clients), sim.initial_state(), COUNTING, states)[0].after)
 
 
 def test_ragged_clients_count_as_they_would_alone() -> None:

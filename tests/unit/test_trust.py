@@ -9,8 +9,9 @@ import yaml
 from typer.testing import CliRunner
 
 import launch
-from fedsim.config import dump_config, load_config
+from fedsim.config import dump_config
 from fedsim.errors import UserError
+from fedsim.load import load_config
 from fedsim.runlog import _require_same_run
 from fedsim.trust import importing, load_own, load_recorded
 from tests.distributed.runs import TINY

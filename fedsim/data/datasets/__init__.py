@@ -1,11 +1,10 @@
 """The sets by name."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
-from fedsim.config_data import DATA_NAMES
+from fedsim.config_data import DATA_NAMES, DataConfig
 from fedsim.config_errors import nearest
 from fedsim.data.dataset import Dataset, Source
 from fedsim.data.datasets.camelyon import camelyon17, wilds_camelyon17
@@ -23,9 +22,6 @@ from fedsim.data.datasets.vision import cifar10, cifar100, flowers102
 from fedsim.data.digests import describe_files
 from fedsim.data.splits import drawn, split
 from fedsim.errors import UserError
-
-if TYPE_CHECKING:
-    from fedsim.config import DataConfig
 
 PACKAGED = {"brain_mri": brain_mri, "cells": cells, "dermoscopy_pairs": dermoscopy_pairs, "digits": digits}
 PACKAGED_TEXTS = {
@@ -45,7 +41,7 @@ IN_FOLDERS: dict[str, Callable[[str, int], Source]] = {
 }
 
 
-def load_dataset(config: "DataConfig") -> Dataset:
+def load_dataset(config: DataConfig) -> Dataset:
     """Load, resize and split the set that ``config`` names; UserError for all that is missing or unreadable.
 
     Safe to call from many processes at once: what has to be downloaded or decoded is done by one of them and
@@ -77,7 +73,7 @@ def load_dataset(config: "DataConfig") -> Dataset:
     )
 
 
-def _read(config: "DataConfig") -> Source:
+def _read(config: DataConfig) -> Source:
     prefix, _, flag = config.name.partition(":")
     if config.name in PACKAGED:
         return PACKAGED[config.name](config.image_size)

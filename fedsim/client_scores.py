@@ -14,63 +14,70 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.base import Algorithm, ServerState, Update
+from algorithms.base import Phase, ServerState, Update
 from fedsim.cohort import Cohort
 from fedsim.simulation import Simulation
 from fedsim.tasks import Task
 
-MODELS = ("own", "exchanged")
 MOMENTS = ("before", "after")
 SPLITS = ("val", "test")
 
 
-class ClientFigures:
-    """The metrics of a round's clients; nan for a client that has no images of a split."""
+class ClientScores:
+    """The metrics of a round's clients; nan for a client that has no images of a split.
 
-    def __init__(self, sim: Simulation, cohort: Cohort) -> None:
+    ``phase``: the round's last, before and after which clients are measured; None: nothing is measured.
+    """
+
+    def __init__(
+        self, sim: Simulation, state: ServerState, cohort: Cohort, mine: Sequence[range], phase: Phase | None
+    ) -> None:
         self._sim = sim
+        self._cohort = cohort
+        self._mine = mine
+        self._phase = phase
         self._metrics = sim.task.client_metrics
-        exchanges = type(sim.algorithm).exchanged_model is not Algorithm.exchanged_model
-        self._models = MODELS if exchanges else MODELS[:1]
-        # Zero but for the clients of this rank, until ``collect``.
+        # Which models there are a method tells without clients, too.
+        self._models = tuple(sim.algorithm.client_params([], state.params))
+        # Zero but for the clients of this rank, until all have met.
         sizes = (len(axis) for axis in (cohort.clients, self._models, MOMENTS, SPLITS, self._metrics))
         self._table = torch.zeros(*sizes, dtype=torch.float64)
 
-    def measure_before(
-        self, block: range, update: Update, states: Sequence[Mapping[str, Tensor]], params: Mapping[str, Tensor]
-    ) -> None:
-        """Take in what a block of this rank learned in the round's last phase, from the server's ``params``."""
-        self._measure("before", block, update.clients, states, params, update)
+    def measure_before(self, block: range, update: Update, params: Mapping[str, Tensor]) -> None:
+        """Take in what a block of this rank has learned, from the server's ``params``."""
+        if update.phase == self._phase:
+            self._measure("before", block, update.kept, params, update)
 
-    def measure_after(self, block: range, clients: Sequence[int], state: ServerState) -> None:
-        """Take in what a block of this rank holds now that the round is over."""
-        states = [self._sim.store.read(client) for client in clients]
-        self._measure("after", block, clients, states, state.params, None)
+    def measure_after(self, state: ServerState) -> None:
+        """Take in what the blocks of this rank hold now that the round is over, and bring all ranks together."""
+        if self._phase is None:
+            return
+        for block in self._mine:
+            kept = [self._sim.store.read(client) for client in self._cohort.clients[block.start : block.stop]]
+            self._measure("after", block, kept, state.params, None)
+        bits = self._table.view(torch.int64).flatten().to(self._sim.group.device)
+        self._table = self._sim.group.sum_exact(bits).cpu().view(torch.float64).view(self._table.shape)
 
     def _measure(
         self,
         moment: str,
         block: range,
-        clients: Sequence[int],
-        states: Sequence[Mapping[str, Tensor]],
+        kept: Sequence[Mapping[str, Tensor]],
         params: Mapping[str, Tensor],
         update: Update | None,
     ) -> None:
-        method = self._sim.algorithm
-        for which, model in enumerate((method.client_model, method.exchanged_model)[: len(self._models)]):
-            own = model(states, params, update)
+        clients = self._cohort.clients[block.start : block.stop]
+        models = self._sim.algorithm.client_params(kept, params, update)
+        for which, own in enumerate(models.values()):
             for place, split in enumerate(SPLITS):
                 rows, labels = self._sim.trainer.own.rows(split, clients, {**params, **own})
                 for position, row, truth in zip(block, rows.cpu(), labels.cpu(), strict=True):
                     self._table[position, which, MOMENTS.index(moment), place] = own_metrics(self._sim.task, row, truth)
 
-    def collect(self) -> None:
-        """Bring the figures of all ranks together; every rank calls this."""
-        bits = self._table.view(torch.int64).flatten().to(self._sim.group.device)
-        self._table = self._sim.group.sum_exact(bits).cpu().view(torch.float64).view(self._table.shape)
-
     def rows(self) -> list[dict[str, Any]]:
-        """Return each client's figures, in the cohort's order: {model: {moment: {split: {metric: value}}}}."""
+        """Return each client's scores, in the cohort's order: {model: {moment: {split: {metric: value}}}}; or none."""
+        if self._phase is None:
+            return []
         axes = (self._models, MOMENTS, SPLITS, self._metrics)
         return [named(values.tolist(), axes) for values in self._table]
 
@@ -80,6 +87,8 @@ class ClientFigures:
         Under ``clients`` and ``retrogress`` for the models that clients use, with ``_exchanged`` for the others.
         """
         found: dict[str, Any] = {}
+        if self._phase is None:
+            return found
         for which, model in enumerate(self._models):
             spreads = {split: self._spreads(which, place) for place, split in enumerate(SPLITS)}
             ending = "" if model == "own" else f"_{model}"

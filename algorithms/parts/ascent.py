@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from algorithms.base import beside
 from fedsim.models.specs import ParamSpec
 
 # Against division by zero, as in HarmoFL's released code.
@@ -23,7 +24,7 @@ def steepest(grads: Mapping[str, Tensor], specs: Mapping[str, ParamSpec], radius
     weight perturbation, with alpha for the radius.
     """
     norm = _norm(grads, specs)
-    return {name: grad * _beside(radius / (norm + TINY), grad) for name, grad in grads.items()}
+    return {name: grad * beside(radius / (norm + TINY), grad) for name, grad in grads.items()}
 
 
 def adaptive(
@@ -38,13 +39,13 @@ def adaptive(
     return {name: sizes[name] * rise for name, rise in steepest(scaled, specs, radius).items()}
 
 
+def moved(params: Mapping[str, Tensor], change: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the parameters with a change added."""
+    return {name: value + change[name] for name, value in params.items()}
+
+
 def _norm(tensors: Mapping[str, Tensor], specs: Mapping[str, ParamSpec]) -> Tensor:
     """The norm of each model over all tensors, (K,) or (K, M)."""
     leading = {name: value.shape[: value.dim() - len(specs[name].shape)] for name, value in tensors.items()}
     squares = [value.reshape(*leading[name], -1).square().sum(-1) for name, value in tensors.items()]
     return torch.stack(squares).sum(0).sqrt()
-
-
-def _beside(factor: Tensor, value: Tensor) -> Tensor:
-    """Give a factor (K,) or (K, M) the axes of a parameter."""
-    return factor.reshape(*factor.shape, *[1] * (value.dim() - factor.dim()))

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from algorithms.base import Aggregate, Algorithm, ServerState, add_exact
+from algorithms.base import PARAMS, Aggregate, Algorithm, ServerState, Tensors, add_exact
 
 FIRST, SECOND = "first/", "second/"
 
@@ -25,7 +25,7 @@ class ServerOptimizer(Algorithm):
         beta2: float = Field(0.99, ge=0, lt=1, description="Memory of the squared change.")
         tau: float = Field(1e-3, gt=0, description="Added to the root of the second moment: smaller is more adaptive.")
 
-    def init_server(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    def init_server(self, params: Tensors) -> Tensors:
         moved = {n: v.double() for n, v in self.sent(params).items() if self.specs[n].kind != "buffer"}
         first = {FIRST + name: torch.zeros_like(value) for name, value in moved.items()}
         # The smallest start that the paper allows.
@@ -35,7 +35,7 @@ class ServerOptimizer(Algorithm):
     def post_aggregate(self, state: ServerState, aggregate: Aggregate) -> ServerState:
         params, extra = dict(state.params), dict(state.extra)
         beta1: float = self.config.beta1
-        for name, change in aggregate.mean.items():
+        for name, change in aggregate.mean[PARAMS].items():
             step = change
             if FIRST + name in extra:
                 first = beta1 * extra[FIRST + name] + (1 - beta1) * change

@@ -1,0 +1,46 @@
+"""SCAFFOLD: control variates take the drift of unequal clients out of every local step."""
+
+from collections.abc import Sequence
+
+from algorithms import base
+from algorithms.base import PARAMS, Aggregate, Payload, ServerState, Start, Tensors, Update
+
+SERVER, OWN = "server control", "own control"
+
+
+class Scaffold(base.Algorithm):
+    """Karimireddy et al., SCAFFOLD: Stochastic controlled averaging for federated learning, ICML 2020, algorithm 1.
+
+    Option II, global step size 1. Steps use g - c_i + c; then c_i becomes c_i - c + (x - y_i) / (steps lr), and c moves
+    by the sum of the clients' changes over the number of all clients.
+    """
+
+    summary = "control variates against client drift (Karimireddy et al., 2020)"
+    keeps = (OWN,)
+
+    class Config(base.Algorithm.Config):
+        def check_training(self, train: base.TrainConfig) -> None:
+            if train.optimizer != "sgd" or train.momentum:
+                raise base.KeyedError("train.momentum", f"{train.momentum:g} with {train.optimizer}", "0 with sgd")
+
+    def init_server(self, params: Tensors) -> Tensors:
+        return {name: value.new_zeros(value.shape) for name, value in self.with_gradient(params).items()}
+
+    def begin(self, state: ServerState, phase: base.Phase, kept: Sequence[Tensors]) -> Start:
+        own = base.recall(kept, OWN, self.init_server(state.params))
+        return Start(context={SERVER: {n: state.extra[n].expand_as(v) for n, v in own.items()}, OWN: own})
+
+    def gradient(self, params: Tensors, grad_of: base.GradOf, step: base.Step) -> Tensors:
+        server, own = step.context[SERVER], step.context[OWN]
+        return {n: grad + server[n] - own[n] if n in own else grad for n, grad in grad_of(params).items()}
+
+    def pre_aggregate(self, update: Update) -> Payload:
+        server, own, length = update.context[SERVER], update.context[OWN], update.num_steps.double() * update.lr
+        change = {n: -server[n].double() - update.delta[n] / base.beside(length, update.delta[n]) for n in own}
+        base.keep(update.kept, OWN, {n: base.add_exact(own[n], value) for n, value in change.items()})
+        return Payload(mean={PARAMS: self.sent(update.delta)}, total={SERVER: change})
+
+    def post_aggregate(self, state: ServerState, aggregate: Aggregate) -> ServerState:
+        params, change = super().post_aggregate(state, aggregate).params, aggregate.total[SERVER]
+        moved = {n: base.add_exact(v, change[n] / self.facts.num_clients) for n, v in state.extra.items()}
+        return ServerState(state.round, params, moved)

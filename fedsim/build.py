@@ -1,0 +1,171 @@
+"""From a config to a simulation: read data and models, then put the parts together. Tests bring parts of their own."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from algorithms import resolve
+from algorithms.base import Algorithm, Facts
+from algorithms.parts.abilities import Aligning, Assessing
+from comm import Group
+from fedsim.arithmetic import set_arithmetic
+from fedsim.blocks import choose_block_size
+from fedsim.client import BlockTrainer
+from fedsim.config import Config, StoreConfig
+from fedsim.config_words import PIXEL_MODELS
+from fedsim.data import Dataset, load_dataset, partition_clients, without_small
+from fedsim.errors import UserError
+from fedsim.memory import keep_freed_memory
+from fedsim.models.held import build_models
+from fedsim.models.stacked import StackedModel
+from fedsim.pace import Pace
+from fedsim.privacy.layer import Layer
+from fedsim.public import PublicInputs, load_public
+from fedsim.simulation import Simulation
+from fedsim.store import GIB, Budget, ClientStore
+from fedsim.task_choice import task_of
+from fedsim.tasks import Classification, Task
+from fedsim.texts import input_source
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is read before a run: images, who has which of them, and the server's and the clients' models."""
+
+    dataset: Dataset
+    clients: list[np.ndarray]
+    server_model: StackedModel
+    client_model: StackedModel
+    public: PublicInputs | None = None
+
+
+def build_simulation(
+    config: Config, group: Group, per_block: int | None = None, scratch: Path | None = None
+) -> Simulation:
+    """Load the parts that a config names and put them together, see ``assemble``."""
+    set_arithmetic(config.model.precision, config.deterministic, group.device)
+    keep_freed_memory()
+    return assemble(config, group, load_parts(config, group.device), per_block, scratch)
+
+
+def load_parts(config: Config, device: torch.device) -> Parts:
+    """Read the data set, divide it among the clients, and load the models; UserError for what does not fit."""
+    dataset = load_dataset(config.data)
+    task_of(dataset, config).check_decisive(config.evaluate.best_by, dataset)
+    clients = without_small(partition_clients(dataset, config.clients, config.seed), config.clients.min_samples)
+    size, names = config.data.image_size, dataset.class_names
+    server_model, client_model = build_models(config.model, size, names, config.seed, device)
+    check_outputs(config, server_model, dataset)
+    check_batches(config, server_model, clients)
+    return Parts(dataset, clients, server_model, client_model)
+
+
+def assemble(
+    config: Config,
+    group: Group,
+    parts: Parts,
+    per_block: int | None = None,
+    scratch: Path | None = None,
+    layers: Sequence[Layer] = (),
+) -> Simulation:
+    """Put a simulation together.
+
+    ``per_block``: the block size that a resumed run has settled on. The simulation's config names the one in use.
+    ``scratch``: a folder for the states of clients that the config's budget keeps out of memory; without it
+    all of them stay there.
+    """
+    # The method is told what there is, and refuses a model that has not what it is about.
+    method = resolve(config.algorithm.name)
+    facts = Facts(parts.client_model.specs, config.rounds, len(parts.clients), config.train)
+    algorithm = method(method.Config(**config.algorithm.settings), facts)
+
+    # The block size depends on the config alone, so that no result depends on the ranks.
+    images = input_source(config, parts.dataset, parts.server_model)
+    num_models = max(phase.models for phase in algorithm.phases(1))
+    num_elements, num_layers = images.num_elements * num_models, parts.client_model.num_layers
+    settled = per_block or choose_block_size(config, num_elements, num_layers, group.device)
+    clients = config.clients.model_copy(update={"per_block": settled})
+    config = config.model_copy(update={"clients": clients})
+
+    # What trains blocks, and what clients keep between rounds.
+    task = task_of(parts.dataset, config)
+    trainer = BlockTrainer(config, task, parts.client_model, algorithm, images, parts.dataset, parts.clients)
+    check_own_images(config, algorithm, task, trainer)
+    keeps = bool(algorithm.keeps) or config.train.keep_optimizer
+    store = ClientStore(group, new_state if keeps else None, state_budget(config.store, group.device, scratch))
+
+    # What the server aligns the clients' sub-model over.
+    public = parts.public
+    if public is None and isinstance(algorithm, Aligning):
+        rounds = range(1, config.rounds + 1)
+        is_aligned = any(algorithm.aligns_after(round) for round in rounds)
+        public = load_public(config.model.submodel, parts.server_model) if is_aligned else None
+    return Simulation(
+        config=config,
+        group=group,
+        dataset=parts.dataset,
+        parts=parts.clients,
+        task=task,
+        model=parts.server_model,
+        held=parts.client_model,
+        algorithm=algorithm,
+        layers=layers,
+        images=images,
+        trainer=trainer,
+        store=store,
+        pace=Pace(config.train, [len(part) for part in parts.clients], group.num_ranks),
+        per_block=settled,
+        public=public,
+    )
+
+
+def new_state(client: int) -> dict[str, Tensor]:
+    """Return what a client keeps before its first round."""
+    del client
+    return {}
+
+
+def check_own_images(config: Config, algorithm: Algorithm, task: Task, trainer: BlockTrainer) -> None:
+    """UserError where a client has no images of its own for what is measured on them."""
+    if isinstance(algorithm, Assessing):
+        if not isinstance(task, Classification):
+            found = f"{config.algorithm.name}, which compares class scores, with {config.data.name}"
+            raise UserError("algorithm.name", found, "a set of classes, or another method")
+        if (config.train.epochs or 1) > 1:
+            trainer.own.require(algorithm.assess_on)
+    for split in ("val", "test") if config.evaluate.clients else ():
+        trainer.own.places(split)  # refuses a partition's file that does not say whose they are
+
+
+def check_outputs(config: Config, model: StackedModel, dataset: Dataset) -> None:
+    """UserError where the network scores images and the data set has masks, or the other way round."""
+    if model.encoder.per_pixel != (dataset.masks is not None):
+        found = f"{config.model.name} with {dataset.name}, which has {'no ' if dataset.masks is None else ''}masks"
+        expected = ", ".join(PIXEL_MODELS) if dataset.masks is not None else "a network that scores images"
+        raise UserError("model.name", found, expected)
+
+
+def check_batches(config: Config, model: StackedModel, parts: Sequence[np.ndarray]) -> None:
+    """UserError where a client would train on a batch of one image and the network's BatchNorm cannot."""
+    size = config.train.batch_size
+    lone = [client for client, part in enumerate(parts) if len(part) > 0 and (len(part) % size == 1 or size == 1)]
+    if lone and config.model.train == "all" and model.normalises_over_batch(config.data.image_size):
+        raise UserError(
+            "train.batch_size",
+            f"{size}, which leaves client {lone[0]} with its {len(parts[lone[0]])} images a batch of one",
+            f"batches of two images or more, over which {config.model.name} normalises; "
+            "clients.min_samples leaves small clients out",
+        )
+
+
+def state_budget(config: StoreConfig, device: torch.device, scratch: Path | None) -> Budget:
+    """Return how many bytes of clients' states rest where."""
+    on_host = math.inf if config.host_gib is None or scratch is None else config.host_gib * GIB
+    # A CPU's memory is the host's, so there only the host's limit counts.
+    on_device = 0.0 if device.type == "cpu" else config.device_gib * GIB
+    return Budget(on_device, on_host, scratch)

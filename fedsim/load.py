@@ -1,0 +1,116 @@
+"""From a file and ``key=value`` to a config: defaults < YAML < command line; unknown keys are errors.
+
+The only file that knows both the config's words and the methods, whose own keys a run's config holds. ``python -m
+fedsim.load`` rewrites the schemas in configs/, from which editors complete and check.
+"""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from algorithms import METHODS, resolve
+from fedsim.config import Config
+from fedsim.config_distill import DistillConfig
+from fedsim.config_errors import KeyedError, Mistake, mistakes, nearest, show
+from fedsim.config_source import Source
+from fedsim.config_words import AlgorithmConfig
+from fedsim.config_yaml import apply_overrides, read_mapping, require_file
+from fedsim.errors import UserError
+from fedsim.files import write_json
+
+SCHEMA_VERSION = "https://json-schema.org/draft/2020-12/schema"
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = (), *, imports: bool = True) -> Config:
+    """Read a YAML file, apply ``key=value`` overrides, fill in all defaults, the method's own included.
+
+    Without ``imports`` the keys of a method that is named by its import path stay as they are: nothing is imported.
+    Raises UserError with one line: file or "command line", key, what was found, what is allowed.
+    """
+    data = read_mapping(Path(path))
+    if "submodel" in data:
+        raise UserError(str(path), "a distillation's config, with submodel", "a run's; launch.py distill takes it")
+    source = Source(str(path), apply_overrides(data, overrides))
+    try:
+        config = Config.model_validate(copy.deepcopy(data))
+    except ValidationError as error:
+        source.refuse(mistakes(error, data, Config))
+    source.check_paths(config.model, config.data)
+    if config.clients.partition.name == "file":
+        require_file(Path(config.clients.partition.path), source.where("clients.partition.path"))
+    if "." in config.algorithm.name and not imports:
+        return config
+    return config.model_copy(update={"algorithm": _with_method_defaults(config, source)})
+
+
+def _with_method_defaults(config: Config, source: Source) -> AlgorithmConfig:
+    """Check the method's own keys with the method's own model, also beside ``train``, and fill in its defaults."""
+    algorithm, where = config.algorithm, source.where("algorithm.name")
+    if "." not in algorithm.name and algorithm.name not in METHODS:
+        raise UserError(where, show(algorithm.name), nearest(algorithm.name, METHODS))
+    try:
+        model = resolve(algorithm.name).Config
+    except UserError as error:
+        raise UserError(where, error.found, error.expected) from None
+    try:
+        settings = model.model_validate(algorithm.settings, extra="forbid")
+    except ValidationError as error:
+        found = mistakes(error, algorithm.settings, model)
+        source.refuse([Mistake(f"algorithm.{one.key}", one.found, one.expected) for one in found])
+    try:
+        settings.check_training(config.train)
+    except KeyedError as error:
+        source.refuse([Mistake(error.key, error.found, error.expected)])
+    return AlgorithmConfig(name=algorithm.name, **settings.model_dump(mode="json"))
+
+
+def load_distill_config(path: Path | str, overrides: Sequence[str] = (), *, check_paths: bool = True) -> DistillConfig:
+    """Read a YAML file and apply ``key=value`` overrides, as ``load_config`` does.
+
+    Without ``check_paths`` the files and folders that it names need not be there. UserError for a run's config.
+    """
+    data = read_mapping(Path(path))
+    if "rounds" in data:
+        raise UserError(str(path), "a run's config, with rounds", "a distillation's; launch.py run takes it")
+    source = Source(str(path), apply_overrides(data, overrides))
+    try:
+        config = DistillConfig.model_validate(data)
+    except ValidationError as error:
+        source.refuse(mistakes(error, data, DistillConfig))
+    if check_paths:
+        source.check_paths(config.model, config.data)
+    return config
+
+
+def run_schema() -> dict[str, Any]:
+    """JSON schema of a config file, each known method's own keys included."""
+    whole = Config.model_json_schema()
+    whole["$schema"] = SCHEMA_VERSION
+    section = whole["$defs"]["AlgorithmConfig"]
+    del section["additionalProperties"]
+    section["properties"]["name"]["anyOf"] = [{"enum": list(METHODS)}, {"pattern": r"\."}]
+    section["allOf"] = [_method_rule(name, resolve(name).Config, whole) for name in METHODS]
+    return whole
+
+
+def _method_rule(name: str, model: type[Any], whole: dict[str, Any]) -> dict[str, Any]:
+    keys = model.model_json_schema()
+    whole["$defs"].update(keys.pop("$defs", {}))
+    rule = {"properties": {"name": True, **keys.get("properties", {})}, "additionalProperties": False}
+    if "required" in keys:
+        rule["required"] = keys["required"]
+    return {"if": {"properties": {"name": {"const": name}}, "required": ["name"]}, "then": rule}
+
+
+def distill_schema() -> dict[str, Any]:
+    """JSON schema of a distillation's config."""
+    return {**DistillConfig.model_json_schema(), "$schema": SCHEMA_VERSION}
+
+
+if __name__ == "__main__":
+    write_json(CONFIGS / "schema.json", run_schema())
+    write_json(CONFIGS / "schema_distill.json", distill_schema())

@@ -1,0 +1,1 @@
+"""Layers that wrap every method: what clients let out passes through them."""
