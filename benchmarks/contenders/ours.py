@@ -8,7 +8,6 @@ import timm
 import torch
 
 from algorithms.base import ServerState
-from algorithms.fedavg import FedAvg
 from benchmarks import regimes
 from benchmarks.contenders.common import (
     Outcome,
@@ -20,11 +19,9 @@ from benchmarks.contenders.common import (
 )
 from comm import Group, open_group
 from fedsim.arithmetic import set_arithmetic
-from fedsim.blocks import choose_block_size
-from fedsim.client import BlockTrainer
+from fedsim.build import Parts, assemble
 from fedsim.config import Config, ModelConfig
 from fedsim.data import Dataset
-from fedsim.images import ImageSource
 from fedsim.memory import keep_freed_memory, own_pages
 from fedsim.models.encoders import Encoder
 from fedsim.models.stacked import StackedModel
@@ -32,7 +29,6 @@ from fedsim.models.timm_vit import TimmTower
 from fedsim.records import RoundRecord
 from fedsim.server import run_round
 from fedsim.simulation import Simulation
-from fedsim.store import ClientStore
 
 
 class Silent:
@@ -107,11 +103,7 @@ def make_simulation(settings: Settings, group: Group) -> Simulation:
     dataset = Dataset(regime.name, images, labels, names, everything, nothing, nothing, None, None, ())
     parts = np.split(everything, regime.num_clients)
     model = make_model(regime, config.model, group.device)
-    algorithm = FedAvg(FedAvg.Config(), model.specs)
-    source = ImageSource(dataset, model, ())
-    trainer = BlockTrainer(config, model, algorithm, source, dataset, parts)
-    per_block = choose_block_size(config, source.num_elements, model.num_layers, group.device)
-    return Simulation(config, group, dataset, parts, model, algorithm, source, trainer, ClientStore(group), per_block)
+    return assemble(config, group, Parts(dataset, parts, model, model))
 
 
 def run(settings: Settings, group: Group) -> Outcome:
