@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from fedsim import __version__
 from fedsim.errors import RankError, UserError
 from fedsim.listing import LISTINGS
 from fedsim.load import load_distill_config
@@ -54,6 +55,22 @@ Overrides = Annotated[
 Out = Annotated[Path | None, typer.Option(help="Folder of what is made; runs/<name> if not given.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if any.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Run code of the user's that the run folder names or holds.")]
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end, where it is asked for."""
+    if wanted:
+        typer.echo(f"fedsim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """Take what belongs to no verb."""
 
 
 @app.command()

