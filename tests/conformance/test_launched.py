@@ -28,8 +28,8 @@ class Slow(Algorithm):
         share: float = 0.5
 
     def post_aggregate(self, state, aggregate):
-        mean = {name: self.config.share * value for name, value in aggregate.mean.items()}
-        return super().post_aggregate(state, type(aggregate)(aggregate.clients, mean, aggregate.total))
+        mean = {name: self.config.share * value for name, value in aggregate.mean["params"].items()}
+        return super().post_aggregate(state, type(aggregate)(aggregate.clients, {"params": mean}))
 '''
 
 

@@ -100,7 +100,7 @@ def test_a_round_of_prrfl_with_the_augmentations_of_the_release(root: Path) -> N
             train={"lr": 0.01, "momentum": 0.0, "batch_size": 4, "epochs": 2},
         )
         sim = build_simulation(config, open_group(), per_block=2)
-        assert [own.tolist() for own in sim.held_out["val"]] == [[4, 5], [13, 14], [22, 23], [31, 32]]
+        assert [own.tolist() for own in sim.trainer.own.held_out["val"]] == [[4, 5], [13, 14], [22, 23], [31, 32]]
         play(sim, 1)
         ends.append(sim.store.read(2)["own/net.fc1.linear.weight"])
     assert all(end.isfinite().all() for end in ends)

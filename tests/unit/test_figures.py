@@ -57,7 +57,7 @@ def test_macro_f1_is_that_of_sklearn() -> None:
 def test_a_split_that_a_client_lacks() -> None:
     sim = simulate(SIZES, 2, model=HEAD)
     sim.trainer.own.require("train")
-    assert not len(sim.held_out["val"][3])
+    assert not len(sim.trainer.own.held_out["val"][3])
     with pytest.raises(UserError, match=r"algorithm\.decide_on, client 3"):
         sim.trainer.own.require("val")
 
@@ -93,10 +93,10 @@ def test_figures_of_a_round(method: str) -> None:
 
     drops = []
     for row in last:
-        own = sim.algorithm.client_model([sim.store.read(row["client"])], end.params)
+        own = sim.algorithm.client_params([sim.store.read(row["client"])], end.params)["own"]
         params = {**end.params, **{name: value[0] for name, value in own.items()}}
         for split in ("val", "test"):
-            part = sim.held_out[split][row["client"]]
+            part = sim.trainer.own.held_out[split][row["client"]]
             scores = sim.model.forward(params, sim.images.evaluation_batch(part), training=False)[0]
             expected = classification_metrics(scores.detach(), sim.dataset.labels[torch.from_numpy(part)])
             for metric, value in row["own"]["after"][split].items():
@@ -124,9 +124,9 @@ def test_prrfl_drops_in_the_deputy_alone() -> None:
     assert any(drops)
     for row in records[0].client_rows:
         state = [sim.store.read(row["client"])]
-        for model, hook in (("own", sim.algorithm.client_model), ("exchanged", sim.algorithm.exchanged_model)):
-            params = {name: value[0] for name, value in hook(state, end.params).items()}
-            part = sim.held_out["test"][row["client"]]
+        for model, own in sim.algorithm.client_params(state, end.params).items():
+            params = {name: value[0] for name, value in own.items()}
+            part = sim.trainer.own.held_out["test"][row["client"]]
             scores = sim.model.forward(params, sim.images.evaluation_batch(part), training=False)[0]
             expected = classification_metrics(scores.detach(), sim.dataset.labels[torch.from_numpy(part)])
             assert row[model]["after"]["test"]["f1"] == pytest.approx(expected["f1"])

@@ -85,7 +85,7 @@ def test_targets_never_shared_stay_with_the_clients() -> None:
     own = [sim.store.read(client)[f"own/{AMPLITUDE}"] for client in range(3)]
     assert all(target.any() for target in own)
     assert not torch.equal(own[0], own[1])
-    used = sim.algorithm.client_model([sim.store.read(client) for client in range(3)], params[1])
+    used = sim.algorithm.client_params([sim.store.read(client) for client in range(3)], params[1])["own"]
     assert torch.equal(used[AMPLITUDE], torch.stack(own))
 
 

@@ -120,9 +120,9 @@ def test_figures_are_those_of_each_client_on_its_own_images() -> None:
     assert [row["client"] for row in rows] == [0, 2]
     drops = []
     for row in rows:
-        own = sim.algorithm.client_model([sim.store.read(row["client"])], end.params)
+        own = sim.algorithm.client_params([sim.store.read(row["client"])], end.params)["own"]
         params = {**end.params, **{name: value[0] for name, value in own.items()}}
-        part = sim.held_out["test"][row["client"]]
+        part = sim.trainer.own.held_out["test"][row["client"]]
         with torch.no_grad():
             outputs = sim.model.forward(params, sim.images.evaluation_batch(part), training=False)[0]
         expected = sim.task.measure(sim.task.rows(outputs, sim.images.targets[part]), sim.dataset.labels[part])
