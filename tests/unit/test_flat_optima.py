@@ -12,7 +12,7 @@ from algorithms.parts.ascent import adaptive, steepest
 from fedsim.errors import UserError
 from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED, ParamSpec
 from fedsim.simulation import Simulation
-from tests.helpers import LORA, TINY_VIT, play, same_bits, simulate
+from tests.helpers import LORA, TINY_VIT, facts_of, play, same_bits, simulate
 
 SPECS = {"x": ParamSpec((2,), "body"), "scale": ParamSpec((), "local")}
 MODEL = {**TINY_VIT, "lora": LORA, "amplitude_norm": {}}
@@ -99,5 +99,5 @@ def test_first_is_averaged_with_the_clients_weights() -> None:
 
 def test_harmofl_needs_images_to_normalise() -> None:
     with pytest.raises(UserError, match=r"^model\.amplitude_norm: found null with algorithm\.name: harmofl; expected"):
-        HarmoFL(HarmoFL.Config(), SPECS)
+        HarmoFL(HarmoFL.Config(), facts_of(SPECS))
     assert issubclass(HarmoFL, Algorithm)
