@@ -13,9 +13,9 @@ import typer
 from typer.core import TyperGroup
 
 from fedsim import __version__
+from fedsim.config_distill import load_distill_config
 from fedsim.errors import RankError, UserError
 from fedsim.listing import LISTINGS
-from fedsim.load import load_distill_config
 from fedsim.output import fill_closed_streams, show_rows, showing
 from fedsim.trust import load_own
 
@@ -117,10 +117,10 @@ def evaluate(
     trust: Trust = False,
 ) -> None:
     """Evaluate a run's saved model."""
-    from fedsim import server
+    from fedsim import evaluate_run
     from fedsim.screen import make_console, metrics_table
 
-    metrics = server.evaluate_run(run_dir, checkpoint, trust)
+    metrics = evaluate_run.evaluate_run(run_dir, checkpoint, trust)
     if IS_FIRST_RANK:
         with showing():
             make_console().print(metrics_table(metrics, f"{run_dir}, {checkpoint} checkpoint"))

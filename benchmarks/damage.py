@@ -30,9 +30,8 @@ from fedsim.config import Config
 from fedsim.errors import UserError
 from fedsim.load import load_config
 from fedsim.runlog import RunLog
-from fedsim.sealed import SEAL, write_record
+from fedsim.sealed import SEAL, digest_tensors, write_record
 from fedsim.server import run
-from fedsim.store import digest_tensors
 
 CONFIG = """
 name: damaged

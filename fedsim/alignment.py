@@ -1,28 +1,25 @@
 """The alignment: between two rounds the server distils parts of the clients' sub-model anew, on all ranks."""
 
-import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from algorithms.base import Aggregate, ServerState
 from algorithms.parts.abilities import Aligning
-from fedsim.distill import Distiller, Pair
+from fedsim.distill import Distiller, Pair, Step
 from fedsim.models.held import HeldModel
-from fedsim.records import RoundRecord
-from fedsim.runlog import RunLog
 from fedsim.seeding import derive
 from fedsim.simulation import Simulation
 
 
 def align(
-    sim: Simulation, method: Aligning, state: ServerState, aggregate: Aggregate, record: RoundRecord, log: RunLog
-) -> ServerState:
-    """Return the server's state with the sub-model as the method wants it aligned; the same bits on every rank.
+    sim: Simulation, method: Aligning, state: ServerState, aggregate: Aggregate, progress: Callable[[str], None]
+) -> tuple[ServerState, list[Step]]:
+    """Return the server's state with the sub-model as the method wants it aligned, and the steps that it took.
 
-    ``state`` and ``aggregate``: after the round's last phase.
+    The same bits on every rank. ``state`` and ``aggregate``: after the round's last phase.
     """
     assert sim.public is not None, "build_simulation loads it where a round aligns"
     assert isinstance(sim.held, HeldModel), "and the folder of a sub-model with it"
-    started = time.perf_counter()
     round, seed = state.round + 1, sim.config.seed
     wanted = method.align(state, aggregate, derive(seed, "align", round=round))
     pair = Pair(sim.model, sim.held, state.params, state.params | dict(wanted.student))
@@ -40,6 +37,5 @@ def align(
     steps = []
     for step in distiller.steps():
         steps.append(step)
-        log.progress(f"alignment: step {step.step} of {distiller.num_steps}")
-    record.add_alignment(steps, time.perf_counter() - started)
-    return replace(state, params=state.params | distiller.tensors)
+        progress(f"alignment: step {step.step} of {distiller.num_steps}")
+    return replace(state, params=state.params | distiller.tensors), steps

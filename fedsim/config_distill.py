@@ -1,13 +1,18 @@
 """Typed configuration of a distillation: a whole model, public data, and the sub-model that is made of the two."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fedsim.config_data import DataConfig
-from fedsim.config_errors import KeyedError, refuse_idle
+from fedsim.config_errors import KeyedError, mistakes, refuse_idle
+from fedsim.config_source import Source
 from fedsim.config_train import ADAM_BETAS, Beta
 from fedsim.config_words import Count, ModelConfig, Name, Positive, Seed, Whole, Words
+from fedsim.config_yaml import SCHEMA_VERSION, apply_overrides, read_mapping
+from fedsim.errors import UserError
 
 
 class CutConfig(Words):
@@ -95,3 +100,26 @@ class DistillConfig(Words):
         if self.distill.form == "released":
             refuse_idle(self.distill, ["alpha"], "form: released, where that error has no gradient", "distill.")
         return self
+
+
+def load_distill_config(path: Path | str, overrides: Sequence[str] = (), *, check_paths: bool = True) -> DistillConfig:
+    """Read a YAML file and apply ``key=value`` overrides, as ``load.load_config`` does.
+
+    Without ``check_paths`` the files and folders that it names need not be there. UserError for a run's config.
+    """
+    data = read_mapping(Path(path))
+    if "rounds" in data:
+        raise UserError(str(path), "a run's config, with rounds", "a distillation's; launch.py run takes it")
+    source = Source(str(path), apply_overrides(data, overrides))
+    try:
+        config = DistillConfig.model_validate(data)
+    except ValidationError as error:
+        source.refuse(mistakes(error, data, DistillConfig))
+    if check_paths:
+        source.check_paths(config.model, config.data)
+    return config
+
+
+def distill_schema() -> dict[str, Any]:
+    """JSON schema of a distillation's config."""
+    return {**DistillConfig.model_json_schema(), "$schema": SCHEMA_VERSION}

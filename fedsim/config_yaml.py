@@ -20,6 +20,7 @@ from fedsim.errors import UserError
 MAX_BYTES = 1_000_000
 MAX_DIGITS = 100
 COMMAND_LINE = "command line"
+SCHEMA_VERSION = "https://json-schema.org/draft/2020-12/schema"
 TAG = "tag:yaml.org,2002:"
 NUMBER = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 SCALARS = {

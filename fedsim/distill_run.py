@@ -17,13 +17,12 @@ from torch import Tensor
 from comm import Group, open_group
 from fedsim.arithmetic import set_arithmetic
 from fedsim.config import dump_config
-from fedsim.config_distill import DistillConfig
+from fedsim.config_distill import DistillConfig, load_distill_config
 from fedsim.data import Dataset, load_dataset
 from fedsim.data.dataset import Indices
 from fedsim.distill import Distiller, Pair, Step
 from fedsim.environment import environment
 from fedsim.files import naming_files
-from fedsim.load import load_distill_config
 from fedsim.lock import FolderLock
 from fedsim.memory import keep_freed_memory
 from fedsim.models.encoders import load_encoder
@@ -33,8 +32,7 @@ from fedsim.models.stacked import StackedModel
 from fedsim.rows import NO_ROWS, Seal, Table
 from fedsim.runlog import claim_folder, leave_folder, note_data, require_same, write_environment
 from fedsim.screen import Screen
-from fedsim.sealed import read_sealed, write_sealed
-from fedsim.store import digest_tensors
+from fedsim.sealed import digest_tensors, read_sealed, write_sealed
 from fedsim.submodel_folder import CONFIG_FILE, FACTS_FILE, Submodel, fingerprint, make_submodel, save_submodel
 from fedsim.texts import input_source
 

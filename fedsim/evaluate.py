@@ -12,6 +12,7 @@ from torch import Tensor
 from comm import Group
 from fedsim.images import ImageSource
 from fedsim.models.stacked import StackedModel
+from fedsim.simulation import Simulation
 from fedsim.tasks import Task
 
 
@@ -37,3 +38,13 @@ def evaluation_rows(
             targets = images.targets[torch.from_numpy(batch)]
             rows[start : start + len(batch)] = task.rows(outputs[0], targets).cpu()
     return group.sum_disjoint(rows)
+
+
+def evaluate(sim: Simulation, params: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Return the metrics of the validation and the test images, the same on every rank."""
+    metrics = {}
+    for split, places in (("val", sim.dataset.val), ("test", sim.dataset.test)):
+        size = sim.config.evaluate.batch_size
+        rows = evaluation_rows(sim.task, sim.model, params, sim.images, places, size, sim.group)
+        metrics[split] = sim.task.measure(rows, sim.dataset.labels[torch.from_numpy(places)])
+    return metrics

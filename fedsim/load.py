@@ -13,15 +13,14 @@ from pydantic import ValidationError
 
 from algorithms import METHODS, resolve
 from fedsim.config import Config
-from fedsim.config_distill import DistillConfig
+from fedsim.config_distill import distill_schema
 from fedsim.config_errors import KeyedError, Mistake, mistakes, nearest, show
 from fedsim.config_source import Source
 from fedsim.config_words import AlgorithmConfig
-from fedsim.config_yaml import apply_overrides, read_mapping, require_file
+from fedsim.config_yaml import SCHEMA_VERSION, apply_overrides, read_mapping, require_file
 from fedsim.errors import UserError
 from fedsim.files import write_json
 
-SCHEMA_VERSION = "https://json-schema.org/draft/2020-12/schema"
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -68,24 +67,6 @@ def _with_method_defaults(config: Config, source: Source) -> AlgorithmConfig:
     return AlgorithmConfig(name=algorithm.name, **settings.model_dump(mode="json"))
 
 
-def load_distill_config(path: Path | str, overrides: Sequence[str] = (), *, check_paths: bool = True) -> DistillConfig:
-    """Read a YAML file and apply ``key=value`` overrides, as ``load_config`` does.
-
-    Without ``check_paths`` the files and folders that it names need not be there. UserError for a run's config.
-    """
-    data = read_mapping(Path(path))
-    if "rounds" in data:
-        raise UserError(str(path), "a run's config, with rounds", "a distillation's; launch.py run takes it")
-    source = Source(str(path), apply_overrides(data, overrides))
-    try:
-        config = DistillConfig.model_validate(data)
-    except ValidationError as error:
-        source.refuse(mistakes(error, data, DistillConfig))
-    if check_paths:
-        source.check_paths(config.model, config.data)
-    return config
-
-
 def run_schema() -> dict[str, Any]:
     """JSON schema of a config file, each known method's own keys included."""
     whole = Config.model_json_schema()
@@ -104,11 +85,6 @@ def _method_rule(name: str, model: type[Any], whole: dict[str, Any]) -> dict[str
     if "required" in keys:
         rule["required"] = keys["required"]
     return {"if": {"properties": {"name": {"const": name}}, "required": ["name"]}, "then": rule}
-
-
-def distill_schema() -> dict[str, Any]:
-    """JSON schema of a distillation's config."""
-    return {**DistillConfig.model_json_schema(), "$schema": SCHEMA_VERSION}
 
 
 if __name__ == "__main__":

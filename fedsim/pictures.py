@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fedsim.data import Dataset
-from fedsim.data.plot import COLOURS
 from fedsim.files import write_atomic
+from fedsim.partition import COLOURS
 from fedsim.simulation import Simulation
 
 PER_SITE = 4

@@ -9,10 +9,9 @@ from fedsim.cohort import draw_cohort, num_local_steps
 from fedsim.config import Config
 from fedsim.costs import costs, payload_of
 from fedsim.data.overlap import overlap_rows
+from fedsim.partition import notes
 from fedsim.simulation import Simulation
 from fedsim.traffic import sent_by_client
-
-MOST_NAMED = 20
 
 
 def describe(config: Config) -> list[tuple[str, str]]:
@@ -47,20 +46,6 @@ def describe(config: Config) -> list[tuple[str, str]]:
     for name, cost in costs(sim).items():
         held = f"{cost['parameters']:,} parameters in {cost['bytes']:,} bytes"
         rows.append((f"a client's {name.replace('_', ' ')}", f"{held}, {cost['bytes_sent']:,} bytes sent per round"))
-    return rows
-
-
-def notes(sim: Simulation) -> list[tuple[str, str]]:
-    """Return what was decided about the images that the config does not say outright, as rows of name and text."""
-    rows = []
-    if sim.dataset.drawn:
-        rows.append(("split", f"{' and '.join(sim.dataset.drawn)} drawn from the training {sim.dataset.unit}"))
-    fewest, out = sim.config.clients.min_samples, [client for client, size in enumerate(sim.sizes) if size == 0]
-    if fewest is not None and out:
-        named = ", ".join(map(str, out[:MOST_NAMED])) + (" ..." if len(out) > MOST_NAMED else "")
-        rows.append(
-            ("left out", f"{len(out)} of {len(sim.sizes)} clients with fewer than {fewest} {sim.dataset.unit}: {named}")
-        )
     return rows
 
 

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedsim.config_distill import load_distill_config
 from fedsim.config_words import SubmodelConfig
 from fedsim.data import load_dataset
 from fedsim.data.dataset import Indices
 from fedsim.errors import UserError
 from fedsim.images import ImageSource
-from fedsim.load import load_distill_config
 from fedsim.models.stacked import StackedModel
 from fedsim.submodel_folder import CONFIG_FILE
 from fedsim.texts import input_source

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from fedsim.config_errors import show
@@ -83,3 +84,13 @@ def read_sealed(record: Path, what: str) -> tuple[dict[str, Tensor], dict[str, A
         shown = f"{len(content)} bytes of sha256 {found[:12]}"
         raise UserError(str(path), shown, f"{expected[:12]}, as {record.name} says")
     return safetensors.torch.load(content), facts
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 over names, types, shapes and bytes, in the order of the names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        total.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return total.hexdigest()

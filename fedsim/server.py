@@ -5,6 +5,7 @@ sent; rank 0 alone writes the run folder.
 """
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,19 +24,17 @@ from fedsim.client_scores import ClientScores
 from fedsim.cohort import draw_cohort
 from fedsim.config import Config
 from fedsim.costs import costs
-from fedsim.data import draw_partition, partition_table
-from fedsim.errors import UserError
-from fedsim.files import naming_files, write_json
+from fedsim.evaluate import evaluate
 from fedsim.global_model import global_model
 from fedsim.method_checks import check_phases, check_state
+from fedsim.partition import describe_partition
 from fedsim.phase import meet, train_blocks
 from fedsim.pictures import draw_predictions
-from fedsim.plan import notes
 from fedsim.records import RoundRecord
 from fedsim.runlog import RunLog
+from fedsim.sealed import digest_tensors
 from fedsim.simulation import Simulation
-from fedsim.store import digest_tensors, scratch_folder
-from fedsim.trust import load_recorded
+from fedsim.store import scratch_folder
 
 
 def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
             # Measure the new global model, and keep it if it is the best so far.
             is_last = state.round == config.rounds
             if is_evaluated(config, state.round):
-                record.measure(sim.evaluate(global_model(sim, state)))
+                record.measure(evaluate(sim, global_model(sim, state)))
                 if note_evaluation(best_by, progress, record):
                     checkpoints.save_best(state, sim.store, progress)
 
@@ -107,7 +106,9 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
         sim.pace.remember(cohort, observed.seconds, observed.busy)
     if isinstance(sim.algorithm, Aligning) and sim.algorithm.aligns_after(round):
         # The sub-model that clients are given next is brought closer to the full model again.
-        state = align(sim, sim.algorithm, state, released, record, log)
+        started = time.perf_counter()
+        state, steps = align(sim, sim.algorithm, state, released, log.progress)
+        record.add_alignment(steps, time.perf_counter() - started)
     scores.measure_after(state)
     record.add_scores(scores)
     return replace(state, round=round)
@@ -191,28 +192,3 @@ def best_model(sim: Simulation, checkpoints: Checkpoints) -> Mapping[str, Tensor
     store = sim.store.emptied("best")
     store.adopt(saved.clients)
     return global_model(sim, saved.state.to(sim.group.device), store)
-
-
-def describe_partition(sim: Simulation, log: RunLog) -> None:
-    """Leave a table and a picture of who has which images in the run folder."""
-    if sim.group.is_server:
-        rows = [vars(row) for row in partition_table(sim.dataset, sim.parts)]
-        write_json(log.folder / "partition.json", {"classes": sim.dataset.class_names, "clients": rows})
-        draw_partition(sim.dataset, sim.parts, log.folder / "partition.png")
-        for name, text in notes(sim):
-            log.message(f"{name}: {text}")
-
-
-def evaluate_run(run_dir: Path, which: str, trust: bool = False) -> dict[str, dict[str, float]]:
-    """Return the metrics of a run's best or last saved state, computed anew; only reads, so the run may be at work.
-
-    ``trust``: whether a method that the folder names by its import path is imported; UserError without.
-    """
-    config = load_recorded(run_dir / "config.yaml", trust=trust)
-    with open_group() as group, naming_files(run_dir):
-        saved = Checkpoints(run_dir / "checkpoints", config, group).load(which)
-        if saved is None:
-            raise UserError(str(run_dir / "checkpoints"), "no checkpoint", "a run with at least one finished round")
-        sim = build_simulation(config, group)
-        sim.store.adopt(saved.clients)
-        return sim.evaluate(global_model(sim, saved.state.to(group.device)))

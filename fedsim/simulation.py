@@ -1,19 +1,16 @@
 """Everything that a run holds beside the server's state, the same on every rank; ``build.py`` makes it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from algorithms.base import Algorithm, ServerState
 from comm import Group
 from fedsim.client import BlockTrainer
 from fedsim.config import Config
 from fedsim.data import Dataset
-from fedsim.evaluate import evaluation_rows
 from fedsim.images import ImageSource
 from fedsim.models.stacked import StackedModel
 from fedsim.pace import Pace
@@ -57,12 +54,3 @@ class Simulation:
         """Return the server's state before the first round."""
         params = self.held.initial(self.config.seed)
         return ServerState(0, params, dict(self.algorithm.init_server(params)))
-
-    def evaluate(self, params: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-        """Return the metrics of the validation and the test images, the same on every rank."""
-        metrics = {}
-        for split, places in (("val", self.dataset.val), ("test", self.dataset.test)):
-            size = self.config.evaluate.batch_size
-            rows = evaluation_rows(self.task, self.model, params, self.images, places, size, self.group)
-            metrics[split] = self.task.measure(rows, self.dataset.labels[torch.from_numpy(places)])
-        return metrics

@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsim.config_distill import DistillConfig
+from fedsim.config_distill import DistillConfig, load_distill_config
 from fedsim.config_errors import show
 from fedsim.config_yaml import require_file
 from fedsim.errors import UserError
-from fedsim.load import load_distill_config
-from fedsim.sealed import read_sealed, write_sealed
-from fedsim.store import digest_tensors
+from fedsim.sealed import digest_tensors, read_sealed, write_sealed
 from fedsim.submodel import choose_neurons
 
 CONFIG_FILE, TENSORS_FILE, FACTS_FILE = "config.yaml", "submodel.safetensors", "submodel.json"

@@ -4,13 +4,11 @@ from fedsim.data.dataset import Dataset
 from fedsim.data.datasets import load_dataset
 from fedsim.data.held_out import divide_held_out
 from fedsim.data.partition import PartitionRow, partition_clients, partition_table, without_small
-from fedsim.data.plot import draw_partition
 
 __all__ = [
     "Dataset",
     "PartitionRow",
     "divide_held_out",
-    "draw_partition",
     "load_dataset",
     "partition_clients",
     "partition_table",

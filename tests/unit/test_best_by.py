@@ -12,6 +12,7 @@ from fedsim import build, server
 from fedsim.config_train import Metric
 from fedsim.data.dataset import Dataset
 from fedsim.errors import UserError
+from fedsim.evaluate_run import evaluate_run
 from fedsim.load import load_config
 from fedsim.segmentation import Segmentation
 from fedsim.task_choice import task_of
@@ -120,5 +121,5 @@ def test_evaluate_says_that_a_run_has_no_best_round(tmp_path: Path, monkeypatch:
     assert results["best_round"] == 0
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"checkpoints: found no best round: .*; expected --checkpoint last$"):
-        server.evaluate_run(tmp_path / "run", "best")
-    assert server.evaluate_run(tmp_path / "run", "last")["val"]["accuracy"] >= 0
+        evaluate_run(tmp_path / "run", "best")
+    assert evaluate_run(tmp_path / "run", "last")["val"]["accuracy"] >= 0

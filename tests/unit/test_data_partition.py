@@ -13,8 +13,8 @@ from PIL import Image
 
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.data.partition import PARTITIONS, partition_clients, partition_table, without_small
-from fedsim.data.plot import draw_partition
 from fedsim.errors import UserError
+from fedsim.partition import draw_partition
 
 
 def make_dataset(num_images: int = 200, num_classes: int = 4, site_names: tuple[str, ...] = ()) -> Dataset:

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 import launch
 from comm import open_group
 from fedsim.config import dump_config
-from fedsim.config_distill import DistillConfig
+from fedsim.config_distill import DistillConfig, distill_schema, load_distill_config
 from fedsim.distill_run import CHECKPOINT_FILE, build_job, run
 from fedsim.errors import UserError
-from fedsim.load import CONFIGS, distill_schema, load_distill_config
+from fedsim.load import CONFIGS
 from fedsim.models.encoders import load_encoder
 from fedsim.rows import Table
 from fedsim.submodel_folder import Submodel, load_submodel, make_submodel

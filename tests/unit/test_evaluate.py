@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from fedsim.evaluate import evaluation_rows
+from fedsim.evaluate import evaluate, evaluation_rows
 from fedsim.tasks import classification_metrics, log_odds
 from tests.helpers import simulate
 
@@ -88,4 +88,4 @@ def test_any_batch_size() -> None:
     assert whole.shape == (12, 3)
     for scores in others:
         torch.testing.assert_close(scores, whole, rtol=1e-5, atol=1e-6)
-    assert sim.evaluate(params).keys() == {"val", "test"}
+    assert evaluate(sim, params).keys() == {"val", "test"}

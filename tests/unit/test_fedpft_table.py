@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from benchmarks.fedpft_table import METHODS, SEEDS, TASKS, chosen_cells, seconds, table
-from fedsim.load import load_config, load_distill_config
+from fedsim.config_distill import load_distill_config
+from fedsim.load import load_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,11 +14,12 @@ from algorithms import METHODS
 from fedsim.arithmetic import set_arithmetic
 from fedsim.config import dump_config
 from fedsim.config_data import PACKAGED_SETS
+from fedsim.config_distill import load_distill_config
 from fedsim.data.dataset import Source
 from fedsim.data.datasets import PACKAGED, PACKAGED_TEXTS
 from fedsim.data.splits import TEST, TRAIN, VAL, split
 from fedsim.errors import UserError
-from fedsim.load import load_config, load_distill_config
+from fedsim.load import load_config
 from fedsim.task_choice import task_of
 from tests.helpers import LORA, TINY_VIT, facts_of, make_config, make_dataset, make_simulation
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from fedsim import plan
-from fedsim.server import describe_partition
+from fedsim.partition import describe_partition, notes
 from tests.helpers import make_config, make_dataset, make_simulation
 
 
@@ -59,11 +59,11 @@ def test_what_was_drawn_and_who_was_left_out_is_told(tmp_path: Path) -> None:
     words = {"count": 3, "per_block": 1}
     config = make_config(clients={**words, "min_samples": 2})
     sim = make_simulation(config, replace(dataset, drawn=("val", "test")), parts)
-    assert plan.notes(sim) == [
+    assert notes(sim) == [
         ("split", "val and test drawn from the training images"),
         ("left out", "1 of 3 clients with fewer than 2 images: 1"),
     ]
     said: list[str] = []
     describe_partition(sim, SimpleNamespace(folder=tmp_path, message=said.append))  # type: ignore[arg-type]  # stands in
-    assert said == [": ".join(row) for row in plan.notes(sim)]
-    assert plan.notes(make_simulation(make_config(clients=words), dataset, parts)) == []
+    assert said == [": ".join(row) for row in notes(sim)]
+    assert notes(make_simulation(make_config(clients=words), dataset, parts)) == []

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedsim.load import load_config, load_distill_config
+from fedsim.config_distill import load_distill_config
+from fedsim.load import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = [path for top in ("fedsim", "comm", "algorithms") for path in ROOT.glob(f"{top}/**/*.py")]

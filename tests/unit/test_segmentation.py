@@ -13,7 +13,7 @@ from torch import Tensor
 from comm import open_group
 from fedsim.build import build_simulation, check_outputs
 from fedsim.errors import UserError
-from fedsim.evaluate import evaluation_rows
+from fedsim.evaluate import evaluate, evaluation_rows
 from fedsim.load import load_config
 from fedsim.segmentation import SMOOTH, Segmentation, dice_loss, pixel_cross_entropy
 from fedsim.simulation import Simulation
@@ -107,8 +107,8 @@ def test_any_evaluation_batch() -> None:
 def test_training_finds_the_rectangles() -> None:
     train = {"optimizer": "adamw", "momentum": 0.0, "lr": 0.03, "epochs": 8}
     sim = masked_simulation([30, 9], train=train)
-    before = sim.evaluate(sim.initial_state().params)["test"]
-    after = sim.evaluate(play(sim, 4)[0].params)["test"]
+    before = evaluate(sim, sim.initial_state().params)["test"]
+    after = evaluate(sim, play(sim, 4)[0].params)["test"]
     assert after["dice"] > before["dice"] + 0.3
     assert after["loss"] < before["loss"] / 3
 

@@ -13,7 +13,8 @@ from comm import open_group
 from fedsim import store as store_module
 from fedsim.errors import UserError
 from fedsim.packed import State, StatesFile, pack, write_states
-from fedsim.store import Budget, ClientStore, Move, digest_tensors, scratch_folder, waves
+from fedsim.sealed import digest_tensors
+from fedsim.store import Budget, ClientStore, Move, scratch_folder, waves
 
 CPU = torch.device("cpu")
 SIZE = pack({"value": torch.zeros(100)}, CPU).num_bytes

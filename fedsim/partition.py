@@ -1,4 +1,4 @@
-"""A picture of who holds what."""
+"""Who holds what: a table and a picture in the run folder, and what was decided that the config does not say."""
 
 import io
 import math
@@ -8,12 +8,39 @@ import numpy as np
 
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.data.partition import partition_table
-from fedsim.files import write_atomic
+from fedsim.files import write_atomic, write_json
+from fedsim.runlog import RunLog
+from fedsim.simulation import Simulation
 
 # The palette of Okabe and Ito, distinct with any kind of colour vision; hatching goes on after it.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 HATCHES = ("", "///", "...", "xxx")
 MAX_TICKS = 40
+MOST_NAMED = 20
+
+
+def describe_partition(sim: Simulation, log: RunLog) -> None:
+    """Leave a table and a picture of who has which images in the run folder."""
+    if sim.group.is_server:
+        rows = [vars(row) for row in partition_table(sim.dataset, sim.parts)]
+        write_json(log.folder / "partition.json", {"classes": sim.dataset.class_names, "clients": rows})
+        draw_partition(sim.dataset, sim.parts, log.folder / "partition.png")
+        for name, text in notes(sim):
+            log.message(f"{name}: {text}")
+
+
+def notes(sim: Simulation) -> list[tuple[str, str]]:
+    """Return what was decided about the images that the config does not say outright, as rows of name and text."""
+    rows = []
+    if sim.dataset.drawn:
+        rows.append(("split", f"{' and '.join(sim.dataset.drawn)} drawn from the training {sim.dataset.unit}"))
+    fewest, out = sim.config.clients.min_samples, [client for client, size in enumerate(sim.sizes) if size == 0]
+    if fewest is not None and out:
+        named = ", ".join(map(str, out[:MOST_NAMED])) + (" ..." if len(out) > MOST_NAMED else "")
+        rows.append(
+            ("left out", f"{len(out)} of {len(sim.sizes)} clients with fewer than {fewest} {sim.dataset.unit}: {named}")
+        )
+    return rows
 
 
 def draw_partition(dataset: Dataset, parts: list[Indices], path: Path) -> None:
