@@ -13,11 +13,11 @@ import typer
 from typer.core import TyperGroup
 
 from fedsim import __version__
-from fedsim.config_distill import load_distill_config
+from fedsim.config.distill import load_distill_config
 from fedsim.errors import RankError, UserError
-from fedsim.listing import LISTINGS
-from fedsim.output import fill_closed_streams, show_rows, showing
-from fedsim.trust import load_own
+from fedsim.machine.output import fill_closed_streams, show_rows, showing
+from fedsim.runfolder.trust import load_own
+from fedsim.verbs.listing import LISTINGS
 
 # A warning of PyTorch's C++ side, as when another rank is gone, carries 15 lines of frames; errors are still shown.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -88,19 +88,19 @@ def run(
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check config and data and show the plan; trains nothing."""
     settings = load_own(config, overrides or [])
-    from fedsim import plan
+    from fedsim.verbs.check import describe
 
     if IS_FIRST_RANK:
-        show_rows(plan.describe(settings))
+        show_rows(describe(settings))
 
 
 @app.command()
 def distill(config: ConfigPath, overrides: Overrides = None, out: Out = None, resume: Resume = False) -> None:
     """Make the sub-model that a run names in model.submodel, and distil it."""
     settings = load_distill_config(config, overrides or [])
-    from fedsim import distill_run
+    from fedsim.verbs.distill import run as make_submodel
 
-    distill_run.run(settings, out or Path("runs") / settings.name, resume)
+    make_submodel(settings, out or Path("runs") / settings.name, resume)
 
 
 @app.command("list")
@@ -117,10 +117,10 @@ def evaluate(
     trust: Trust = False,
 ) -> None:
     """Evaluate a run's saved model."""
-    from fedsim import evaluate_run
-    from fedsim.screen import make_console, metrics_table
+    from fedsim.runfolder.screen import make_console, metrics_table
+    from fedsim.verbs.evaluate import evaluate_run
 
-    metrics = evaluate_run.evaluate_run(run_dir, checkpoint, trust)
+    metrics = evaluate_run(run_dir, checkpoint, trust)
     if IS_FIRST_RANK:
         with showing():
             make_console().print(metrics_table(metrics, f"{run_dir}, {checkpoint} checkpoint"))

@@ -5,29 +5,35 @@ from typing import TYPE_CHECKING
 
 from fedsim.errors import UserError
 
+MOVED = ("algorithms", "comm")
+if (
+    __name__ in MOVED
+):  # found by its folder's name too, where the program's root is on the path: all would be there twice
+    raise ImportError("algorithms is fedsim.algorithms now", name=__name__)
+
 if TYPE_CHECKING:
-    from algorithms.base import Algorithm
+    from fedsim.algorithms.base import Algorithm
 
 #: Every known method as "module:Class", so that a table of names loads none of them.
 METHODS = {
-    "fedavg": "algorithms.fedavg:FedAvg",
-    "fedprox": "algorithms.fedprox:FedProx",
-    "scaffold": "algorithms.scaffold:Scaffold",
-    "feddyn": "algorithms.feddyn:FedDyn",
-    "ffa_lora": "algorithms.ffa_lora:FFALoRA",
-    "deer": "algorithms.deer:DEeR",
-    "local": "algorithms.local:Local",
-    "fedbn": "algorithms.fedbn:FedBN",
-    "fedrep": "algorithms.fedrep:FedRep",
-    "ditto": "algorithms.ditto:Ditto",
-    "prrfl": "algorithms.prrfl:PRRFL",
-    "harmofl": "algorithms.harmofl:HarmoFL",
-    "fedsam": "algorithms.fedsam:FedSAM",
-    "fednova": "algorithms.fednova:FedNova",
-    "fedadam": "algorithms.fedadam:FedAdam",
-    "fedyogi": "algorithms.fedyogi:FedYogi",
-    "moon": "algorithms.moon:MOON",
-    "fedpft": "algorithms.fedpft:FedPFT",
+    "fedavg": "fedsim.algorithms.fedavg:FedAvg",
+    "fedprox": "fedsim.algorithms.fedprox:FedProx",
+    "scaffold": "fedsim.algorithms.scaffold:Scaffold",
+    "feddyn": "fedsim.algorithms.feddyn:FedDyn",
+    "ffa_lora": "fedsim.algorithms.ffa_lora:FFALoRA",
+    "deer": "fedsim.algorithms.deer:DEeR",
+    "local": "fedsim.algorithms.local:Local",
+    "fedbn": "fedsim.algorithms.fedbn:FedBN",
+    "fedrep": "fedsim.algorithms.fedrep:FedRep",
+    "ditto": "fedsim.algorithms.ditto:Ditto",
+    "prrfl": "fedsim.algorithms.prrfl:PRRFL",
+    "harmofl": "fedsim.algorithms.harmofl:HarmoFL",
+    "fedsam": "fedsim.algorithms.fedsam:FedSAM",
+    "fednova": "fedsim.algorithms.fednova:FedNova",
+    "fedadam": "fedsim.algorithms.fedadam:FedAdam",
+    "fedyogi": "fedsim.algorithms.fedyogi:FedYogi",
+    "moon": "fedsim.algorithms.moon:MOON",
+    "fedpft": "fedsim.algorithms.fedpft:FedPFT",
 }
 
 
@@ -37,7 +43,9 @@ def resolve(name: str) -> "type[Algorithm]":
     UserError for a path that leads nowhere or to no method, and for a module that ends the program. Whatever else a
     module raises while it is imported is raised here: it is its author's to read.
     """
-    from algorithms.base import Algorithm  # late: it brings torch, for which a mistake in a config should not wait
+    from fedsim.algorithms.base import (
+        Algorithm,  # late: it brings torch, for which a mistake in a config should not wait
+    )
 
     if name in METHODS:
         module_name, class_name = METHODS[name].split(":")
@@ -53,7 +61,10 @@ def resolve(name: str) -> "type[Algorithm]":
     except SystemExit as error:
         ends = f"{name!r}, whose module ends the program (code {error.code})"
         raise UserError("algorithm.name", ends, "a module that only defines a method") from error
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        if error.name in MOVED:
+            old = f"{name!r}, which imports {error.name}"
+            raise UserError("algorithm.name", old, f"fedsim.{error.name} in its place") from error
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there, and lacks another one
         raise UserError("algorithm.name", f"{name!r} ({error})", known) from error
@@ -61,7 +72,9 @@ def resolve(name: str) -> "type[Algorithm]":
         raise UserError("algorithm.name", f"{name!r} (no {class_name} in {module_name})", known)
     found = getattr(module, class_name)
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
-        raise UserError("algorithm.name", f"{name!r}, which is no method", "a subclass of algorithms.base.Algorithm")
+        raise UserError(
+            "algorithm.name", f"{name!r}, which is no method", "a subclass of fedsim.algorithms.base.Algorithm"
+        )
     return found
 
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from algorithms.contract import (
+from fedsim.algorithms.contract import (
     PARAMS,
     TRAINED_KINDS,
     Aggregate,
@@ -28,8 +28,8 @@ from algorithms.contract import (
     Tensors,
     Update,
 )
-from fedsim.config_errors import KeyedError
-from fedsim.config_train import TrainConfig
+from fedsim.config.mistakes import KeyedError
+from fedsim.config.train import TrainConfig
 
 __all__ = [
     "PARAMS",

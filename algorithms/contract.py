@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedsim.config_train import TrainConfig
+from fedsim.config.train import TrainConfig
 from fedsim.models.specs import Kind, ParamSpec
 
 Tensors = Mapping[str, Tensor]

@@ -6,7 +6,7 @@ updates would give. Each phase is a local training with a fresh optimiser and an
 
 from typing import Any
 
-from algorithms.base import TRAINED_KINDS, Algorithm, Facts, Phase
+from fedsim.algorithms.base import TRAINED_KINDS, Algorithm, Facts, Phase
 from fedsim.errors import UserError
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor
 
-from algorithms.base import (
+from fedsim.algorithms.base import (
     Algorithm,
     Batch,
     Groups,
@@ -19,7 +19,7 @@ from algorithms.base import (
     recall,
     squared_distance,
 )
-from algorithms.parts.personal import OWN
+from fedsim.algorithms.parts.personal import OWN
 
 PERSONAL = Phase("personal")
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from algorithms.parts.server_optimizer import ServerOptimizer
+from fedsim.algorithms.parts.server_optimizer import ServerOptimizer
 
 
 class FedAdam(ServerOptimizer):

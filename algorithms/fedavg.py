@@ -1,6 +1,6 @@
 """FedAvg: the weighted mean of what the clients learned."""
 
-from algorithms.base import Algorithm
+from fedsim.algorithms.base import Algorithm
 
 
 class FedAvg(Algorithm):

@@ -1,6 +1,6 @@
 """FedBN: BatchNorm stays with the clients, all else is averaged."""
 
-from algorithms.parts.personal import Personal
+from fedsim.algorithms.parts.personal import Personal
 
 
 class FedBN(Personal):

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from algorithms import base
-from algorithms.base import PARAMS, Aggregate, Payload, ServerState, Start, Tensors, Update
+from fedsim.algorithms import base
+from fedsim.algorithms.base import PARAMS, Aggregate, Payload, ServerState, Start, Tensors, Update
 
 OWN, MOVED = "own gradient", "moved"
 

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from algorithms.base import PARAMS, Aggregate, Algorithm, Payload, ServerState, Update, beside
-from fedsim.config_errors import KeyedError
-from fedsim.config_train import TrainConfig
+from fedsim.algorithms.base import PARAMS, Aggregate, Algorithm, Payload, ServerState, Update, beside
+from fedsim.config.mistakes import KeyedError
+from fedsim.config.train import TrainConfig
 
 LENGTH, BEYOND = "length", "beyond a step"
 

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from algorithms.base import PARAMS, TRAINED_KINDS, Aggregate, Facts, Payload, Phase, ServerState, Update, beside
-from algorithms.parts.abilities import Aligning, Alignment
-from fedsim.config_distill import DistillSettings, DistillSteps
-from fedsim.config_errors import refuse_idle
+from fedsim.algorithms.base import PARAMS, TRAINED_KINDS, Aggregate, Facts, Payload, Phase, ServerState, Update, beside
+from fedsim.algorithms.parts.abilities import Aligning, Alignment
+from fedsim.config.distill import DistillSettings, DistillSteps
+from fedsim.config.mistakes import refuse_idle
 from fedsim.errors import UserError
 from fedsim.models.specs import NUM_TOKENS, PROXIES, ZEROS, ParamSpec
 

@@ -3,7 +3,7 @@
 from pydantic import Field
 from torch import Tensor
 
-from algorithms.base import Algorithm, Batch, squared_distance
+from fedsim.algorithms.base import Algorithm, Batch, squared_distance
 
 
 class FedProx(Algorithm):

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from algorithms.base import TRAINED_KINDS, Facts, Phase
-from algorithms.parts.personal import Personal
+from fedsim.algorithms.base import TRAINED_KINDS, Facts, Phase
+from fedsim.algorithms.parts.personal import Personal
 from fedsim.errors import UserError
 from fedsim.models.specs import Kind
 

@@ -4,9 +4,9 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from algorithms.base import Algorithm, GradOf, Step, Tensors
-from algorithms.parts.ascent import adaptive, moved, steepest
-from fedsim.config_errors import refuse_idle
+from fedsim.algorithms.base import Algorithm, GradOf, Step, Tensors
+from fedsim.algorithms.parts.ascent import adaptive, moved, steepest
+from fedsim.config.mistakes import refuse_idle
 
 
 class FedSAM(Algorithm):

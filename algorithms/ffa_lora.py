@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from algorithms.base import TRAINED_KINDS, Algorithm, Facts, Phase
+from fedsim.algorithms.base import TRAINED_KINDS, Algorithm, Facts, Phase
 from fedsim.errors import UserError
 
 

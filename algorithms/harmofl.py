@@ -7,9 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from algorithms.base import PARAMS, Aggregate, Facts, GradOf, Payload, ServerState, Step, Tensors, Update
-from algorithms.parts.ascent import moved, steepest
-from algorithms.parts.personal import Personal
+from fedsim.algorithms.base import PARAMS, Aggregate, Facts, GradOf, Payload, ServerState, Step, Tensors, Update
+from fedsim.algorithms.parts.ascent import moved, steepest
+from fedsim.algorithms.parts.personal import Personal
 from fedsim.errors import UserError
 from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED
 

@@ -1,7 +1,7 @@
 """Local training without federation: the baseline that says what a client reaches alone."""
 
-from algorithms.base import TRAINED_KINDS
-from algorithms.parts.personal import Personal
+from fedsim.algorithms.base import TRAINED_KINDS
+from fedsim.algorithms.parts.personal import Personal
 
 
 class Local(Personal):

@@ -8,8 +8,20 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from algorithms.base import Algorithm, Batch, Facts, Payload, Phase, ServerState, Start, Tensors, Update, keep, recall
-from fedsim.config_errors import refuse_idle
+from fedsim.algorithms.base import (
+    Algorithm,
+    Batch,
+    Facts,
+    Payload,
+    Phase,
+    ServerState,
+    Start,
+    Tensors,
+    Update,
+    keep,
+    recall,
+)
+from fedsim.config.mistakes import refuse_idle
 from fedsim.errors import UserError
 
 PREVIOUS = "previous"

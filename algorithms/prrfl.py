@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from algorithms.base import (
+from fedsim.algorithms.base import (
     PARAMS,
     Aggregate,
     Batch,
@@ -31,10 +31,10 @@ from algorithms.base import (
     keep,
     recall,
 )
-from algorithms.parts.abilities import ASSESSED, Assessing
-from algorithms.parts.fourier import Form, from_matrices, low_amplitudes, to_matrices, with_low_amplitudes
-from fedsim.config_errors import KeyedError, refuse_idle
-from fedsim.config_train import TrainConfig
+from fedsim.algorithms.parts.abilities import ASSESSED, Assessing
+from fedsim.algorithms.parts.fourier import Form, from_matrices, low_amplitudes, to_matrices, with_low_amplitudes
+from fedsim.config.mistakes import KeyedError, refuse_idle
+from fedsim.config.train import TrainConfig
 from fedsim.errors import UserError
 from fedsim.models.specs import ParamSpec
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from algorithms import base
-from algorithms.base import PARAMS, Aggregate, Payload, ServerState, Start, Tensors, Update
+from fedsim.algorithms import base
+from fedsim.algorithms.base import PARAMS, Aggregate, Payload, ServerState, Start, Tensors, Update
 
 SERVER, OWN = "server control", "own control"
 

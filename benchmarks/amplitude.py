@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from benchmarks.machine import description
-from fedsim.config import AmplitudeNormConfig
-from fedsim.memory import keep_freed_memory
+from fedsim.config.words import AmplitudeNormConfig
+from fedsim.machine.memory import keep_freed_memory
 from fedsim.models.amplitude import AmplitudeNorm
 
 SHAPE = (128, 3, 96, 96)

@@ -17,10 +17,10 @@ from torch import Tensor
 from benchmarks.contenders.common import Settings
 from benchmarks.contenders.ours import Silent, make_simulation
 from benchmarks.regimes import REGIMES
-from comm import Group, open_group
-from fedsim.arithmetic import set_arithmetic
-from fedsim.memory import keep_freed_memory
-from fedsim.records import RoundRecord
+from fedsim.comm.group import Group, open_group
+from fedsim.machine.arithmetic import set_arithmetic
+from fedsim.machine.memory import keep_freed_memory
+from fedsim.runfolder.records import RoundRecord
 from fedsim.server import run_round
 
 

@@ -24,14 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from comm import open_group
-from fedsim.checkpoint import FORMAT, Checkpoints, Saved
-from fedsim.config import Config
+from fedsim.comm.group import open_group
+from fedsim.config.experiment import Config
 from fedsim.errors import UserError
 from fedsim.load import load_config
-from fedsim.runlog import RunLog
-from fedsim.sealed import SEAL, digest_tensors, write_record
+from fedsim.machine.sealed import SEAL, digest_tensors, write_record
+from fedsim.runfolder.runlog import RunLog
 from fedsim.server import run
+from fedsim.storage.checkpoint import FORMAT, Checkpoints, Saved
 
 CONFIG = """
 name: damaged

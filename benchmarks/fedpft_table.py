@@ -30,13 +30,13 @@ from typing import Any
 import torch
 
 from benchmarks.machine import description
-from comm import open_group
 from fedsim.build import build_simulation
-from fedsim.checkpoint import Checkpoints
-from fedsim.evaluate import evaluation_rows
-from fedsim.files import write_json
-from fedsim.global_model import global_model
+from fedsim.comm.group import open_group
 from fedsim.load import load_config
+from fedsim.machine.files import write_json
+from fedsim.measure.global_model import global_model
+from fedsim.measure.scores import evaluation_rows
+from fedsim.storage.checkpoint import Checkpoints
 
 SEEDS, CHOICE_SEEDS = (10, 11, 12), (1, 2)
 CLOCK = ("rounds=2", "data.fractions={val: 0.01, test: 0.01}")

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from benchmarks.regimes import BATCH_SIZE, LORA_RANK, MLP_RATIO, REGIMES, Regime
 from fedsim.kernels.attention import CompiledAttention
+from fedsim.kernels.frozen import FrozenProduct
 from fedsim.kernels.lora import CompiledLowRank
 from fedsim.kernels.rows import FrozenNorm, Gelu
-from fedsim.memory import keep_freed_memory
-from fedsim.models.frozen import FrozenProduct
+from fedsim.machine.memory import keep_freed_memory
 from fedsim.models.lora import LowRankLinear
 
 # Clients of a block, as fedsim chooses them on a CPU.

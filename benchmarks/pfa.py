@@ -18,10 +18,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from algorithms.base import add_exact
-from algorithms.parts.fourier import from_matrices, low_amplitudes, to_matrices, with_low_amplitudes
 from benchmarks.machine import description
-from comm import ExactSum, Group, open_group
+from fedsim.algorithms.base import add_exact
+from fedsim.algorithms.parts.fourier import from_matrices, low_amplitudes, to_matrices, with_low_amplitudes
+from fedsim.comm.exact import ExactSum
+from fedsim.comm.group import Group, open_group
 from fedsim.models.vgg import build_vgg
 from fedsim.seeding import torch_stream
 

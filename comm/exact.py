@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from comm.group import Group
+from fedsim.comm.group import Group
 from fedsim.errors import UserError
 
 # The grids, as multiples of 2^-bits, finest first. Until it is known which one a tensor takes it is summed on all

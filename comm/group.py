@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from comm.launcher import Place, find_place
-from comm.meeting import Meeting, meet
+from fedsim.comm.launcher import Place, find_place
+from fedsim.comm.meeting import Meeting, meet
 from fedsim.errors import UserError
 
 # The last resort for a rank that lives (see comm/watch.py) and yet never comes: a long evaluation on one is no fault.

@@ -21,8 +21,8 @@ from pathlib import Path
 from torch.distributed import DistNetworkError, DistStoreError, TCPStore  # type: ignore[attr-defined]  # not in __all__
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from comm.launcher import Place
-from comm.watch import Watch
+from fedsim.comm.launcher import Place
+from fedsim.comm.watch import Watch
 from fedsim.errors import RankError, UserError
 
 # How long a rank looks for rank 0, how long what listens there may take to answer, and how long all wait for the last.

@@ -9,28 +9,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms import resolve
-from algorithms.base import Algorithm, Facts
-from algorithms.parts.abilities import Aligning, Assessing
-from comm import Group
-from fedsim.arithmetic import set_arithmetic
-from fedsim.blocks import choose_block_size
+from fedsim.algorithms import resolve
+from fedsim.algorithms.base import Algorithm, Facts
+from fedsim.algorithms.parts.abilities import Aligning, Assessing
 from fedsim.client import BlockTrainer
-from fedsim.config import Config, StoreConfig
-from fedsim.config_words import PIXEL_MODELS
+from fedsim.comm.group import Group
+from fedsim.config.experiment import Config
+from fedsim.config.train import StoreConfig
+from fedsim.config.words import PIXEL_MODELS
 from fedsim.data import Dataset, load_dataset, partition_clients, without_small
 from fedsim.errors import UserError
-from fedsim.memory import keep_freed_memory
-from fedsim.models.held import build_models
+from fedsim.inputs.public import PublicInputs, load_public
+from fedsim.inputs.texts import input_source
+from fedsim.machine.arithmetic import set_arithmetic
+from fedsim.machine.memory import keep_freed_memory
 from fedsim.models.stacked import StackedModel
-from fedsim.pace import Pace
+from fedsim.models.submodel.model import build_models
 from fedsim.privacy.layer import Layer
-from fedsim.public import PublicInputs, load_public
+from fedsim.schedule.block_size import choose_block_size
+from fedsim.schedule.pace import Pace
 from fedsim.simulation import Simulation
-from fedsim.store import GIB, Budget, ClientStore
-from fedsim.task_choice import task_of
-from fedsim.tasks import Classification, Task
-from fedsim.texts import input_source
+from fedsim.storage.store import GIB, Budget, ClientStore
+from fedsim.tasks.choose import task_of
+from fedsim.tasks.task import Classification, Task
 
 
 @dataclass(frozen=True)

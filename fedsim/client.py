@@ -15,22 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.base import Algorithm, Batch, Phase, ServerState, Step, Tensors, Update
-from algorithms.parts.abilities import ASSESSED, Assessing
-from fedsim.block import Block, StepInputs, rows_of
-from fedsim.cohort import Cohort
-from fedsim.config import Config, TrainConfig
+from fedsim.algorithms.base import Algorithm, Batch, Phase, ServerState, Step, Tensors, Update
+from fedsim.algorithms.parts.abilities import ASSESSED, Assessing
+from fedsim.config.experiment import Config
+from fedsim.config.train import TrainConfig
 from fedsim.data import Dataset
-from fedsim.images import ImageSource
-from fedsim.layout import Layout
+from fedsim.inputs.images import ImageSource
 from fedsim.method_checks import check_agreement, check_gradient, check_loss, check_start
 from fedsim.models.ragged import ragged_features
 from fedsim.models.specs import NUM_TOKENS
 from fedsim.models.stacked import Counting, StackedModel
-from fedsim.optim import StackedOptimizer, learning_rate
-from fedsim.own import OwnImages, macro_f1
-from fedsim.steps import Steps, plan_steps
-from fedsim.tasks import Task
+from fedsim.schedule.cohort import Cohort
+from fedsim.tasks.task import Task
+from fedsim.training.block import Block, StepInputs, rows_of
+from fedsim.training.flat import Layout
+from fedsim.training.optim import StackedOptimizer, learning_rate
+from fedsim.training.own_images import OwnImages, macro_f1
+from fedsim.training.steps import Steps, plan_steps
 
 
 class BlockTrainer:

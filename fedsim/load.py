@@ -11,15 +11,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from algorithms import METHODS, resolve
-from fedsim.config import Config
-from fedsim.config_distill import distill_schema
-from fedsim.config_errors import KeyedError, Mistake, mistakes, nearest, show
-from fedsim.config_source import Source
-from fedsim.config_words import AlgorithmConfig
-from fedsim.config_yaml import SCHEMA_VERSION, apply_overrides, read_mapping, require_file
+from fedsim.algorithms import METHODS, resolve
+from fedsim.config.distill import distill_schema
+from fedsim.config.experiment import Config
+from fedsim.config.mistakes import KeyedError, Mistake, mistakes, nearest, show
+from fedsim.config.plain_yaml import SCHEMA_VERSION, apply_overrides, read_mapping, require_file
+from fedsim.config.source import Source
+from fedsim.config.words import AlgorithmConfig
 from fedsim.errors import UserError
-from fedsim.files import write_json
+from fedsim.machine.files import write_json
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

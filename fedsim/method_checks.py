@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from algorithms.base import PARAMS, Algorithm, Payload, Phase, ServerState, Start
+from fedsim.algorithms.base import PARAMS, Algorithm, Payload, Phase, ServerState, Start
 from fedsim.errors import UserError
 from fedsim.models.specs import ParamSpec
 

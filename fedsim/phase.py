@@ -15,15 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from algorithms.base import PARAMS, Aggregate, Groups, Payload, Phase, ServerState, Update
-from comm import ExactSum, Group
-from fedsim.client_scores import ClientScores
-from fedsim.cohort import Cohort
-from fedsim.diagnostics import block_products
+from fedsim.algorithms.base import PARAMS, Aggregate, Groups, Payload, Phase, ServerState, Update
+from fedsim.comm.exact import ExactSum
+from fedsim.comm.group import Group
+from fedsim.measure.client_scores import ClientScores
+from fedsim.measure.diagnostics import block_products
+from fedsim.measure.traffic import sent_by_client
 from fedsim.method_checks import check_kept, check_payload
 from fedsim.models.specs import ParamSpec
+from fedsim.schedule.cohort import Cohort
 from fedsim.simulation import Simulation
-from fedsim.traffic import sent_by_client
 
 
 @dataclass(frozen=True)

@@ -13,28 +13,29 @@ from typing import Any
 
 from torch import Tensor
 
-from algorithms.base import ServerState
-from algorithms.parts.abilities import Aligning
-from comm import assign_blocks, open_group
-from fedsim.adapter import export_adapter
-from fedsim.alignment import align
+from fedsim.algorithms.base import ServerState
+from fedsim.algorithms.parts.abilities import Aligning
 from fedsim.build import build_simulation
-from fedsim.checkpoint import Checkpoints, Progress, server_tensors
-from fedsim.client_scores import ClientScores
-from fedsim.cohort import draw_cohort
-from fedsim.config import Config
-from fedsim.costs import costs
-from fedsim.evaluate import evaluate
-from fedsim.global_model import global_model
+from fedsim.comm.group import open_group
+from fedsim.config.experiment import Config
+from fedsim.distill.alignment import align
+from fedsim.machine.sealed import digest_tensors
+from fedsim.measure.client_scores import ClientScores
+from fedsim.measure.costs import costs
+from fedsim.measure.global_model import global_model
+from fedsim.measure.scores import evaluate
 from fedsim.method_checks import check_phases, check_state
-from fedsim.partition import describe_partition
 from fedsim.phase import meet, train_blocks
-from fedsim.pictures import draw_predictions
-from fedsim.records import RoundRecord
-from fedsim.runlog import RunLog
-from fedsim.sealed import digest_tensors
+from fedsim.runfolder.adapter import export_adapter
+from fedsim.runfolder.partition import describe_partition
+from fedsim.runfolder.pictures import draw_predictions
+from fedsim.runfolder.records import RoundRecord
+from fedsim.runfolder.runlog import RunLog
+from fedsim.schedule.cohort import draw_cohort
+from fedsim.schedule.ranks import assign_blocks
 from fedsim.simulation import Simulation
-from fedsim.store import scratch_folder
+from fedsim.storage.checkpoint import Checkpoints, Progress, server_tensors
+from fedsim.storage.store import scratch_folder
 
 
 def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:

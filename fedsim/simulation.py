@@ -6,18 +6,18 @@ from functools import cached_property
 
 import numpy as np
 
-from algorithms.base import Algorithm, ServerState
-from comm import Group
+from fedsim.algorithms.base import Algorithm, ServerState
 from fedsim.client import BlockTrainer
-from fedsim.config import Config
+from fedsim.comm.group import Group
+from fedsim.config.experiment import Config
 from fedsim.data import Dataset
-from fedsim.images import ImageSource
+from fedsim.inputs.images import ImageSource
+from fedsim.inputs.public import PublicInputs
 from fedsim.models.stacked import StackedModel
-from fedsim.pace import Pace
 from fedsim.privacy.layer import Layer
-from fedsim.public import PublicInputs
-from fedsim.store import ClientStore
-from fedsim.tasks import Task
+from fedsim.schedule.pace import Pace
+from fedsim.storage.store import ClientStore
+from fedsim.tasks.task import Task
 
 
 @dataclass(frozen=True)

@@ -14,24 +14,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from algorithms.base import Algorithm, Batch, Facts, Payload, Phase, ServerState, Step, Tensors, Update
-from comm import open_group
+from fedsim.algorithms.base import Algorithm, Batch, Facts, Payload, Phase, ServerState, Step, Tensors, Update
 from fedsim.build import Parts, assemble
-from fedsim.cohort import Cohort
-from fedsim.config import Config, DataConfig, ModelConfig, dump_config
-from fedsim.config_distill import DistillConfig
+from fedsim.comm.group import open_group
+from fedsim.config.data import DataConfig
+from fedsim.config.distill import DistillConfig
+from fedsim.config.experiment import Config, dump_config
+from fedsim.config.words import ModelConfig
 from fedsim.data import Dataset, load_dataset
+from fedsim.inputs.public import PublicInputs
+from fedsim.inputs.texts import input_source
 from fedsim.models.encoders import load_encoder
-from fedsim.models.held import build_models
 from fedsim.models.specs import ParamSpec
 from fedsim.models.stacked import StackedModel
-from fedsim.public import PublicInputs
-from fedsim.records import RoundRecord
+from fedsim.models.submodel.folder import CONFIG_FILE, fingerprint, make_submodel, save_submodel
+from fedsim.models.submodel.model import build_models
+from fedsim.runfolder.records import RoundRecord
+from fedsim.schedule.cohort import Cohort
 from fedsim.server import run_round
 from fedsim.simulation import Simulation
-from fedsim.submodel_folder import CONFIG_FILE, fingerprint, make_submodel, save_submodel
-from fedsim.tasks import cross_entropy
-from fedsim.texts import input_source
+from fedsim.tasks.task import cross_entropy
 
 IMAGE_SIZE = 14
 LORA = {"r": 2, "lora_alpha": 4, "target": ["q", "k", "v"]}

@@ -10,8 +10,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from algorithms.base import Aggregate, Algorithm, ServerState, Tensors
-from fedsim.config_distill import DistillSettings
+from fedsim.algorithms.base import Aggregate, Algorithm, ServerState, Tensors
+from fedsim.config.distill import DistillSettings
 
 #: The group of a step's context that holds what ``Assessing.assess`` returned.
 ASSESSED = "assessed"

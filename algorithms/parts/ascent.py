@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from algorithms.base import beside
+from fedsim.algorithms.base import beside
 from fedsim.models.specs import ParamSpec
 
 # Against division by zero, as in HarmoFL's released code.

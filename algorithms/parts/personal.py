@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from algorithms.base import Algorithm, Groups, Payload, Phase, ServerState, Start, Tensors, Update, keep, recall
+from fedsim.algorithms.base import Algorithm, Groups, Payload, Phase, ServerState, Start, Tensors, Update, keep, recall
 from fedsim.models.specs import Kind
 
 OWN = "own"

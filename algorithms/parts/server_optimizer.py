@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from algorithms.base import PARAMS, Aggregate, Algorithm, ServerState, Tensors, add_exact
+from fedsim.algorithms.base import PARAMS, Aggregate, Algorithm, ServerState, Tensors, add_exact
 
 FIRST, SECOND = "first/", "second/"
 

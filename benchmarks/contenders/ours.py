@@ -7,7 +7,6 @@ import numpy as np
 import timm
 import torch
 
-from algorithms.base import ServerState
 from benchmarks import regimes
 from benchmarks.contenders.common import (
     Outcome,
@@ -17,16 +16,18 @@ from benchmarks.contenders.common import (
     peak_rss_of_tree,
     write_report,
 )
-from comm import Group, open_group
-from fedsim.arithmetic import set_arithmetic
+from fedsim.algorithms.base import ServerState
 from fedsim.build import Parts, assemble
-from fedsim.config import Config, ModelConfig
+from fedsim.comm.group import Group, open_group
+from fedsim.config.experiment import Config
+from fedsim.config.words import ModelConfig
 from fedsim.data import Dataset
-from fedsim.memory import keep_freed_memory, own_pages
+from fedsim.machine.arithmetic import set_arithmetic
+from fedsim.machine.memory import keep_freed_memory, own_pages
 from fedsim.models.encoders import Encoder
 from fedsim.models.stacked import StackedModel
 from fedsim.models.timm_vit import TimmTower
-from fedsim.records import RoundRecord
+from fedsim.runfolder.records import RoundRecord
 from fedsim.server import run_round
 from fedsim.simulation import Simulation
 

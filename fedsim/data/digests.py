@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from fedsim.data.cache import cached_folder
 from fedsim.data.images import listing
 from fedsim.errors import UserError
+from fedsim.machine.cache import cached_folder
 
 NUM_LISTED = 32  # so many files are named one by one
 DIRECT_BYTES = 2**28  # so much of so many is read again at every start; the digests of more are kept in the cache

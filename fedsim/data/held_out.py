@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.config_data import ClientsConfig
+from fedsim.config.data import ClientsConfig
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.data.partition_file import read_partition
 from fedsim.seeding import numpy_stream

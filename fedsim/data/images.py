@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from fedsim.data.cache import cached_folder
 from fedsim.data.dataset import Pixels
 from fedsim.errors import UserError
+from fedsim.machine.cache import cached_folder
 
 #: Pillow tries no other plug-in than these, one of which would start an outside program.
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")

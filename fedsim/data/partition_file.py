@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.config_errors import show
+from fedsim.config.mistakes import show
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.errors import UserError, reading
-from fedsim.files import parse_json
+from fedsim.machine.files import parse_json
 
 FORM = '{"clients": [[index, ...], ...]}, and of the same form "val" and "test"'
 SPLITS = {"clients": "training", "val": "validation", "test": "test"}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fedsim.config_data import DataConfig, FractionsConfig
+from fedsim.config.data import DataConfig, FractionsConfig
 from fedsim.data.dataset import Indices, Source
 from fedsim.errors import UserError
 from fedsim.seeding import numpy_stream

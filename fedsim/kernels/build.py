@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedsim.data.cache import cached_folder
 from fedsim.errors import UserError
 from fedsim.kernels import seal
+from fedsim.machine.cache import cached_folder
 
 SOURCES = Path(__file__).parent
 # The symbols of OpenMP are left open: they are found in the runtime that PyTorch has loaded, whose threads are shared.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fedsim.kernels.build import available, call
-from fedsim.models.frozen import FrozenProduct
+from fedsim.kernels.frozen import FrozenProduct
 
 
 def suits(product: FrozenProduct, slice_width: int) -> bool:

@@ -14,7 +14,7 @@ from timm.layers import Attention as TimmAttention
 from torch import Tensor, nn
 
 from fedsim.kernels import attention as compiled
-from fedsim.models.frozen import FrozenLinear, frozen_linear
+from fedsim.kernels.frozen import FrozenLinear, frozen_linear
 from fedsim.models.lora import LoRALinear
 
 

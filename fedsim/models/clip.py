@@ -22,7 +22,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from fedsim.config import ModelConfig
+from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
 from fedsim.kernels.rows import FrozenNorm
 from fedsim.models.attention import Attention

@@ -7,8 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from fedsim.config import ModelConfig
-from fedsim.config_words import FRESH_MODELS, HUGGING
+from fedsim.config.words import FRESH_MODELS, HUGGING, ModelConfig
 from fedsim.errors import UserError
 from fedsim.models.attention import ClipAttention
 from fedsim.models.fresh import fresh_encoder

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from fedsim.config import LoraConfig, ModelConfig
-from fedsim.files import write_atomic, write_json
+from fedsim.config.words import LoraConfig, ModelConfig
+from fedsim.machine.files import write_atomic, write_json
 from fedsim.models.attention import ClipAttention, HuggingAttention
 from fedsim.models.tower import Encoder, Tower
 
@@ -37,7 +37,7 @@ round they are, with metrics, class names and preprocessing. To load both, in th
 
 ```python
 import peft, safetensors.torch, torch.nn.functional as F
-from fedsim.config import ModelConfig
+from fedsim.config.words import ModelConfig
 from fedsim.models.encoders import library_model
 config = ModelConfig(name={name!r}, weights={weights!r}, options={options!r})
 base = library_model(config, image_size={size}, seed={seed}).eval()
@@ -55,7 +55,7 @@ Before the mean is subtracted, the images take on the amplitudes that the client
 
 ```python
 import safetensors.torch
-from fedsim.config import AmplitudeNormConfig
+from fedsim.config.words import AmplitudeNormConfig
 from fedsim.models.amplitude import AmplitudeNorm
 norm = AmplitudeNorm(AmplitudeNormConfig({words}), 3, {size}, {size}).eval()
 norm.load_state_dict(safetensors.torch.load_file(FOLDER + "/amplitude_norm.safetensors"))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedsim.config import ModelConfig
+from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
 from fedsim.models.hub import user_errors
 from fedsim.models.tower import Encoder

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, BertModel, RobertaModel, ViTModel
 from transformers.utils import logging
 
-from fedsim.config import ModelConfig
+from fedsim.config.words import ModelConfig
 from fedsim.data.assets import fetch
 from fedsim.errors import UserError
 from fedsim.models.attention import HuggingAttention

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fedsim.config import LoraConfig
+from fedsim.config.words import LoraConfig
 from fedsim.errors import UserError
 from fedsim.kernels import lora as compiled
-from fedsim.models.frozen import FrozenLinear, FrozenProduct, frozen_linear
+from fedsim.kernels.frozen import FrozenLinear, FrozenProduct, frozen_linear
 from fedsim.seeding import torch_stream
 
 QKV = ("q", "k", "v")

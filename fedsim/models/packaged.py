@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from fedsim.data.assets import ASSETS, fetch
-from fedsim.data.cache import cached_folder
+from fedsim.machine.cache import cached_folder
 
 ASSET = "vit_small_dino"
 ARCHITECTURE = "vit_small_patch14_dinov2"

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedsim.config import ModelConfig
+from fedsim.config.words import ModelConfig
+from fedsim.kernels.frozen import cast_products, freeze_linears, transpose_linears
 from fedsim.models.amplitude import AmplitudeNorm
 from fedsim.models.encoders import Encoder
-from fedsim.models.frozen import cast_products, freeze_linears, transpose_linears
 from fedsim.models.lora import LoraLayer, add_lora, initial_factor
 from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED, Kind, ParamSpec
 from fedsim.seeding import torch_stream

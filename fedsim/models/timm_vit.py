@@ -12,7 +12,7 @@ from timm.models._builder import build_model_with_cfg
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from fedsim.config import ModelConfig
+from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
 from fedsim.kernels.rows import FrozenNorm
 from fedsim.models.attention import Attention

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from algorithms.base import PARAMS, Aggregate, Facts, Payload, Update, beside
+from fedsim.algorithms.base import PARAMS, Aggregate, Facts, Payload, Update, beside
 from fedsim.errors import UserError
 from fedsim.privacy.layer import Layer
 

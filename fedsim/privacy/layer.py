@@ -6,7 +6,7 @@ first to see the aggregate. Shapes: K clients in a block.
 
 import numpy as np
 
-from algorithms.base import Aggregate, Facts, Payload, Update
+from fedsim.algorithms.base import Aggregate, Facts, Payload, Update
 from fedsim.seeding import numpy_stream
 
 

@@ -17,7 +17,7 @@ JOB_SECONDS = 240
 FAILING = """
 import os, time
 from pathlib import Path
-from algorithms.base import Algorithm
+from fedsim.algorithms.base import Algorithm
 
 class Failing(Algorithm):
     def loss(self, batch):

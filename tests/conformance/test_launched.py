@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from launch import app
 from tests.distributed.runs import TINY, launch, results
-from tests.unit.models_clip_folders import write_biomed, write_clip
+from tests.unit.models.models_clip_folders import write_biomed, write_clip
 
 METHOD = '''
-from algorithms.base import Algorithm
+from fedsim.algorithms.base import Algorithm
 
 
 class Slow(Algorithm):

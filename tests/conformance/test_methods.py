@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from algorithms import METHODS
-from comm import ExactSum
-from fedsim.cohort import Cohort
+from fedsim.algorithms import METHODS
+from fedsim.comm.exact import ExactSum
 from fedsim.models.specs import ParamSpec
 from fedsim.phase import flattened
+from fedsim.schedule.cohort import Cohort
 from tests.helpers import (
     LORA,
     TINY_VIT,

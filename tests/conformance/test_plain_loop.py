@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim.config import ModelConfig
+from fedsim.config.words import ModelConfig
 from fedsim.models.encoders import library_model
 from tests.helpers import LORA, TINY_VIT, make_config, make_dataset, make_simulation, play
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from algorithms.base import Phase
-from fedsim.models.held import build_models
+from fedsim.algorithms.base import Phase
 from fedsim.models.stacked import StackedModel
+from fedsim.models.submodel.model import build_models
 from tests.helpers import (
     IMAGE_SIZE,
     TINY_VIT,

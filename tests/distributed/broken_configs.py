@@ -13,7 +13,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 import launch
-from tests.unit.test_config_mutations import CASES
+from tests.unit.config.test_config_mutations import CASES
 
 
 def main(folder: Path) -> None:

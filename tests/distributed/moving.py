@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from comm import open_group
-from fedsim import store as store_module
-from fedsim.packed import State, pack
-from fedsim.store import Budget, ClientStore
+from fedsim.comm.group import open_group
+from fedsim.storage import store as store_module
+from fedsim.storage.packed import State, pack
+from fedsim.storage.store import Budget, ClientStore
 
 NUM_CLIENTS = 20
 CPU = torch.device("cpu")

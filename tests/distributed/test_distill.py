@@ -10,7 +10,7 @@ import pytest
 
 from tests.distributed.runs import ROOT, command, environment, launch, write_config
 from tests.distributed.test_failures import pid_of_rank, wait_for
-from tests.unit.models_hugging_folders import WORDS, write_hugging
+from tests.unit.models.models_hugging_folders import WORDS, write_hugging
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from tests.distributed.runs import ROOT, command, environment, launch, results, 
 pytestmark = pytest.mark.slow
 
 BROKEN_METHOD = """
-from algorithms.base import Algorithm
+from fedsim.algorithms.base import Algorithm
 
 class Broken(Algorithm):
     def pre_aggregate(self, update):

@@ -43,8 +43,8 @@ train: {{lr: 0.05, momentum: 0.9, batch_size: 8}}
 SLOW = """
 import os, time
 from pathlib import Path
-from algorithms.fedpft import FedPFT as Slow
-from fedsim.distill import Distiller
+from fedsim.algorithms.fedpft import FedPFT as Slow
+from fedsim.distill.distiller import Distiller
 
 take_step = Distiller._step
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.runs import launch, results, same_log, write_config
-from tests.unit.models_hugging_folders import WORDS, write_hugging
+from tests.unit.models.models_hugging_folders import WORDS, write_hugging
 
 CONFIG = """
 name: texts

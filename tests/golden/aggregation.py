@@ -1,7 +1,7 @@
 """A phase's aggregation, of clients who are there as they came back from training."""
 
-from algorithms.base import Aggregate, Algorithm, Update
-from comm import ExactSum
+from fedsim.algorithms.base import Aggregate, Algorithm, Update
+from fedsim.comm.exact import ExactSum
 from fedsim.phase import flattened, regrouped
 
 

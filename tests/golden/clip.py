@@ -14,7 +14,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fedsim.config import ModelConfig
+from fedsim.config.words import ModelConfig
 from fedsim.models.stacked import StackedModel
 from fedsim.models.timm_vit import TimmTower
 from fedsim.models.tower import Encoder

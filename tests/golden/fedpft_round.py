@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedsim.config import ModelConfig
+from fedsim.config.words import ModelConfig
 from fedsim.data import Dataset
-from fedsim.images import ImageSource
+from fedsim.inputs.images import ImageSource
 from fedsim.models.encoders import load_encoder
-from fedsim.models.held import HeldModel
 from fedsim.models.specs import ParamSpec
 from fedsim.models.stacked import StackedModel
-from fedsim.submodel import choose_neurons
+from fedsim.models.submodel.feed_forward import choose_neurons
+from fedsim.models.submodel.model import HeldModel
 from tests.golden.clip import FOLDER, tags
-from tests.unit.models_hugging_folders import write_tokenizer
+from tests.unit.models.models_hugging_folders import write_tokenizer
 
 CASES = ("roberta", "bert_ties", "vit")
 # The projections that are one for us.

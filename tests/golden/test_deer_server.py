@@ -6,8 +6,8 @@ The release's own tolerance is 2e-7 against float64; ten times that for our floa
 import pytest
 import torch
 
-from algorithms import resolve
-from algorithms.base import ServerState
+from fedsim.algorithms import resolve
+from fedsim.algorithms.base import ServerState
 from fedsim.models.specs import Kind, ParamSpec
 from tests.golden.aggregation import aggregate
 from tests.golden.clip import below, load, load_words

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms.base import Batch, ServerState
-from algorithms.prrfl import DEPUTY, PERSONAL, learners, next_stage, transfer_terms
-from fedsim.config import ModelConfig
+from fedsim.algorithms.base import Batch, ServerState
+from fedsim.algorithms.prrfl import DEPUTY, PERSONAL, learners, next_stage, transfer_terms
+from fedsim.config.words import ModelConfig
 from fedsim.data import Dataset
 from fedsim.models.stacked import StackedModel
 from fedsim.models.tower import Encoder
-from fedsim.own import macro_f1
 from fedsim.simulation import Simulation
-from fedsim.tasks import classification_metrics
+from fedsim.tasks.task import classification_metrics
+from fedsim.training.own_images import macro_f1
 from tests.golden.clip import below, load, load_words, tags
 from tests.golden.test_rounds import FloatImages
 from tests.helpers import cohort_of, make_config, make_simulation, play

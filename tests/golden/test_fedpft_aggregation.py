@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.base import ServerState
-from algorithms.fedavg import FedAvg
-from fedsim.cohort import client_weights
-from fedsim.config import ClientsConfig
+from fedsim.algorithms.base import ServerState
+from fedsim.algorithms.fedavg import FedAvg
+from fedsim.config.data import ClientsConfig
 from fedsim.models.specs import ParamSpec
+from fedsim.schedule.cohort import client_weights
 from tests.golden.aggregation import aggregate
 from tests.golden.clip import load, tags
 from tests.helpers import facts_of, update_of

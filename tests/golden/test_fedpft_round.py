@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.base import Aggregate, ServerState
-from algorithms.fedpft import COUNTS, apoz, neurons_to_distil
-from fedsim import distill
+from fedsim.algorithms.base import Aggregate, ServerState
+from fedsim.algorithms.fedpft import COUNTS, apoz, neurons_to_distil
+from fedsim.distill import distiller as distill
+from fedsim.inputs.public import PublicInputs
 from fedsim.models.specs import NUM_TOKENS, ZEROS
-from fedsim.public import PublicInputs
 from fedsim.simulation import Simulation
 from tests.golden.clip import assert_close
 from tests.golden.fedpft_round import CASES, PEFT, Round, StoredInputs

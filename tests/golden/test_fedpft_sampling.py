@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fedsim.cohort import draw_clients, draw_cohort
-from fedsim.optim import learning_rate
+from fedsim.schedule.cohort import draw_clients, draw_cohort
+from fedsim.training.optim import learning_rate
 from tests.golden.clip import load, load_words
 from tests.helpers import make_config
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.parts.fourier import from_matrices, low_amplitudes, to_matrices, with_low_amplitudes
+from fedsim.algorithms.parts.fourier import from_matrices, low_amplitudes, to_matrices, with_low_amplitudes
 from tests.golden.clip import load
 
 GOLDEN = load("prrfl_pfa")

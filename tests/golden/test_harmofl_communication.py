@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.base import ServerState
-from algorithms.harmofl import HarmoFL
+from fedsim.algorithms.base import ServerState
+from fedsim.algorithms.harmofl import HarmoFL
 from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED, Kind, ParamSpec
 from tests.golden.aggregation import aggregate
 from tests.golden.clip import below, load, load_words, tags

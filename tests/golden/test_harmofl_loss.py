@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedsim.segmentation import Segmentation
+from fedsim.tasks.segmentation import Segmentation
 from tests.golden.clip import load
 
 GOLDEN = load("harmofl_loss")

@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 
-from algorithms.deer import DEeR
-from algorithms.ffa_lora import FFALoRA
+from fedsim.algorithms.deer import DEeR
+from fedsim.algorithms.ffa_lora import FFALoRA
 from fedsim.models.lora import initial_factor
 from fedsim.models.stacked import StackedModel
-from fedsim.tasks import classification_metrics, cross_entropy
+from fedsim.tasks.task import classification_metrics, cross_entropy
 from tests.golden.clip import (
     as_params,
     assert_close,

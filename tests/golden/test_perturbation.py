@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms.base import Batch, Facts
-from algorithms.harmofl import HarmoFL
-from fedsim.config import ModelConfig
+from fedsim.algorithms.base import Batch, Facts
+from fedsim.algorithms.harmofl import HarmoFL
+from fedsim.config.words import ModelConfig
 from fedsim.models.stacked import StackedModel
 from fedsim.models.tower import Encoder
 from tests.golden.clip import load, load_words, numbers, tags

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.base import Phase, ServerState
-from algorithms.prrfl import DEPUTY, PRRFL
+from fedsim.algorithms.base import Phase, ServerState
+from fedsim.algorithms.prrfl import DEPUTY, PRRFL
 from fedsim.models.specs import Kind, ParamSpec
 from tests.golden.aggregation import aggregate
 from tests.golden.clip import below, load, load_words

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.base import ServerState
+from fedsim.algorithms.base import ServerState
 from fedsim.data import Dataset
-from fedsim.images import ImageSource
+from fedsim.inputs.images import ImageSource
 from fedsim.simulation import Simulation
 from tests.golden.clip import as_params, below, build, build_tower, find_num_heads, load, load_words, tags
 from tests.helpers import make_config, make_simulation, play, record_phases

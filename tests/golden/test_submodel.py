@@ -15,17 +15,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from comm import open_group
-from fedsim.config import ModelConfig
-from fedsim.config_distill import DistillSettings
-from fedsim.distill import Distiller, Pair, Step
+from fedsim.comm.group import open_group
+from fedsim.config.distill import DistillSettings
+from fedsim.config.words import ModelConfig
+from fedsim.distill.distiller import Distiller, Pair, Step
 from fedsim.models.encoders import load_encoder
-from fedsim.models.held import HeldModel
 from fedsim.models.specs import PROXIES
 from fedsim.models.stacked import StackedModel
-from fedsim.submodel import FeedForward, choose_neurons
+from fedsim.models.submodel.feed_forward import FeedForward, choose_neurons
+from fedsim.models.submodel.model import HeldModel
 from tests.golden.clip import FOLDER, assert_close, tags
-from tests.unit.models_hugging_folders import write_tokenizer
+from tests.unit.models.models_hugging_folders import write_tokenizer
 
 FAMILIES = ("bert", "roberta", "vit")
 CASES = ("retained_some", "retained_none")

@@ -1,15 +1,44 @@
-"""The arrows between modules: every import counts, late and typing-only ones too, and none leads round in a circle."""
+"""The arrows between modules: every import counts, late and typing-only ones too. None leads round in a circle, and
+between wings they point down."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("fedsim", "comm", "algorithms")
+FOLDERS = {"fedsim": ROOT / "fedsim", "fedsim.comm": ROOT / "comm", "fedsim.algorithms": ROOT / "algorithms"}
+
+#: The wings and the files of the spine, from the ground up; what stands on one floor knows nothing of each other.
+FLOORS = (
+    ("__init__", "errors", "seeding"),
+    ("comm", "config"),
+    ("machine",),
+    ("kernels", "data"),
+    ("models", "schedule", "tasks"),
+    ("algorithms", "inputs"),
+    ("load", "method_checks", "privacy", "storage", "training"),
+    ("client",),
+    ("simulation",),
+    ("build", "distill", "measure"),
+    ("phase",),
+    ("runfolder",),
+    ("server", "verbs"),
+    ("launch",),
+)
+FLOOR = {wing: floor for floor, wings in enumerate(FLOORS) for wing in wings}
 
 
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def all_modules() -> dict[str, Path]:
+    """Every module of the program, by the name that it is imported by."""
+    found = {"launch": ROOT / "launch.py"}
+    for package, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join((package, *parts)).removesuffix(".__init__")] = path
+    return found
 
 
 def arrows(modules: dict[str, Path]) -> dict[str, set[str]]:
@@ -37,12 +66,52 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
         left = {name: left[name] & inner for name in inner}
 
 
+def wing(module: str) -> str:
+    """The wing that a module lies in, or the name of a file of the spine."""
+    package, _, rest = module.partition(".")
+    return package if package == "launch" else rest.partition(".")[0] or "__init__"
+
+
+def upward(graph: dict[str, set[str]]) -> list[str]:
+    """The arrows between wings that do not point down."""
+    pairs = [(source, target) for source, targets in graph.items() for target in targets]
+    return [
+        f"{source} -> {target}"
+        for source, target in pairs
+        if wing(source) != wing(target) and FLOOR[wing(source)] <= FLOOR[wing(target)]
+    ]
+
+
 def test_no_circle_of_imports() -> None:
-    modules = {module_name(path): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
-    modules["launch"] = ROOT / "launch.py"
-    assert circles(arrows(modules)) == []
+    assert circles(arrows(all_modules())) == []
 
 
-def test_a_circle_is_found() -> None:
-    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}
-    assert circles(graph) == [["b", "c"]]
+def test_arrows_between_wings_point_down() -> None:
+    assert upward(arrows(all_modules())) == []
+
+
+def test_a_circle_and_an_upward_arrow_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+    assert upward({"fedsim.data.sets": {"fedsim.models.lora", "fedsim.errors"}}) == [
+        "fedsim.data.sets -> fedsim.models.lora"
+    ]
+    assert upward({"fedsim.kernels.rows": {"fedsim.data"}}) == ["fedsim.kernels.rows -> fedsim.data"]
+
+
+def test_no_hall() -> None:
+    assert len(list((ROOT / "fedsim").glob("*.py"))) <= 12
+    folders = {path.parent for package in (*FOLDERS.values(), ROOT / "tests") for path in package.rglob("*.py")}
+    assert {
+        folder.name: len(list(folder.glob("*.py"))) for folder in folders if len(list(folder.glob("*.py"))) > 24
+    } == {}
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT.parent])
+def test_nothing_is_called_comm(folder: Path, tmp_path: Path) -> None:
+    """Jupyter installs a package comm, which must be found also by a program that starts in the repository."""
+    (tmp_path / "comm").mkdir()
+    (tmp_path / "comm" / "__init__.py").write_text("create_comm = 'Jupyter'")
+    program = "import fedsim.comm.exact, comm; print(comm.create_comm)"
+    paths = {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, env=paths, capture_output=True, text=True)
+    assert done.stdout.strip() == "Jupyter", done.stderr

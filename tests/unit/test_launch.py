@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import fedsim
 import launch
 from fedsim.errors import UserError
-from fedsim.listing import LISTINGS
+from fedsim.verbs.listing import LISTINGS
 
 ROOT = Path(launch.__file__).parent
 VALID = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedsim.config_distill import load_distill_config
+from fedsim.config.distill import load_distill_config
 from fedsim.load import load_config
 
 ROOT = Path(__file__).resolve().parents[2]

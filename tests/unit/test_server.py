@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from fedsim.checkpoint import Progress
-from fedsim.evaluate_run import evaluate_run
 from fedsim.load import load_config
 from fedsim.server import note_evaluation, out_of_patience, run
+from fedsim.storage.checkpoint import Progress
+from fedsim.verbs.evaluate import evaluate_run
 from tests.distributed.runs import write_config, write_masked_config
 
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from fedsim.data.cache import cached_folder
 from fedsim.errors import UserError
+from fedsim.machine.cache import cached_folder
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from fedsim.config_data import DATA_NAMES, DataConfig
-from fedsim.config_errors import nearest
+from fedsim.config.data import DATA_NAMES, DataConfig
+from fedsim.config.mistakes import nearest
 from fedsim.data.dataset import Dataset, Source
 from fedsim.data.datasets.camelyon import camelyon17, wilds_camelyon17
 from fedsim.data.datasets.cells import cells

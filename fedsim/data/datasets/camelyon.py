@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.config_errors import show
-from fedsim.data.cache import load_mapped
+from fedsim.config.mistakes import show
 from fedsim.data.dataset import Indices, Source
 from fedsim.data.datasets.pickled import read_plain
 from fedsim.data.datasets.tables import csv_rows
@@ -16,6 +15,7 @@ from fedsim.data.folders import require_file
 from fedsim.data.images import prepared_files
 from fedsim.data.splits import NAMES, TEST, TRAIN, VAL
 from fedsim.errors import UserError, reading
+from fedsim.machine.cache import load_mapped
 
 CLASS_NAMES = ("no tumour", "tumour")
 VAL_SHARE = 0.2

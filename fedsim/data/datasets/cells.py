@@ -12,11 +12,11 @@ import numpy.typing as npt
 from PIL import Image, ImageSequence
 
 from fedsim.data.assets import ASSETS, fetch
-from fedsim.data.cache import cached_folder, load_mapped
 from fedsim.data.dataset import Indices, Pixels, Source
 from fedsim.data.images import resized, write_images
 from fedsim.data.masks import resized_mask
 from fedsim.data.splits import TEST, TRAIN, VAL
+from fedsim.machine.cache import cached_folder, load_mapped
 
 SITE_NAMES = ("HeLa", "bacteria", "CHO", "DSB2018")
 TILE = 64

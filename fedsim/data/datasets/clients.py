@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedsim.data.cache import load_mapped
 from fedsim.data.dataset import Indices, Source
 from fedsim.data.datasets.tables import csv_rows
 from fedsim.data.folders import is_file, subfolders
 from fedsim.data.images import prepared_files
 from fedsim.data.splits import TEST, TRAIN, VAL, stratified_positions
 from fedsim.errors import UserError
+from fedsim.machine.cache import load_mapped
 from fedsim.seeding import numpy_stream
 
 CLASS_NAMES = ("nevus", "benign keratosis", "melanoma")

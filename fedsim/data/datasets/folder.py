@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.cache import load_mapped
 from fedsim.data.dataset import Source
 from fedsim.data.folders import files_with, subfolders
 from fedsim.data.images import prepared_files
 from fedsim.data.splits import NAMES, SPLIT_WORDS, TRAIN
 from fedsim.errors import UserError
+from fedsim.machine.cache import load_mapped
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LAYOUT = "<root>/<class>/<image> or <root>/{train,val,test}/<class>/<image>"

@@ -11,14 +11,14 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from fedsim.config_data import MEDMNIST_FLAGS
-from fedsim.config_errors import nearest
-from fedsim.data.cache import alone, cache_root, cached_folder, load_mapped
+from fedsim.config.data import MEDMNIST_FLAGS
+from fedsim.config.mistakes import nearest
 from fedsim.data.dataset import Indices, Pixels, Source
 from fedsim.data.digests import content_digests
 from fedsim.data.images import resized
 from fedsim.data.splits import NAMES
 from fedsim.errors import UserError, reading
+from fedsim.machine.cache import alone, cache_root, cached_folder, load_mapped
 
 PUBLISHED_SIDES = (28, 64, 128, 224)
 ROWS_AT_ONCE = 512

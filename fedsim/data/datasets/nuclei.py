@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.cache import cached_folder, load_mapped
 from fedsim.data.dataset import Pixels, Source
 from fedsim.data.datasets.folder import SUFFIXES, image_files, site_folders
 from fedsim.data.folders import by_stem, files_with, subfolders
 from fedsim.data.images import listing, read_opaque, resized, write_images
 from fedsim.data.masks import main_classes, read_foreground, require_size, resized_mask
 from fedsim.errors import UserError
+from fedsim.machine.cache import cached_folder, load_mapped
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 LAYOUT = "<root>/<site>/images/<name>.png and <root>/<site>/masks/<name>.png"

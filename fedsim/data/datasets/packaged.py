@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image
 
 from fedsim.data.assets import ASSETS, fetch
-from fedsim.data.cache import cached_folder, load_mapped
 from fedsim.data.dataset import Pixels, Source
 from fedsim.data.duplicates import SIDE, SMALLEST_STEP, near_duplicates, thumbnails
 from fedsim.data.images import read_rgb, resized, write_images, write_resized
+from fedsim.machine.cache import cached_folder, load_mapped
 
 SITE_BOUNDS = (210, 260, 400, 560)
 SITE_NAMES = ("up to 210 px", "211-260 px", "261-400 px", "401-560 px", "over 560 px")

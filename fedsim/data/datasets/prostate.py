@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fedsim.data.cache import cached_folder, load_mapped
 from fedsim.data.dataset import Indices, Pixels, Source
 from fedsim.data.datasets.folder import site_folders
 from fedsim.data.folders import require_file, visible
@@ -22,6 +21,7 @@ from fedsim.data.masks import resized_mask
 from fedsim.data.splits import TEST, TRAIN, VAL
 from fedsim.data.volumes import CANONICAL, Voxels, open_volume, read_foreground, read_turned, require_grid
 from fedsim.errors import UserError
+from fedsim.machine.cache import cached_folder, load_mapped
 
 LAYOUT = "<root>/<site>/Case00.nii.gz with <root>/<site>/Case00_segmentation.nii.gz"
 SPLIT_FILES = "<root>/<site>-dir.npy and <root>/<site>-index.npy for every site, or for none"

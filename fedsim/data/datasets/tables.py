@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedsim.errors import UserError, reading
-from fedsim.files import parse_json
+from fedsim.machine.files import parse_json
 
 #: TSV as GLUE has it, where a quotation mark is a character like any other; CSV as in RFC 4180.
 DIALECTS: dict[str, dict[str, Any]] = {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.config_data import ColumnsConfig
-from fedsim.config_errors import show
+from fedsim.config.data import ColumnsConfig
+from fedsim.config.mistakes import show
 from fedsim.data.dataset import Indices, Source, Texts
 from fedsim.data.datasets.tables import SUFFIXES, Row, read_table
 from fedsim.data.folders import files_with

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fedsim.data.cache import cached_folder, load_mapped
 from fedsim.data.dataset import Indices, Pixels, Source
 from fedsim.data.folders import is_file, require_file
 from fedsim.data.images import listing, prepared_files, resized, write_images
 from fedsim.data.splits import TEST, TRAIN, VAL
 from fedsim.errors import UserError, reading
+from fedsim.machine.cache import cached_folder, load_mapped
 
 CIFAR_SIDE = 32
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

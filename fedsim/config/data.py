@@ -1,0 +1,241 @@
+"""The sections of a config about the images and the clients that hold them."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedsim.config.mistakes import KeyedError, nearest, refuse_idle, show
+from fedsim.config.words import Count, Seed, Share, Text, Whole, Words
+
+MEDMNIST_FLAGS = (
+    *("pathmnist", "chestmnist", "dermamnist", "octmnist", "pneumoniamnist", "retinamnist"),
+    *("breastmnist", "bloodmnist", "tissuemnist", "organamnist", "organcmnist", "organsmnist"),
+)
+Augmentation = Literal[
+    "flip", "rotate90", "crop", "color", "vertical_flip", "brightness", "blur_or_noise", "shift_scale_rotate"
+]
+GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+PACKAGED_TEXTS = ("rated_sentences", "sentence_ratings", "neutral_sentences")
+PACKAGED_SETS = ("brain_mri", "cells", "dermoscopy_pairs", "digits", *PACKAGED_TEXTS)
+TEXT_NAMES = (
+    *PACKAGED_TEXTS,
+    "text_files",
+    *(f"glue:{task}" for task in GLUE_TASKS),
+)
+TORCHVISION_SETS = ("torchvision:cifar10", "torchvision:cifar100", "torchvision:flowers102")
+SETS_IN_FOLDERS = (
+    *("dermoscopic_clients", "image_folder", "camelyon17", "wilds_camelyon17", "prostate", "nuclei", "text_files"),
+    *TORCHVISION_SETS,
+)
+DATA_NAMES = (
+    *("brain_mri", "cells", "dermoscopy_pairs", "digits", "dermoscopic_clients", "image_folder"),
+    *("camelyon17", "wilds_camelyon17", "prostate", "nuclei"),
+    *TORCHVISION_SETS,
+    *TEXT_NAMES,
+    *(f"medmnist:{flag}" for flag in MEDMNIST_FLAGS),
+)
+
+
+class FractionsConfig(Words):
+    """Shares of the images set aside, used where a data set has no split of its own."""
+
+    val: Share = Field(default=0.15, description="Share of the images (whole groups) for validation.")
+    test: Share = Field(default=0.2, description="Share of the images (whole groups) for the test.")
+
+    @model_validator(mode="after")
+    def _leaves_training_images(self) -> Self:
+        if self.val + self.test >= 1:
+            raise KeyedError("val", f"val + test = {self.val + self.test:g}", "a sum below 1")
+        return self
+
+
+class ColumnsConfig(Words):
+    """What the columns of tables of texts are called."""
+
+    text: Text = Field(default="text", description="The text.")
+    second: Text | None = Field(default=None, description="The second text, where a row is a pair.")
+    label: Text | None = Field(default=None, description="The class; this or score.")
+    score: Text | None = Field(default=None, description="The number to be told; this or label.")
+    site: Text | None = Field(default=None, description="Where the text comes from: natural clients.")
+    split: Text | None = Field(
+        default=None, description="train, validation or test; null: the files' names say it, or it is drawn."
+    )
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if (self.label is None) == (self.score is None):
+            raise KeyedError("label", f"label: {self.label} and score: {self.score}", "one of them; the other null")
+        return self
+
+
+class DataConfig(Words):
+    """The images or texts and how they are split and prepared."""
+
+    name: Text = Field(description="One of: " + ", ".join(DATA_NAMES) + ".")
+    root: Text | None = Field(default=None, description="Folder that holds the data set, where it is not packaged.")
+    image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
+        default=28, description="Side of the square images, in pixels."
+    )
+    max_tokens: Count | None = Field(
+        default=None, description="Tokens of a text at most, longer ones are cut; null: as many as the model takes."
+    )
+    columns: ColumnsConfig | None = Field(default=None, description="Names of the columns of text_files.")
+    augment: Annotated[tuple[Augmentation, ...], Field(strict=False)] = Field(
+        default=(), description="Augmentations of training images, in this order."
+    )
+    fractions: FractionsConfig = Field(
+        default=FractionsConfig(), description="Shares set aside where the data set has no split of its own."
+    )
+    split: Literal["released", "by_lesion"] | None = Field(
+        default=None,
+        description="dermoscopic_clients only: released (null is the same), which has lesions in several parts; or "
+        "by_lesion: whole lesions, divided by split_seed into parts of the released sizes.",
+    )
+    split_seed: Seed = Field(
+        default=0, description="Seed of the split and of max_train; independent of the run's seed."
+    )
+    max_train: Count | None = Field(
+        default=None, description="At most this many training images (whole groups); null: all."
+    )
+    truncate_to_smallest: bool = Field(
+        default=False,
+        description="Every site keeps as many training images as the smallest has; with the sites partition only.",
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.name.startswith("medmnist:") and self.name.endswith("mnist3d"):
+            raise KeyedError("name", repr(self.name), "a two-dimensional set: three-dimensional sets are not read")
+        if self.name not in DATA_NAMES:
+            raise KeyedError("name", repr(self.name), nearest(self.name, DATA_NAMES))
+        if self.name in SETS_IN_FOLDERS and self.root is None:
+            raise KeyedError("root", f"null with name: {self.name}", "the folder of the images or tables")
+        if (self.name == "text_files") != (self.columns is not None):
+            given = "columns" if self.columns is not None else "no columns"
+            raise KeyedError(
+                "columns", f"{given} with name: {self.name}", "columns with name: text_files, and only there"
+            )
+        if self.name in PACKAGED_SETS and self.root is not None:
+            raise KeyedError("root", f"{show(self.root)} with name: {self.name}", "null: the set is packaged")
+        if self.name in TEXT_NAMES:
+            refuse_idle(self, ["image_size"], f"name: {self.name}, which has no images")
+        if self.name != "dermoscopic_clients" and self.split is not None:
+            raise KeyedError(
+                "split", f"{self.split} with name: {self.name}", "null: only dermoscopic_clients tells lesions"
+            )
+        if self.name not in TEXT_NAMES and self.max_tokens is not None:
+            raise KeyedError("max_tokens", f"{self.max_tokens} with name: {self.name}", "null: only texts have tokens")
+        if self.name in TEXT_NAMES and self.augment:
+            raise KeyedError(
+                "augment", f"{list(self.augment)} with name: {self.name}", "none: only images are augmented"
+            )
+        if len(set(self.augment)) < len(self.augment):
+            raise KeyedError("augment", f"{list(self.augment)}", "each augmentation once")
+        return self
+
+
+class IidPartition(Words):
+    """Training images dealt out at random, in equal numbers."""
+
+    name: Literal["iid"] = Field(description="Images dealt out at random.")
+
+
+class DirichletPartition(Words):
+    """Each class divided by a Dirichlet draw: the smaller alpha, the more the clients differ."""
+
+    name: Literal["dirichlet"] = Field(description="Each class divided by a Dirichlet draw.")
+    alpha: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
+        description="Concentration; 0.1 is strongly uneven, 100 nearly iid."
+    )
+    form: Literal["paper", "released"] = Field(
+        default="paper",
+        description="How shares become counts. paper: a count's mean is its share; released: as DEeR's code, every "
+        "count rounded by itself, the rest to the last client.",
+    )
+    min_size: Whole = Field(default=0, description="Fewest images a client may have; drawn again until it holds.")
+
+
+class ShardsPartition(Words):
+    """Images sorted by label, cut into shards; each client gets some."""
+
+    name: Literal["shards"] = Field(description="Label-sorted shards.")
+    per_client: Count = Field(description="Shards of each client.")
+
+
+class DiversityPartition(Words):
+    """Each client has images of so many classes, every class dealt out evenly among the clients that have it."""
+
+    name: Literal["diversity"] = Field(description="A share of the classes for each client.")
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="Classes of a client / all classes, rounded down, one at least; 1: all classes for everybody."
+    )
+
+
+class SitesPartition(Words):
+    """The data set's natural sites are the clients."""
+
+    name: Literal["sites"] = Field(description="Natural sites of the data set.")
+
+
+class FilePartition(Words):
+    """A JSON file says which images each client has."""
+
+    name: Literal["file"] = Field(description="Read from a JSON file.")
+    path: Text = Field(
+        description='JSON file {"clients": [[index, ...], ...]}: for each client the indices of its training images. '
+        'Beside it "val" and "test" of the same form: its own images of these splits, for what is measured on them '
+        "(evaluate.clients, prrfl)."
+    )
+
+
+PartitionConfig = Annotated[
+    IidPartition | DirichletPartition | ShardsPartition | DiversityPartition | SitesPartition | FilePartition,
+    Field(discriminator="name"),
+]
+
+
+class ClientsConfig(Words):
+    """How many clients there are, who takes part in a round, and what each of them holds."""
+
+    count: Annotated[int, Field(ge=1, le=1_000_000)] = Field(description="Number of clients.")
+    per_round: Literal["all"] | Count | Share = Field(
+        default="all", description="Clients per round: all, a number, or a fraction below 1."
+    )
+    sampling: Literal["uniform", "volume", "multinomial"] = Field(
+        default="uniform",
+        description="Who takes part: all alike; in proportion to the number of images; multinomial: the same with "
+        "replacement, a client drawn twice counts twice (FedProx, MLSys 2020). Of volume's cohorts of several clients "
+        "a large one is in less often than its images are worth, so only multinomial's mean weight is exactly that.",
+    )
+    weighting: Literal["samples", "uniform"] = Field(
+        default_factory=lambda seen: "samples" if seen.get("sampling", "uniform") == "uniform" else "uniform",
+        description="Weight of a client's update: its number of images, or all alike. Default: samples; uniform where "
+        "sampling goes by the number of images already.",
+    )
+    min_samples: Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="Clients with fewer training images are left out, such as those too small for BatchNorm.",
+    )
+    per_block: Literal["auto"] | Count = Field(default="auto", description="Clients trained together as one batch.")
+    partition: PartitionConfig = Field(description="How the training images are divided among the clients.")
+
+    @model_validator(mode="after")
+    def _enough_clients(self) -> Self:
+        if isinstance(self.per_round, int) and self.per_round > self.count:
+            raise KeyedError("per_round", str(self.per_round), f"at most clients.count = {self.count}")
+        if self.sampling != "uniform" and self.weighting == "samples":
+            found = f"samples with sampling: {self.sampling}, which counts a client's images twice"
+            raise KeyedError("weighting", found, "uniform")
+        if self.sampling == "volume" and self.num_per_round == self.count:
+            raise KeyedError("sampling", f"volume with per_round: {self.per_round}", "fewer clients than all per round")
+        fewest = self.partition.min_size if isinstance(self.partition, DirichletPartition) else 0
+        if self.min_samples is not None and self.min_samples <= fewest:
+            raise KeyedError("min_samples", str(self.min_samples), f"null, or more than partition.min_size = {fewest}")
+        return self
+
+    @property
+    def num_per_round(self) -> int:
+        """How many clients a round draws, where so many have images."""
+        if self.per_round == "all":
+            return self.count
+        return max(1, round(self.per_round * self.count)) if isinstance(self.per_round, float) else self.per_round

@@ -1,0 +1,62 @@
+"""Typed configuration of a run; ``load.py`` reads it."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from fedsim.config.data import ClientsConfig, DataConfig, FractionsConfig, PartitionConfig
+from fedsim.config.mistakes import KeyedError
+from fedsim.config.plain_yaml import to_yaml
+from fedsim.config.train import CheckpointConfig, EvaluateConfig, ScheduleConfig, StoreConfig, TrainConfig
+from fedsim.config.words import AlgorithmConfig, AmplitudeNormConfig, Count, LoraConfig, ModelConfig, Name, Seed, Words
+
+__all__ = [
+    "AlgorithmConfig",
+    "AmplitudeNormConfig",
+    "CheckpointConfig",
+    "ClientsConfig",
+    "Config",
+    "DataConfig",
+    "EvaluateConfig",
+    "FractionsConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "PartitionConfig",
+    "ScheduleConfig",
+    "StoreConfig",
+    "TrainConfig",
+    "Words",
+    "dump_config",
+]
+
+
+class Config(Words):
+    """A whole experiment."""
+
+    name: Name = Field(description="Name of the run and of its folder: letters, digits, dot, underscore, hyphen.")
+    seed: Seed = Field(default=0, description="Every random draw of the run follows from it.")
+    rounds: Count = Field(description="Communication rounds.")
+    algorithm: AlgorithmConfig = Field(default=AlgorithmConfig(), description="The method and its own keys.")
+    model: ModelConfig = Field(description="Encoder, LoRA, classifier.")
+    data: DataConfig = Field(description="Images, split, augmentation.")
+    clients: ClientsConfig = Field(description="Number, sampling and partition of the clients.")
+    train: TrainConfig = Field(description="Local training.")
+    evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="Evaluation and early stop.")
+    deterministic: bool = Field(
+        default=True, description="Whether a GPU uses only kernels that give the same bits every time."
+    )
+    privacy: None = Field(default=None, description="No privacy mechanism; nothing else is known here yet.")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Saving the state.")
+    store: StoreConfig = Field(default=StoreConfig(), description="Memory for what clients keep between rounds.")
+
+    @model_validator(mode="after")
+    def _sites_to_truncate(self) -> Self:
+        name = self.clients.partition.name
+        if self.data.truncate_to_smallest and name != "sites":
+            raise KeyedError("data.truncate_to_smallest", f"true with clients.partition.name: {name}", "sites there")
+        return self
+
+
+def dump_config(config: Words) -> str:
+    """The fully resolved config as YAML; ``load.load_config`` reads it back to an equal ``Config``."""
+    return to_yaml(config.model_dump(mode="json"))

@@ -1,0 +1,242 @@
+"""The base of all config sections, and the sections that choose the method and the model.
+
+All models are frozen and refuse unknown keys. Types are strict: "5" is no number, true is no integer, 1 is a
+float, nan and inf are nothing. What single fields cannot say (two keys that exclude each other) is checked by
+the validators below them, so that a ``Config`` that exists can be run.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fedsim.config.mistakes import KeyedError, nearest
+
+PACKAGED_MODELS = ("packaged:vit_small_dino", "packaged:minilm")
+PIXEL_MODELS = ("monai:unet", "fedsim:harmofl_unet")
+NETS_WITH_OPTIONS = (*PIXEL_MODELS, "monai:densenet121", "fedsim:harmofl_densenet121")
+FRESH_MODELS = ("fedsim:vgg16_slim", "fedsim:vgg16_slim_biased", *NETS_WITH_OPTIONS)
+MODEL_FORMS = (
+    *PACKAGED_MODELS,
+    *FRESH_MODELS,
+    "timm:NAME",
+    "open_clip:NAME",
+    "open_clip:hf-hub:ID",
+    "open_clip:local-dir:PATH",
+    "hf:FOLDER_OR_ID",
+)
+
+HUGGING = ("hf:", "packaged:minilm")
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Whole = Annotated[int, Field(ge=0, le=2**31 - 1)]
+# A library that makes its network from random weights takes no more bits of a seed.
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+# Also a folder's, which neither "." nor ".." can be.
+Name = Annotated[str, Field(pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)]
+Scalar = bool | int | float | str
+Layers = Annotated[tuple[Whole, ...], Field(strict=False, min_length=1)]
+
+
+def is_open_clip(name: str) -> bool:
+    """Whether a model name asks for an open_clip model, which brings a text tower."""
+    return name.startswith("open_clip:")
+
+
+def check_rising(key: str, layers: Sequence[int] | None) -> None:
+    """Refuse numbers of layers that do not rise."""
+    if layers is not None and any(after <= before for before, after in pairwise(layers)):
+        raise KeyedError(key, f"{list(layers)}", "layers in rising order, each once")
+
+
+def check_model_name(name: str) -> None:
+    """Refuse names without a known prefix, an unknown packaged model, or nothing after the prefix."""
+    prefix, _, rest = name.partition(":")
+    complete = bool(rest) and not rest.startswith(":") and rest not in ("hf-hub:", "local-dir:")
+    if name in (*PACKAGED_MODELS, *FRESH_MODELS) or (
+        prefix in ("timm", "open_clip", "hf") and complete and rest.strip() == rest
+    ):
+        return
+    raise KeyedError("name", repr(name), nearest(name, MODEL_FORMS))
+
+
+class Words(BaseModel):
+    """Base of every section: immutable, strict, without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class AlgorithmConfig(Words):
+    """The method's name and, beside it, its own keys, which its own ``Config`` checks."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Text = Field(default="fedavg", description="Method: a known name, or package.module.Class of your own.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method's own keys, without ``name``."""
+        return dict(self.model_extra or {})
+
+
+class LoraConfig(Words):
+    """LoRA in the words of peft."""
+
+    r: Count = Field(default=8, description="Rank of the factors.")
+    lora_alpha: Positive = Field(default=8.0, description="Scale; the update is (lora_alpha / r) * B A.")
+    target: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = Field(
+        default=("q", "k", "v"),
+        description="q, k, v: slices of the attention's qkv; proj: its output; other words: nn.Linear modules by "
+        "suffix (fc1, intermediate.dense).",
+    )
+    layers: Layers | None = Field(
+        default=None, description="Layers, from 0, that get LoRA; null: all that the clients hold."
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.target)) < len(self.target):
+            raise KeyedError("target", f"{list(self.target)}", "each target once")
+        check_rising("layers", self.layers)
+        return self
+
+
+class SubmodelConfig(Words):
+    """What clients hold in place of the model: all its layers, compressed, or some of them. One of the two keys."""
+
+    folder: Text | None = Field(
+        default=None, description="Folder that launch.py distill made of this model: feed-forwards with fewer neurons."
+    )
+    layers: Layers | None = Field(
+        default=None, description="Layers, from 0, that clients hold; the others are dropped, as in offsite tuning."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.folder is None) == (self.layers is None):
+            found = "neither folder nor layers" if self.folder is None else "folder and layers"
+            raise KeyedError("folder", found, "one of them; the other null")
+        check_rising("layers", self.layers)
+        return self
+
+
+class AmplitudeNormConfig(Words):
+    """HarmoFL's normalisation of the images' amplitudes to a running target, in front of the encoder."""
+
+    form: Literal["paper", "released"] = Field(
+        default="paper",
+        description="released: as the published code, the mean alone, and momentum cut to a whole number.",
+    )
+    momentum: Annotated[float, Field(ge=0, le=1)] = Field(
+        default_factory=lambda seen: 0.0 if seen.get("form") == "released" else 0.1,
+        description="Share of a batch's mean amplitude in the new target. Default: 0.1; released: 0, the other is 1.",
+    )
+    low_freq_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0,
+        description="Frequencies up to this share of the image's side are replaced; 1: all, 0: the mean alone.",
+    )
+
+    @model_validator(mode="after")
+    def _released_has_no_window(self) -> Self:
+        if self.form == "released" and self.momentum not in (0, 1):
+            raise KeyedError("momentum", f"{self.momentum:g} with form: released", "0 or 1: the code cuts it to these")
+        if self.form == "released" and self.low_freq_fraction != 1:
+            raise KeyedError("low_freq_fraction", f"{self.low_freq_fraction:g} with form: released", "no such key")
+        return self
+
+
+class ModelConfig(Words):
+    """The encoder, what of it is trained, and the classifier on top."""
+
+    name: Text = Field(description="One of: " + ", ".join(MODEL_FORMS) + ".")
+    weights: Text | None = Field(
+        default=None,
+        description="null: the name's own weights; random: from seed; an open_clip tag; or a .safetensors file.",
+    )
+    options: dict[str, Scalar | list[Scalar]] = Field(
+        default={},
+        description="What the library's network takes: timm's patch_size, embed_dim, depth; monai:unet's channels, "
+        "strides, num_res_units, norm; monai:densenet121's init_features, growth_rate. fedsim:harmofl_unet has "
+        "num_features, and both fedsim:harmofl_ networks form: paper, or released: evaluation normalises over a batch.",
+    )
+    lora: LoraConfig | None = Field(default=None, description="LoRA factors on the encoder; null for none.")
+    submodel: SubmodelConfig | None = Field(
+        default=None, description="What clients hold and train in place of the model; null: the model itself."
+    )
+    train: Literal["lora", "head", "all"] = Field(
+        default_factory=lambda seen: "lora" if seen.get("lora") else "all",
+        description="What the clients train beside the head. Default: lora if lora is given, else all.",
+    )
+    amplitude_norm: AmplitudeNormConfig | None = Field(
+        default=None, description="Normalisation of the images' amplitudes, {} for its defaults; null for none."
+    )
+    classifier: Literal["linear", "text"] = Field(
+        default_factory=lambda seen: "text" if is_open_clip(seen.get("name", "")) else "linear",
+        description="linear: a trained layer; text: frozen text features of the class prompts. "
+        "Default: text for open_clip, else linear.",
+    )
+    prompt: Text = Field(
+        default="a photo of a {}.", description="Class prompt of the text classifier; {} is the class name."
+    )
+    train_logit_scale: bool = Field(default=False, description="Whether the text classifier's scale is trained.")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        default="fp32", description="Arithmetic of the encoder's products; tf32 on GPUs only."
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        check_model_name(self.name)
+        if self.options and not self.name.startswith("timm:") and self.name not in NETS_WITH_OPTIONS:
+            names = ", ".join(NETS_WITH_OPTIONS)
+            raise KeyedError("options", f"options for {self.name}", f"none: only timm: names, {names} take options")
+        if self.name in FRESH_MODELS and self.weights != "random":
+            raise KeyedError("weights", f"{self.weights or 'null'} with {self.name}", "random: it has no others")
+        if self.name.startswith(HUGGING) and self.weights not in (None, "random"):
+            raise KeyedError("weights", f"{self.weights} with {self.name}", "null: the folder's own, or random")
+        is_tag = is_open_clip(self.name) and "." not in str(self.weights)
+        if self.weights not in (None, "random") and not is_tag and not str(self.weights).endswith(".safetensors"):
+            raise KeyedError("weights", repr(self.weights), "null, random, or the path of a .safetensors file")
+        if self.name in PIXEL_MODELS and self.train != "all":
+            raise KeyedError("train", f"{self.train} with {self.name}, which has neither head nor blocks", "all")
+        if self.train == "lora" and self.lora is None:
+            raise KeyedError("lora", "null with train: lora", "a lora section, or train: head or all")
+        if self.train != "lora" and self.lora is not None:
+            raise KeyedError("lora", f"a lora section with train: {self.train}", "lora: null, or train: lora")
+        self._check_submodel()
+        if self.prompt.count("{}") != 1:
+            raise KeyedError("prompt", repr(self.prompt), "a text with {} once, for the class name")
+        if self.classifier == "text":
+            self._check_text()
+        elif self.train_logit_scale or self.prompt != type(self).model_fields["prompt"].default:
+            key = "train_logit_scale" if self.train_logit_scale else "prompt"
+            raise KeyedError(key, f"{key} with classifier: linear", "classifier: text, which alone uses it")
+        return self
+
+    @property
+    def adapted_layers(self) -> tuple[int, ...] | None:
+        """The layers that get LoRA; None for all."""
+        held = None if self.submodel is None else self.submodel.layers
+        return held if self.lora is None else self.lora.layers or held
+
+    def _check_submodel(self) -> None:
+        if self.submodel is None:
+            return
+        if self.lora is None:
+            raise KeyedError("submodel", f"a sub-model with train: {self.train}", "null, or train: lora")
+        held, adapted = self.submodel.layers, self.lora.layers or ()
+        if held is not None and (absent := set(adapted) - set(held)):
+            raise KeyedError("lora.layers", f"{min(absent)}, which clients do not hold", f"some of {list(held)}")
+
+    def _check_text(self) -> None:
+        if not is_open_clip(self.name):
+            raise KeyedError("classifier", f"text with {self.name}", "linear (text needs an open_clip: model)")
+        if self.train == "head" and not self.train_logit_scale:
+            raise KeyedError(
+                "train",
+                "head with classifier: text",
+                "lora, all, or classifier: linear (nothing would train)",
+            )

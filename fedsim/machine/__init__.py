@@ -1,0 +1,1 @@
+"""Arithmetic, memory and files of the machine."""

@@ -1,0 +1,1 @@
+"""What is measured: the global model, clients' scores, diagnostics, traffic."""

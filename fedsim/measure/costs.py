@@ -1,0 +1,57 @@
+"""What a client holds and sends: the sub-model, where there is one, beside the full model."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.base import Payload, Phase
+from fedsim.measure.traffic import sent_by_client
+from fedsim.models.stacked import StackedModel
+from fedsim.models.submodel.model import HeldModel
+from fedsim.schedule.cohort import Cohort
+from fedsim.simulation import Simulation
+
+# Parameters that are no part of the network itself, whatever a client does with them.
+BESIDE = ("lora_a", "lora_b", "head", "local")
+
+
+def costs(sim: Simulation) -> dict[str, dict[str, int]]:
+    """Return for ``full_model``, and ``submodel`` if there is one, what a client of the first round holds and sends.
+
+    ``parameters`` and ``bytes``: the frozen network in the type of its products, adapters and classifier in float32;
+    no buffers. ``bytes_sent`` in the round, floats as float32; with the full model without what a sub-model counts.
+    """
+    payloads = [payload_of(sim, phase) for phase in sim.algorithm.phases(1)]
+    found = {"full_model": _costs(sim.model, [_without_counts(sim, payload) for payload in payloads])}
+    return found if sim.held is sim.model else found | {"submodel": _costs(sim.held, payloads)}
+
+
+def payload_of(sim: Simulation, phase: Phase) -> Payload:
+    """Return what clients send in a phase, with no client in it: a block without has the shapes of any other."""
+    nobody = Cohort((), torch.zeros(0, dtype=torch.float64))
+    update, _ = sim.trainer.train((), nobody, sim.initial_state(), phase, [])
+    return sim.algorithm.pre_aggregate(update)
+
+
+def _costs(model: StackedModel, payloads: list[Payload]) -> dict[str, int]:
+    tensors = held_tensors(model)
+    return {
+        "parameters": sum(tensor.numel() for tensor in tensors),
+        "bytes": sum(tensor.nbytes for tensor in tensors),
+        "bytes_sent": sum(sent_by_client(payload) for payload in payloads),
+    }
+
+
+def held_tensors(model: StackedModel) -> list[Tensor]:
+    """Return all parameters that a client with this model holds; some without their values."""
+    beside = [torch.empty(spec.shape, device="meta") for spec in model.specs.values() if spec.kind in BESIDE]
+    text = [] if model.encoder.text_features is None else [model.encoder.text_features]
+    cut = model.cut_tensors() if isinstance(model, HeldModel) else []
+    return [*model.net.parameters(), *cut, *text, *beside]
+
+
+def _without_counts(sim: Simulation, payload: Payload) -> Payload:
+    """Leave out the groups of what only a sub-model counts."""
+    counted = {name for name, spec in sim.held.specs.items() if spec.kind == "count"}
+    return replace(payload, total={group: part for group, part in payload.total.items() if not part.keys() & counted})

@@ -1,0 +1,43 @@
+"""The global model that is measured, drawn and exported: made for that and thrown away, so no training sees it."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.base import Algorithm, ServerState, Tensors, add_exact
+from fedsim.comm.exact import ExactSum
+from fedsim.schedule.cohort import client_weights
+from fedsim.simulation import Simulation
+from fedsim.storage.store import ClientStore
+
+
+def global_model(sim: Simulation, state: ServerState, store: ClientStore | None = None) -> Mapping[str, Tensor]:
+    """Return the server's parameters, and for what only clients hold the mean over those that hold a state.
+
+    Of the models that they exchange, or else of those that they use, that is what is never sent; the clients are
+    weighted as in a round. ``store``: where the clients' states are, if not in the simulation's own. Every rank calls
+    this.
+    """
+    store = store or sim.store
+    clients = sorted(store.holder)
+    names = unsent(sim.algorithm, [], state.params)
+    if not names or not clients:
+        return state.params
+    weight = dict(zip(clients, client_weights(sim.config.clients, sim.sizes, clients).tolist(), strict=True))
+    total = ExactSum(len(clients))
+    here = list(store.sizes())
+    for start in [None, *range(0, len(here), sim.per_block)]:
+        some = here[start : start + sim.per_block] if start is not None else []
+        own = unsent(sim.algorithm, [store.read(client) for client in some], state.params)
+        change = {name: value.double() - state.params[name].double() for name, value in own.items()}
+        total.add_mean(change, torch.tensor([weight[client] for client in some], dtype=torch.float64), some)
+    mean = total.meet(sim.group)
+    return state.params | {name: add_exact(state.params[name], mean[name]) for name in names}
+
+
+def unsent(method: Algorithm, kept: Sequence[Tensors], params: Tensors) -> dict[str, Tensor]:
+    """Return what of the global model only clients hold, (K, ...)."""
+    models = method.client_params(kept, params)
+    sent = method.sent(params)
+    return {name: value for name, value in models.get("exchanged", models["own"]).items() if name not in sent}

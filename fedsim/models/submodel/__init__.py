@@ -1,0 +1,1 @@
+"""What clients hold in place of the whole model."""

@@ -1,0 +1,1 @@
+"""The run folder: logs, records, pictures."""

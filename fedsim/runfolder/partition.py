@@ -1,0 +1,80 @@
+"""Who holds what: a table and a picture in the run folder, and what was decided that the config does not say."""
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+
+from fedsim.data.dataset import Dataset, Indices
+from fedsim.data.partition import partition_table
+from fedsim.machine.files import write_atomic, write_json
+from fedsim.runfolder.runlog import RunLog
+from fedsim.simulation import Simulation
+
+# The palette of Okabe and Ito, distinct with any kind of colour vision; hatching goes on after it.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+HATCHES = ("", "///", "...", "xxx")
+MAX_TICKS = 40
+MOST_NAMED = 20
+
+
+def describe_partition(sim: Simulation, log: RunLog) -> None:
+    """Leave a table and a picture of who has which images in the run folder."""
+    if sim.group.is_server:
+        rows = [vars(row) for row in partition_table(sim.dataset, sim.parts)]
+        write_json(log.folder / "partition.json", {"classes": sim.dataset.class_names, "clients": rows})
+        draw_partition(sim.dataset, sim.parts, log.folder / "partition.png")
+        for name, text in notes(sim):
+            log.message(f"{name}: {text}")
+
+
+def notes(sim: Simulation) -> list[tuple[str, str]]:
+    """Return what was decided about the images that the config does not say outright, as rows of name and text."""
+    rows = []
+    if sim.dataset.drawn:
+        rows.append(("split", f"{' and '.join(sim.dataset.drawn)} drawn from the training {sim.dataset.unit}"))
+    fewest, out = sim.config.clients.min_samples, [client for client, size in enumerate(sim.sizes) if size == 0]
+    if fewest is not None and out:
+        named = ", ".join(map(str, out[:MOST_NAMED])) + (" ..." if len(out) > MOST_NAMED else "")
+        rows.append(
+            ("left out", f"{len(out)} of {len(sim.sizes)} clients with fewer than {fewest} {sim.dataset.unit}: {named}")
+        )
+    return rows
+
+
+def draw_partition(dataset: Dataset, parts: list[Indices], path: Path) -> None:
+    """Write a PNG: one horizontal bar per client, stacked by class; the x axis counts images."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: only this picture needs matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    counts_KC = np.array([row.per_class for row in partition_table(dataset, parts)])
+    num_clients = len(parts)
+    height = max(1.2 + 0.28 * num_clients, 1.2 + 0.2 * len(dataset.class_names))  # inches: bars, or the legend
+    figure = Figure(figsize=(9, min(16.0, height)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    left = np.zeros(num_clients)
+    for label, name in enumerate(dataset.class_names):
+        axes.barh(
+            np.arange(num_clients),
+            counts_KC[:, label],
+            left=left,
+            height=0.8 if num_clients <= MAX_TICKS else 1.0,
+            color=COLOURS[label % len(COLOURS)],
+            hatch=HATCHES[label // len(COLOURS) % len(HATCHES)],
+            edgecolor="white",
+            linewidth=0.5 if num_clients <= MAX_TICKS else 0.0,
+            label=name,
+        )
+        left += counts_KC[:, label]
+    title = f"{dataset.name}: {counts_KC.sum()} training {dataset.unit}, {num_clients} clients"
+    axes.set(title=title, xlabel=f"training {dataset.unit}", ylabel="client", ylim=(num_clients - 0.5, -0.5))
+    axes.set_yticks(range(0, num_clients, 1 if num_clients <= MAX_TICKS else 5 * math.ceil(num_clients / 200)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_atomic(path, picture.getvalue())

@@ -1,0 +1,108 @@
+"""What a round leaves in the log. Everything but the timing is a function of the config alone."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fedsim.algorithms.base import Aggregate, Phase, ServerState
+from fedsim.distill.distiller import Step
+from fedsim.measure.client_scores import ClientScores
+from fedsim.measure.diagnostics import client_drift, lora_diagnostics
+from fedsim.measure.traffic import told_to_client
+from fedsim.phase import Observed, drifting
+from fedsim.schedule.cohort import Cohort
+from fedsim.simulation import Simulation
+
+
+class RoundRecord:
+    """A round's ``row`` for metrics.jsonl, ``client_rows`` for clients.jsonl and ``timing`` for timings.jsonl."""
+
+    def __init__(self, sim: Simulation, round: int) -> None:
+        self._sim = sim
+        self._started = time.perf_counter()
+        self._wire = (sim.group.bytes_sent, sim.group.bytes_received)
+        self._known_clients = frozenset(sim.store.holder)
+        self._known_params: dict[str, Tensor] = {}
+        self._losses: list[float] = []
+        self.row: dict[str, Any] = {"round": round, "train_loss": None}
+        self.row |= {"val": None, "test": None, "bytes_up": 0, "bytes_down": 0, "diagnostics": {}}
+        self.client_rows: list[dict[str, Any]] = []
+        self.timing: dict[str, Any] = {"round": round, "phases": []}
+
+    def add_phase(
+        self,
+        phase: Phase,
+        cohort: Cohort,
+        before: ServerState,
+        after: ServerState,
+        released: Aggregate,
+        observed: Observed,
+    ) -> None:
+        """Take in a phase: ``before`` and ``after`` are the server's states around it."""
+        row, method = self.row, self._sim.algorithm
+        self._losses.append(float((cohort.weights * observed.losses).sum()))
+        row["train_loss"] = sum(self._losses) / len(self._losses)
+        bytes_up = observed.sent_per_client * len(cohort.clients)
+        row["bytes_up"] += bytes_up
+        row["bytes_down"] += self._bytes_down(before, cohort, bytes_up, observed)
+        diagnostics: dict[str, Any] = {"below_grid": observed.below_grid} if bytes_up else {}
+        if change := drifting(released.mean, method.specs):
+            mean_square = float((cohort.weights * observed.squared_norms).sum())
+            diagnostics["client_drift"] = client_drift(mean_square, change)
+        if observed.products:
+            diagnostics |= lora_diagnostics(observed.products, before.params, change)
+        diagnostics |= method.diagnostics(after, released)
+        row["diagnostics"][phase.name] = diagnostics
+        for client, weight, loss in zip(cohort.clients, cohort.weights.tolist(), observed.losses.tolist(), strict=True):
+            self.client_rows.append(
+                {
+                    "round": row["round"],
+                    "phase": phase.name,
+                    "client": client,
+                    "n": self._sim.sizes[client],
+                    "weight": weight,
+                    "train_loss": loss,
+                }
+            )
+        seconds = dict(zip(cohort.clients, observed.seconds.tolist(), strict=True))
+        self.timing["phases"].append({"name": phase.name, "train_seconds_per_client": seconds})
+
+    def _bytes_down(self, before: ServerState, cohort: Cohort, bytes_up: int, observed: Observed) -> int:
+        """Bytes that the server sends all clients of a phase.
+
+        Each gets what the method shares of the server's parameters, at a round's start all and then what has changed,
+        and the phase's context; or the aggregate, and before that, in its first round, the whole model.
+        """
+        if self._sim.algorithm.returns_aggregate:
+            newcomers = set(cohort.clients) - self._known_clients
+            self._known_clients |= newcomers
+            return bytes_up + len(newcomers) * sum(value.nbytes for value in before.params.values())
+        told = told_to_client(self._sim.algorithm, before.params, self._known_params, observed.context)
+        self._known_params = before.params
+        return told * len(cohort.clients)
+
+    def add_scores(self, scores: ClientScores) -> None:
+        """Take in the clients' own scores, with the last phase's rows."""
+        rows = scores.rows()
+        for row, own in zip(self.client_rows[-len(rows) :] if rows else [], rows, strict=True):
+            row |= own
+        self.row["diagnostics"] |= scores.diagnostics()
+
+    def add_alignment(self, steps: Sequence[Step], seconds: float) -> None:
+        """Take in an alignment of the sub-model."""
+        first, last = steps[0].loss, steps[-1].loss
+        self.row["diagnostics"]["alignment"] = {"steps": len(steps), "first_loss": first, "last_loss": last}
+        self.timing["alignment_seconds"] = seconds
+
+    def measure(self, metrics: dict[str, dict[str, float]]) -> None:
+        """Take in the round's evaluation."""
+        self.row |= metrics
+
+    def close(self) -> None:
+        """Stop the clock."""
+        group = self._sim.group
+        self.timing["seconds"] = time.perf_counter() - self._started
+        self.timing["wire_bytes_sent"] = group.bytes_sent - self._wire[0]
+        self.timing["wire_bytes_received"] = group.bytes_received - self._wire[1]

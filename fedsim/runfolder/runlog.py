@@ -1,0 +1,293 @@
+"""The run folder. Rank 0 writes it; on the other ranks every method does nothing.
+
+metrics.jsonl and clients.jsonl hold only what follows from the config, the same bits for any number of ranks;
+every second and every byte on the wire goes to timings.jsonl.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from fedsim.comm.group import Group
+from fedsim.config.experiment import Config, dump_config
+from fedsim.config.mistakes import show
+from fedsim.config.words import Words
+from fedsim.data import Dataset
+from fedsim.errors import UserError
+from fedsim.kernels import build
+from fedsim.load import load_config
+from fedsim.machine.files import naming_files, raise_named, write_atomic, write_json
+from fedsim.runfolder.environment import environment
+from fedsim.runfolder.lock import LOCK_FILE, FolderLock
+from fedsim.runfolder.scalars import Scalars
+from fedsim.runfolder.screen import Screen, metrics_table
+from fedsim.storage.rows import NO_ROWS, Seal, Table, read_rows
+
+TABLES = ("metrics", "clients", "timings")
+
+
+class Round(Protocol):
+    """What ``end_round`` takes: the rows of one round for the three tables."""
+
+    row: dict[str, Any]
+    client_rows: list[dict[str, Any]]
+    timing: dict[str, Any]
+
+    def close(self) -> None:
+        """Complete ``timing``."""
+
+
+class RunLog:
+    """The files of one run and what a person sees of it. Use as a context manager, which holds the folder's lock."""
+
+    def __init__(self, folder: Path, config: Config, group: Group, resume: bool) -> None:
+        """Claim ``folder``; every rank calls this.
+
+        UserError, on every rank, where it is another run's, or at work, or this one's and ``resume`` is false.
+        """
+        self.folder = folder
+        self._group = group
+        self._is_writer = group.is_server
+        self._screen = Screen(config.rounds)
+        self._tables = {name: Table(folder / f"{name}.jsonl") for name in TABLES}
+        self._scalars = Scalars(folder / "tensorboard")
+        self._lock: FolderLock | None = None
+        self.per_block: int | None = None
+        group.decide(lambda: self._claim(config, resume))
+
+    def _claim(self, config: Config, resume: bool) -> None:
+        folder, group = self.folder, self._group
+        with naming_files(folder):
+            self._lock, is_used = claim_folder(folder, dump_config(config), resume, self.message)
+            try:
+                self.per_block = _require_same_run(config, folder / "config.yaml") if is_used else None
+                write_environment(folder / "environment.json", environment(group))
+            except BaseException:
+                self._lock.release()
+                raise
+        plural = "" if group.num_ranks == 1 else "s"
+        self.message(f"{folder}: {group.num_ranks} rank{plural}, backend {group.backend}, device {group.device}")
+        if config.model.lora is not None and group.device.type == "cpu" and (reason := build.problem()) is not None:
+            self.message(
+                f"LoRA trains with PyTorch's own operators, which are slower than fedsim's compiled ones: {reason}"
+            )
+
+    def record_config(self, config: Config) -> None:
+        """Rewrite config.yaml, now that what the config left open is decided."""
+        if self._is_writer:
+            write_atomic(self.folder / "config.yaml", dump_config(config).encode())
+
+    def record_data(self, dataset: Dataset) -> None:
+        """Note the data files in environment.json, and show what there is to say about them. Every rank calls this."""
+        self._group.decide(lambda: note_data(self.folder / "environment.json", dataset, self._screen))
+
+    @property
+    def seals(self) -> dict[str, Seal]:
+        """What a checkpoint keeps of the tables."""
+        return {name: table.seal for name, table in self._tables.items()}
+
+    def truncate(self, round: int, seals: Mapping[str, Seal] | None = None) -> None:
+        """Drop the rows of all rounds after ``round``: the run goes on from there and writes them again.
+
+        Every rank calls this. UserError where the rows up to it are not those of ``seals``, the checkpoint's.
+        """
+
+        def cut() -> None:
+            with naming_files(self.folder):
+                for name, table in self._tables.items():
+                    table.cut(round, None if seals is None else seals.get(name, NO_ROWS))
+
+        self._group.decide(cut)
+
+    def message(self, text: str) -> None:
+        """Show one line to the person who waits."""
+        if self._is_writer:
+            self._screen.message(text)
+
+    def start_round(self, round: int) -> None:
+        """Note that ``round``, counted from 1, begins."""
+        if self._is_writer:
+            self._screen.start_round(round)
+
+    def progress(self, text: str) -> None:
+        """Show what goes on inside the round."""
+        if self._is_writer:
+            self._screen.progress(text)
+
+    def end_round(self, record: Round) -> None:
+        """Append the round's rows; they are on disk when this returns."""
+        record.close()
+        if not self._is_writer:
+            return
+        assert self._lock is not None
+        self._lock.require()
+        rows = zip(self._tables.values(), ([record.row], record.client_rows, [record.timing]), strict=True)
+        for table, new in rows:
+            table.append(new)
+        curves = {name: value for name, value in flatten(record.row, "/").items() if isinstance(value, int | float)}
+        del curves["round"]
+        self._scalars.append(record.row["round"], curves)
+        self._screen.end_round(record.row, record.timing["seconds"])
+
+    def last_row(self) -> dict[str, Any]:
+        """Return the last round's row of metrics.jsonl; on rank 0 only."""
+        return read_rows(self.folder / "metrics.jsonl")[-1]
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Write results.json, and show the final table and where the run folder is."""
+        self.close()
+        if not self._is_writer:
+            return
+        write_json(self.folder / "results.json", results)
+        metrics, timings = (read_rows(self.folder / f"{name}.jsonl") for name in ("metrics", "timings"))
+        title = f"{results['status']} after round {results['rounds']}, metrics of round {results['best_round']}"
+        self._screen.console.print(metrics_table(results, title))
+        self._screen.console.print(
+            f"per round: {_mean(timings, 'seconds'):.2f} seconds, "
+            f"{_mean(metrics, 'bytes_up'):,.0f} bytes up, {_mean(metrics, 'bytes_down'):,.0f} bytes down",
+            f"run folder: {self.folder}",
+            sep="\n",
+            markup=False,
+            soft_wrap=True,
+        )
+
+    def close(self) -> None:
+        """Give back the terminal."""
+        self._screen.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        leave_folder(self._group, self.folder, self._lock, error)
+
+
+def claim_folder(folder: Path, config: str, resume: bool, say: Callable[[str], object]) -> tuple[FolderLock, bool]:
+    """Lock the folder, and create it with this content of config.yaml where it is not in use.
+
+    Return the lock and whether it is. UserError where somebody is at work there, where it is in use and ``resume`` is
+    false, and where it is no run's.
+    """
+    lock = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _require_run_folder(folder)  # before anything is written there
+        lock = FolderLock(folder, say)
+        is_used = _require_run_folder(folder)
+        if is_used and not resume:
+            raise UserError(str(folder), "a folder that is in use", "--resume to go on with it, or another --out DIR")
+        if not is_used:
+            write_atomic(folder / "config.yaml", config.encode())
+    except BaseException as error:
+        if lock is not None:
+            lock.release()
+        if isinstance(error, OSError):
+            raise UserError(str(folder), error.strerror or str(error), "a folder that can be written") from None
+        raise
+    return lock, is_used
+
+
+def _require_run_folder(folder: Path) -> bool:
+    """Return whether a folder is in use; UserError where no run uses it."""
+    # A start that was killed early leaves a temporary file or a lock, and nothing else.
+    is_used = any(entry.suffix != ".tmp" and entry.name != LOCK_FILE for entry in folder.iterdir())
+    if is_used and not (folder / "config.yaml").is_file():
+        raise UserError(str(folder), "files, but no config.yaml", "a run folder, or another --out DIR")
+    return is_used
+
+
+def leave_folder(group: Group, folder: Path, lock: FolderLock | None, error: BaseException | None) -> None:
+    """Let others into a folder when no rank writes there any more. Every rank calls this.
+
+    ``error``: what ends the work before its time; UserError in its place where it is about the folder's files.
+    """
+    if error is None:
+        group.broadcast("all ranks have left the folder")
+    # Where one of several ranks fails the others may write for another moment, so the lock goes with the process.
+    if lock is not None and (error is None or group.num_ranks == 1):
+        lock.release()
+    if isinstance(error, OSError):
+        raise_named(error, folder)
+
+
+def _require_same_run(config: Config, file: Path) -> int | None:
+    """UserError unless ``file`` has the config of the same run; return the block size that it has settled on.
+
+    The memory for clients' states may differ: no result depends on it, and a run may go on on another machine.
+    """
+    recorded = load_config(file, imports=False)
+    settled = None if recorded.clients.per_block == "auto" else recorded.clients.per_block
+    recorded = recorded.model_copy(update={"store": config.store})
+    if config.clients.per_block == "auto":
+        # The run has settled on a number since, see record_config.
+        clients = config.clients.model_copy(update={"per_block": recorded.clients.per_block})
+        config = config.model_copy(update={"clients": clients})
+    require_same(recorded, config, file)
+    return settled
+
+
+def require_same(recorded: Words, config: Words, file: Path) -> None:
+    """UserError naming the first key in which ``config`` differs from the one in ``file``."""
+    before = flatten(recorded.model_dump(mode="json"), ".")
+    now = flatten(config.model_dump(mode="json"), ".")
+    for key in [*before, *now]:
+        missing = object()
+        old, new = before.get(key, missing), now.get(key, missing)
+        if old != new:
+            shown = ["nothing" if value is missing else show(value) for value in (new, old)]
+            raise UserError(f"--resume: {key}", shown[0], f"{shown[1]} as in {file}")
+
+
+def flatten(data: Mapping[Any, Any], separator: str) -> dict[str, Any]:
+    """Nested mappings as one level, their keys joined."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        inner = flatten(value, separator) if isinstance(value, Mapping) and value else {"": value}
+        flat |= {separator.join(filter(None, (str(key), name))): leaf for name, leaf in inner.items()}
+    return flat
+
+
+def write_environment(path: Path, facts: dict[str, Any]) -> None:
+    """Write the facts about this start, and keep those about earlier ones; UserError where those cannot be read."""
+    if path.exists():
+        facts["earlier_starts"] = _read_starts(path)
+    write_json(path, facts)
+
+
+def _read_starts(path: Path) -> list[dict[str, Any]]:
+    """Return the facts about the starts so far."""
+    try:
+        last = json.loads(path.read_bytes())
+        starts = [*last.pop("earlier_starts", []), last]
+        if not all(isinstance(start.get("data_files") or {}, dict) for start in starts):
+            raise TypeError("data_files is no object")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        expected = "the facts about earlier starts; remove the file to go on without them"
+        raise UserError(str(path), f"no readable JSON object ({error})", expected) from None
+    return starts
+
+
+def note_data(path: Path, dataset: Dataset, screen: Screen) -> None:
+    """Add the data files to the facts about this start, and show what the reader remarks.
+
+    UserError where an earlier start had files of other content.
+    """
+    facts = json.loads(path.read_text())
+    facts["data_files"] = dataset.files
+    for start in facts.get("earlier_starts", []):
+        before, now = (value.get("data_files") or {} for value in (start, facts))
+        if before.get("sha256") not in (None, now.get("sha256")):
+            found, expected = (f"{files.get('files')} files, sha256 {files.get('sha256')}" for files in (now, before))
+            raise UserError(f"--resume: data {dataset.name}", found, f"{expected}, as in {path}")
+    write_json(path, facts)
+    for remark in dataset.remarks:
+        screen.message(f"data: {remark}")
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
+    return float(sum(row[key] for row in rows)) / max(len(rows), 1)

@@ -1,0 +1,81 @@
+"""What a run folder names is not run: somebody else may have written it, and a class is found by importing its module.
+
+A config on the command line is the user's own, and may name a class by its import path, as long as that does not lie
+in the run folder itself. Both limits go with ``--trust``.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+
+from fedsim.config.experiment import Config
+from fedsim.config.mistakes import show
+from fedsim.errors import UserError
+from fedsim.load import load_config
+
+
+def load_own(file: Path, overrides: Sequence[str], out: Path | None = None, *, trust: bool = False) -> Config:
+    """Read the config that the user gives, whose own method is found beside it, in the current folder, on PYTHONPATH.
+
+    UserError where the method lies in the run folder, ``out`` or what ``run`` takes without it, without ``trust``.
+    """
+    config = load_config(file, overrides, imports=False)
+    if "." not in config.algorithm.name:
+        return config
+    with importing([file.parent, Path.cwd()], None if trust else out or Path("runs") / config.name):
+        return load_config(file, overrides)
+
+
+def load_recorded(file: Path, *, trust: bool = False) -> Config:
+    """Read the config that a run folder holds. UserError where it names code by its import path, without ``trust``."""
+    config = load_config(file, imports=False)
+    if "." not in config.algorithm.name:
+        return config
+    if not trust:
+        found = f"{show(config.algorithm.name)}, code that the run folder names"
+        raise UserError(f"{file}: algorithm.name", found, "--trust to import it")
+    with importing([Path.cwd()], None):
+        return load_config(file)
+
+
+@contextlib.contextmanager
+def importing(places: Sequence[Path], forbidden: Path | None) -> Iterator[None]:
+    """Let the user's own modules be found in ``places`` too, from here on, but none in the folder ``forbidden``.
+
+    Inside the ``with`` UserError for an import from there, wherever else the path to it comes from.
+    """
+    sys.path += [str(place) for place in places if forbidden is None or not _is_inside(place, forbidden)]
+    if forbidden is None:
+        yield
+        return
+    guard = _Guard(forbidden)
+    sys.meta_path.insert(0, guard)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(guard)
+
+
+class _Guard:
+    """Finds nothing itself, but looks at what would be found, before any of it runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None:
+            origins = [spec.origin] if spec.has_location else []
+            for place in [*origins, *(spec.submodule_search_locations or [])]:
+                if place is not None and _is_inside(Path(place), self._folder):
+                    raise UserError(f"module {name}", f"{place}, in the run folder", "--trust to run code from there")
+        return None
+
+
+def _is_inside(place: Path, folder: Path) -> bool:
+    """Whether a path leads into a folder, or from it elsewhere by a link."""
+    inner, outer = (path.resolve() for path in (place, folder))
+    return inner.is_relative_to(outer) or (place.parent.resolve() / place.name).is_relative_to(outer)

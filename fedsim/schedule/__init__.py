@@ -1,0 +1,1 @@
+"""Who takes part, in which blocks, and which rank trains what."""

@@ -1,0 +1,92 @@
+"""Who takes part in a round, with which weight, and in which blocks. Depends on the config and the seed alone.
+
+Every rank computes the same cohort, so nothing is sent. Clients without training images never take part.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.config.data import ClientsConfig
+from fedsim.config.train import TrainConfig
+from fedsim.data.dataset import Indices
+from fedsim.errors import UserError
+from fedsim.seeding import numpy_stream
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The clients of a round, those with most local steps first; ``weights`` float64 (K,), summing to one."""
+
+    clients: tuple[int, ...]
+    weights: Tensor
+
+    def weights_of(self, clients: Sequence[int]) -> Tensor:
+        """Return the weights of some of the clients, float64 (K,)."""
+        return self.weights[[self._places[client] for client in clients]]
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {client: place for place, client in enumerate(self.clients)}
+
+    def blocks(self, per_block: int) -> list[range]:
+        """Cut into blocks: ranges of positions in ``clients``. Neighbours have similar numbers of steps."""
+        return [
+            range(start, min(start + per_block, len(self.clients))) for start in range(0, len(self.clients), per_block)
+        ]
+
+
+def draw_cohort(config: ClientsConfig, train: TrainConfig, sizes: Sequence[int], seed: int, round: int) -> Cohort:
+    """Draw the cohort of a round; ``sizes`` is the number of training images per client.
+
+    A client that is drawn several times, with ``multinomial``, takes part once and counts as often in the weights.
+    """
+    present = [client for client, size in enumerate(sizes) if size > 0]
+    if not present:
+        raise UserError("clients.partition", "no client with training images", "at least one")
+    number = min(config.num_per_round, len(present))
+    drawn = np.array(present)
+    if number < len(present) or config.sampling == "multinomial":
+        drawn = draw_clients(config, sizes, present, number, numpy_stream(seed, "cohort", round=round))
+    times = Counter(int(client) for client in drawn)
+    clients = sorted(times, key=lambda c: (-num_local_steps(train, sizes[c]), -sizes[c], c))
+    return Cohort(tuple(clients), client_weights(config, sizes, clients, times))
+
+
+def draw_clients(
+    config: ClientsConfig,
+    sizes: Sequence[int],
+    present: Sequence[int],
+    number: int,
+    stream: np.random.Generator | np.random.RandomState,
+) -> Indices:
+    """Draw ``number`` of the clients ``present``, in the order of the draw; ``multinomial`` may repeat some."""
+    volume = np.array([sizes[client] for client in present], dtype=np.float64)
+    odds = None if config.sampling == "uniform" else volume / volume.sum()
+    return stream.choice(np.array(present), number, replace=config.sampling == "multinomial", p=odds)
+
+
+def client_weights(
+    config: ClientsConfig, sizes: Sequence[int], clients: Sequence[int], times: Mapping[int, int] | None = None
+) -> Tensor:
+    """Return the weights of ``clients`` in a mean over them, float64 (K,), summing to one.
+
+    ``times``: how often each of them counts; None: once.
+    """
+    counts = [1 if times is None else times[client] for client in clients]
+    volume = np.array(counts) * [sizes[client] if config.weighting == "samples" else 1 for client in clients]
+    return torch.from_numpy(volume / volume.sum())
+
+
+def num_local_steps(train: TrainConfig, size: int) -> int:
+    """Return the local steps of a client with ``size`` images in one phase."""
+    if train.steps is not None:
+        return train.steps
+    assert train.epochs is not None
+    return train.epochs * math.ceil(size / train.batch_size)

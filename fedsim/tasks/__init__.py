@@ -1,0 +1,1 @@
+"""What a data set's inputs are for: losses and metrics."""

@@ -1,0 +1,79 @@
+"""What a block of clients has in training: its models, and what stands in front of them at a step.
+
+Shapes: K clients in a block, M models of a client, R = K M rows, client by client, B images per step, P trained
+parameters of one model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from fedsim.algorithms.base import Groups, Phase, ServerState, Step
+from fedsim.training.flat import Layout
+
+
+@dataclass
+class Block:
+    """The models of a block's clients in training: ``flat`` (R, P) and ``buffers`` (R, ...) change, ``fixed`` stay.
+
+    Running statistics and counts are ``buffers``. ``fixed`` (R, ...) are parameters that the phase does not train and a
+    client nevertheless has for its own. ``context``: what the method began the phase with, beside parameters.
+    """
+
+    clients: tuple[int, ...]
+    state: ServerState
+    phase: Phase
+    layout: Layout
+    flat: Tensor
+    buffers: dict[str, Tensor]
+    fixed: dict[str, Tensor]
+    context: Groups
+
+    def params(self, leaf: Tensor) -> dict[str, Tensor]:
+        """Return all parameters of the first rows, the trained ones from ``leaf``, a copy of their ``flat``."""
+        own = {name: value[: len(leaf)] for name, value in (self.fixed | self.buffers).items()}
+        return {**self.state.params, **own, **self.layout.unpack(leaf)}
+
+    @property
+    def own_names(self) -> list[str]:
+        """The parameters that every client's models have for their own."""
+        return [*self.layout.shapes, *self.buffers, *self.fixed]
+
+    def row(self, client: int) -> "Block":
+        """Return a copy of one client's part, by its place in the block."""
+        rows = slice(client * self.phase.models, (client + 1) * self.phase.models)
+        buffers, fixed = ({n: v[rows].clone() for n, v in part.items()} for part in (self.buffers, self.fixed))
+        clients = (self.clients[client],)
+        return replace(self, clients=clients, flat=self.flat[rows].clone(), buffers=buffers, fixed=fixed)
+
+    def by_client(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return views (K, M, ...) of tensors (R, ...), or (K, ...) where a client has one model."""
+        if self.phase.models == 1:
+            return dict(rows)
+        models = self.phase.models
+        return {name: value.unflatten(0, (len(value) // models, models)) for name, value in rows.items()}
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What the first clients of a block have in front of them at one step, beside what the method sees of it.
+
+    ``fixed`` (K, B, ...): the images' prefixes; ``counts`` (K,): the clients' own batch sizes, B the largest of them.
+    """
+
+    fixed: Tensor
+    counts: list[int]
+    step: Step
+
+    def row(self, client: int) -> "StepInputs":
+        """Return one client's part, no wider than its batch."""
+        own, width, step = slice(client, client + 1), self.counts[client], self.step
+        targets, weights = (value[own, :width] for value in (step.targets, step.weights))
+        step = replace(step, targets=targets, weights=weights, context=rows_of(step.context, own))
+        return StepInputs(self.fixed[own, :width], self.counts[own], step)
+
+
+def rows_of(context: Groups, rows: slice) -> Groups:
+    """Return the context of some clients."""
+    return {group: {name: value[rows] for name, value in tensors.items()} for group, tensors in context.items()}

@@ -1,0 +1,85 @@
+"""Optimisers over the stacked parameters of a block: row k of every tensor is client k's own.
+
+SGD, Adam and AdamW act element by element, so one update of the matrix (K, P) is K separate optimisers. Clients are
+sorted by their number of steps, longest first; at any step the first ``active`` rows move and the rest stand still.
+The arithmetic is that of torch.optim.SGD, torch.optim.Adam and torch.optim.AdamW.
+
+Shapes: K clients in a block, P trained parameters of one client.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fedsim.config.train import ScheduleConfig, TrainConfig
+
+
+class StackedOptimizer:
+    """State of K optimisers; ``state`` maps names to tensors with a client axis, ready to be kept by the clients."""
+
+    def __init__(self, config: TrainConfig, flat_KP: Tensor, states: list[dict[str, Tensor]]) -> None:
+        """Start fresh, or from kept ``states``, one mapping per client (an empty one is fresh)."""
+        self.config = config
+        names = ["momentum"] if config.optimizer == "sgd" else ["first", "second"]
+        if config.optimizer == "sgd" and config.momentum == 0:
+            names = []
+        self.state = {name: torch.zeros_like(flat_KP) for name in names}
+        self.num_steps = torch.zeros(len(flat_KP), 1, dtype=torch.float64)
+        for row, kept in enumerate(states):
+            for name in names if kept else []:
+                self.state[name][row] = kept[name].to(flat_KP.device)
+            if kept:
+                self.num_steps[row] = kept["num_steps"]
+
+    def rows(self) -> list[dict[str, Tensor]]:
+        """Return each client's state."""
+        return [
+            {name: value[row].clone() for name, value in self.state.items()} | {"num_steps": steps.clone()}
+            for row, steps in enumerate(self.num_steps)
+        ]
+
+    def step(self, flat_KP: Tensor, grad: Tensor, lr: float) -> None:
+        """Move the first ``len(grad)`` rows of ``flat_KP`` in place."""
+        active = len(grad)
+        self.num_steps[:active] += 1
+        if self.config.clip_norm is not None:
+            norm = grad.norm(dim=1, keepdim=True)
+            grad = grad * (self.config.clip_norm / (norm + 1e-6)).clamp(max=1)
+        if self.config.optimizer == "adamw":
+            flat_KP[:active].mul_(1 - lr * self.config.weight_decay)
+        elif self.config.weight_decay:
+            grad = grad.add(flat_KP[:active], alpha=self.config.weight_decay)
+        if self.config.optimizer == "sgd":
+            self._sgd(flat_KP[:active], grad, lr)
+        else:
+            self._adam(flat_KP[:active], grad, lr)
+
+    def _sgd(self, flat: Tensor, grad: Tensor, lr: float) -> None:
+        if self.config.momentum:
+            grad = self.state["momentum"][: len(grad)].mul_(self.config.momentum).add_(grad)
+        flat.add_(grad, alpha=-lr)
+
+    def _adam(self, flat: Tensor, grad: Tensor, lr: float) -> None:
+        beta1, beta2 = self.config.betas
+        first, second = self.state["first"][: len(grad)], self.state["second"][: len(grad)]
+        steps = self.num_steps[: len(grad)]
+        first.lerp_(grad, 1 - beta1)
+        second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        rate = (lr / (1 - beta1**steps)).to(flat)
+        root = (1 - beta2**steps).sqrt().to(flat)
+        flat.sub_(rate * first / (second.sqrt() / root + 1e-8))
+
+
+def learning_rate(base: float, schedule: ScheduleConfig, round: int, num_rounds: int) -> float:
+    """Return the learning rate of a round (counted from 1)."""
+    done = (round - 1) / max(1, num_rounds - 1)
+    if schedule.name == "cosine":
+        return base * (schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * done)))
+    if schedule.name == "linear":
+        return base * (1 + (schedule.final - 1) * done)
+    if schedule.name == "inverse":
+        return base / round
+    if schedule.name == "step":
+        return base * schedule.factor ** ((round - 1) // schedule.every)
+    return base

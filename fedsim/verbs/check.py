@@ -1,0 +1,55 @@
+"""What a config will do, in numbers, without training: the answer of ``launch.py check``."""
+
+import math
+
+from fedsim.algorithms.base import Phase
+from fedsim.build import build_simulation
+from fedsim.comm.group import open_group
+from fedsim.config.experiment import Config
+from fedsim.data.overlap import overlap_rows
+from fedsim.measure.costs import costs, payload_of
+from fedsim.measure.traffic import sent_by_client
+from fedsim.runfolder.partition import notes
+from fedsim.schedule.cohort import draw_cohort, num_local_steps
+from fedsim.simulation import Simulation
+
+
+def describe(config: Config) -> list[tuple[str, str]]:
+    """Load data and model and return the plan as rows of name and text."""
+    with open_group() as group:
+        sim = build_simulation(config, group)
+    sizes = sim.sizes
+    cohort = draw_cohort(sim.config.clients, sim.config.train, sizes, sim.config.seed, 1)
+    phases = sim.algorithm.phases(1)
+    steps = [num_local_steps(sim.config.train, sizes[client]) for client in cohort.clients]
+    data = sim.dataset
+    rows = [
+        ("data", f"{data.name}: {len(data.train)} train, {len(data.val)} val, {len(data.test)} test {data.unit}"),
+        *(("remark", remark) for remark in data.remarks),
+        ("classes", ", ".join(f'"{name}"' if "," in name else name for name in data.class_names)),
+        *notes(sim),
+        *overlap_rows(data),
+        ("clients", f"{len(sizes)}, of {min(sizes)} to {max(sizes)} {data.unit}, {sizes.count(0)} without"),
+        (
+            "cohort",
+            f"{len(cohort.clients)} clients in {len(cohort.blocks(sim.per_block))} blocks of up to {sim.per_block}",
+        ),
+        ("local steps", f"{min(steps)} to {max(steps)} per client and phase"),
+        ("model", f"{config.model.name}, {sum(p.numel() for p in sim.model.net.parameters()):,} parameters"),
+    ]
+    up = 0
+    for phase in phases:
+        trained, sent = count_numbers(sim, phase)
+        rows.append((f"phase {phase.name}", f"{trained:,} parameters trained, {sent:,} bytes sent per client"))
+        up += sent * len(cohort.clients)
+    rows.append(("bytes per round", f"{up:,} up, as float32"))
+    for name, cost in costs(sim).items():
+        held = f"{cost['parameters']:,} parameters in {cost['bytes']:,} bytes"
+        rows.append((f"a client's {name.replace('_', ' ')}", f"{held}, {cost['bytes_sent']:,} bytes sent per round"))
+    return rows
+
+
+def count_numbers(sim: Simulation, phase: Phase) -> tuple[int, int]:
+    """Return how many numbers one client trains in a phase of the first round, and how many bytes it sends."""
+    trained = sum(math.prod(spec.shape) for spec in sim.held.specs.values() if spec.kind in phase.kinds)
+    return trained * phase.models, sent_by_client(payload_of(sim, phase))

@@ -1,0 +1,69 @@
+"""What ``launch.py check`` says, on a job whose numbers are known."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fedsim.runfolder.partition import describe_partition, notes
+from fedsim.verbs import check as plan
+from tests.helpers import make_config, make_dataset, make_simulation
+
+
+@pytest.mark.parametrize(("method", "phases"), [("fedavg", ["train"]), ("deer", ["b", "a"])])
+def test_plan(method: str, phases: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [40, 0, 3]
+    dataset, parts = make_dataset(sizes)
+    config = make_config(algorithm={"name": method}, clients={"count": 3, "per_block": 1})
+    sim = make_simulation(config, dataset, parts)
+    monkeypatch.setattr(plan, "build_simulation", lambda *_: sim)
+    rows = dict(plan.describe(config))
+    assert rows["data"].endswith("43 train, 12 val, 12 test images")
+    assert rows["classes"] == "class 0, class 1, class 2"
+    assert rows["clients"] == "3, of 0 to 40 images, 1 without"
+    assert rows["near-duplicates"].startswith("0 of 12 val images have one in train; 0 of 12 test images")
+    assert rows["same pixels"].endswith("0 pictures in two classes")
+    assert rows["cohort"] == "2 clients in 2 blocks of up to 1"
+    assert rows["local steps"] == "1 to 3 per client and phase"
+    # Two blocks, three slices, rank 2, width 32: as many numbers in A as in B.
+    factor, head = 2 * 3 * 2 * 32, 3 * 32 + 3
+    each = head + (2 * factor if method == "fedavg" else factor)
+    for phase in phases:
+        assert rows[f"phase {phase}"] == f"{each:,} parameters trained, {4 * each:,} bytes sent per client"
+    assert rows["bytes per round"] == f"{len(phases) * each * 4 * 2:,} up, as float32"
+
+
+def test_the_plan_tells_classes_apart_and_shows_remarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, parts = make_dataset([4, 4], num_classes=2)
+    dataset = replace(dataset, class_names=("malignant", "normal, benign"), remarks=("one", "two"))
+    sim = make_simulation(make_config(clients={"count": 2, "per_block": 1}), dataset, parts)
+    monkeypatch.setattr(plan, "build_simulation", lambda *_: sim)
+    rows = plan.describe(sim.config)
+    assert dict(rows)["classes"] == 'malignant, "normal, benign"'
+    assert rows[1:3] == [("remark", "one"), ("remark", "two")]
+
+
+def test_texts_are_called_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, parts = make_dataset([4, 4])
+    sim = make_simulation(make_config(clients={"count": 2, "per_block": 1}), dataset, parts)
+    words = replace(dataset, texts=(("a text",),) * len(dataset.labels))
+    monkeypatch.setattr(plan, "build_simulation", lambda *_: replace(sim, dataset=words))
+    rows = dict(plan.describe(sim.config))
+    assert rows["data"].endswith("8 train, 12 val, 12 test texts")
+    assert rows["clients"] == "2, of 4 to 4 texts, 0 without"
+
+
+def test_what_was_drawn_and_who_was_left_out_is_told(tmp_path: Path) -> None:
+    dataset, parts = make_dataset([40, 0, 3])
+    words = {"count": 3, "per_block": 1}
+    config = make_config(clients={**words, "min_samples": 2})
+    sim = make_simulation(config, replace(dataset, drawn=("val", "test")), parts)
+    assert notes(sim) == [
+        ("split", "val and test drawn from the training images"),
+        ("left out", "1 of 3 clients with fewer than 2 images: 1"),
+    ]
+    said: list[str] = []
+    describe_partition(sim, SimpleNamespace(folder=tmp_path, message=said.append))  # type: ignore[arg-type]  # stands in
+    assert said == [": ".join(row) for row in notes(sim)]
+    assert notes(make_simulation(make_config(clients=words), dataset, parts)) == []
