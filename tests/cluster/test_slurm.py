@@ -28,7 +28,7 @@ class Failing(Algorithm):
 """
 
 WHERE = """#!/bin/bash
-place='from comm.launcher import find_place; print(find_place())'
+place='from fedsim.comm.launcher import find_place; print(find_place())'
 "$PYTHON" -c "$place"
 srun bash -c '"$PYTHON" -c "$1"' bash "$place"
 """

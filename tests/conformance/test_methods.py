@@ -1,4 +1,4 @@
-"""What every method must keep, whatever it does: run for all of ``algorithms.METHODS``.
+"""What every method must keep, whatever it does: run for all of ``fedsim.algorithms.METHODS``.
 
 A new method adds one line to ``ACTIVE``, and one to ``NEUTRAL`` if it has a setting at which it is FedAvg.
 """

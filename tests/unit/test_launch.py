@@ -38,16 +38,17 @@ def file(tmp_path: Path) -> str:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Stands in for the simulator; records what it is asked to do."""
     made: list[Any] = []
-    server, plan, distill_run = (ModuleType(f"fedsim.{name}") for name in ("server", "plan", "distill_run"))
+    names = ("server", "verbs.check", "verbs.distill", "verbs.evaluate")
+    server, check, distill, evaluate = modules = [ModuleType(f"fedsim.{name}") for name in names]
     metrics = {"val": {"accuracy": 0.5}, "test": {"accuracy": 0.25}}
     vars(server)["run"] = lambda *arguments: made.append(arguments)
-    vars(server)["evaluate_run"] = lambda *arguments: (made.append(arguments), metrics)[1]
-    vars(plan)["describe"] = lambda config: [
+    vars(evaluate)["evaluate_run"] = lambda *arguments: (made.append(arguments), metrics)[1]
+    vars(check)["describe"] = lambda config: [
         ("clients", str(config.clients.count)),
         ("bytes per round", "12"),
     ]
-    vars(distill_run)["run"] = lambda *arguments: made.append(arguments)
-    for name, module in (("server", server), ("plan", plan), ("distill_run", distill_run)):
+    vars(distill)["run"] = lambda *arguments: made.append(arguments)
+    for name, module in zip(names, modules, strict=True):
         monkeypatch.setitem(sys.modules, f"fedsim.{name}", module)
         monkeypatch.setattr(f"fedsim.{name}", module, raising=False)
     return made

@@ -73,7 +73,7 @@ def test_only_comm_knows_torch_distributed(path: Path) -> None:
 def test_methods_know_neither_ranks_nor_each_other(path: Path) -> None:
     found = imports(path)
     assert not [name for name in found if inside(name, "comm")]
-    shared = ("algorithms.base", "algorithms.parts")
+    shared = ("fedsim.algorithms.base", "fedsim.algorithms.parts")
     own = [name for name in found if inside(name, "algorithms")]
     assert not [name for name in own if not any(inside(name, module) for module in shared)]
 

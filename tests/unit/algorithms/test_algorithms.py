@@ -104,12 +104,21 @@ def test_the_server_adds_the_mean_change() -> None:
 
 def test_names() -> None:
     assert all(f"{(found := resolve(name)).__module__}:{found.__name__}" == path for name, path in METHODS.items())
-    assert resolve("algorithms.fedprox.FedProx") is FedProx
+    assert resolve("fedsim.algorithms.fedprox.FedProx") is FedProx
     assert all(resolve(name).summary for name in METHODS)
-    wrong = ("fedavgg", "no.such.Module", "algorithms.deer.Nothing", "algorithms.base.Phase", "math.pi")
+    wrong = ("fedavgg", "no.such.Module", "fedsim.algorithms.deer.Nothing", "fedsim.algorithms.base.Phase", "math.pi")
     for name in (*wrong, ".evil.Method", "...", "evil.", "evil..Method", "os.path.no.Class", "no\0such.Method", ""):
         with pytest.raises(UserError, match=r"algorithm\.name: found '"):
             resolve(name)
+
+
+@pytest.mark.parametrize(
+    "line", ["from algorithms.base import Algorithm", "import algorithms", "from comm import Group"]
+)
+def test_the_names_of_before_are_told_the_new_ones(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = write_module(tmp_path, line, monkeypatch)
+    with pytest.raises(UserError, match=r"which imports (algorithms|comm); expected fedsim\.\1 in its place$"):
+        resolve(f"{name}.Method")
 
 
 def write_module(folder: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> str:

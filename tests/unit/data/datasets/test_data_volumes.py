@@ -21,7 +21,7 @@ AFFINE[:3, 3] = -20, 7, 100
 ALL_CODES = [
     "".join(codes) for axes in itertools.permutations(("RL", "AP", "SI")) for codes in itertools.product(*axes)
 ]
-REAL_SPLITS = Path(__file__).parents[3] / "shared" / "realdata" / "harmofl_splits"
+REAL_SPLITS = Path(__file__).parents[4] / "shared" / "realdata" / "harmofl_splits"
 NUM_CASES = 6
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from fedsim.data.datasets.pickled import read_plain
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def put(path: Path, content: Any, protocol: int = 5) -> Path:

@@ -7,7 +7,7 @@ import pytest
 from fedsim.data.datasets.glue import PUBLISHED
 from fedsim.errors import UserError
 from tests.helpers import load_set
-from tests.unit.data.test_data_texts import lines, write
+from tests.unit.data.datasets.test_data_texts import lines, write
 
 #: A task's folder on GLUE's site, the lines of train and of the validation, and what is read: classes, first text.
 SITE: dict[str, tuple[str, str, list[str], tuple[str, ...], tuple[str, ...]]] = {
