@@ -23,8 +23,9 @@ from fedsim.inputs.public import PublicInputs, load_public
 from fedsim.inputs.texts import input_source
 from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.machine.memory import keep_freed_memory
+from fedsim.models.build import build_models
 from fedsim.models.stacked import StackedModel
-from fedsim.models.submodel.model import build_models
+from fedsim.models.whole_net import WholeNet
 from fedsim.privacy.layer import Layer
 from fedsim.schedule.block_size import choose_block_size
 from fedsim.schedule.pace import Pace
@@ -155,7 +156,7 @@ def check_batches(config: Config, model: StackedModel, parts: Sequence[np.ndarra
     """UserError where a client would train on a batch of one image and the network's BatchNorm cannot."""
     size = config.train.batch_size
     lone = [client for client, part in enumerate(parts) if len(part) > 0 and (len(part) % size == 1 or size == 1)]
-    if lone and config.model.train == "all" and model.normalises_over_batch(config.data.image_size):
+    if lone and isinstance(model, WholeNet) and model.normalises_over_batch(config.data.image_size):
         raise UserError(
             "train.batch_size",
             f"{size}, which leaves client {lone[0]} with its {len(parts[lone[0]])} images a batch of one",

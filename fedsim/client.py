@@ -22,7 +22,6 @@ from fedsim.config.train import TrainConfig
 from fedsim.data import Dataset
 from fedsim.inputs.images import ImageSource
 from fedsim.method_checks import check_agreement, check_gradient, check_loss, check_start
-from fedsim.models.ragged import ragged_features
 from fedsim.models.specs import NUM_TOKENS
 from fedsim.models.stacked import Counting, StackedModel
 from fedsim.schedule.cohort import Cohort
@@ -242,7 +241,7 @@ class BlockTrainer:
             counting = Counting(filled, block.phase.counts_padding)
         sizes = [count for count in inputs.counts for _ in range(num_models)]
         training = "buffer" in block.phase.kinds
-        return ragged_features(self.model, params, block.own_names, fixed, sizes, training=training, counting=counting)
+        return self.model.features(params, fixed, training=training, sizes=sizes, counting=counting)
 
     def _features_of(self, params: Mapping[str, Tensor], block: Block, inputs: StepInputs) -> Tensor:
         """Return what the classifier of other models sees at a step, see ``Batch.features_of``."""

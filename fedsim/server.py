@@ -25,6 +25,7 @@ from fedsim.measure.costs import costs
 from fedsim.measure.global_model import global_model
 from fedsim.measure.scores import evaluate
 from fedsim.method_checks import check_phases, check_state
+from fedsim.models.tuned_tower import TunedTower
 from fedsim.phase import meet, train_blocks
 from fedsim.runfolder.adapter import export_adapter
 from fedsim.runfolder.partition import describe_partition
@@ -175,7 +176,7 @@ def finish(
     last = global_model(sim, state)
     is_last = progress.best_round in (0, state.round)
     best = last if is_last else best_model(sim, checkpoints)
-    if sim.group.is_server and sim.model.lora_layers:
+    if sim.group.is_server and isinstance(sim.model, TunedTower):
         row = log.last_row()
         export_adapter(log.folder / "adapter_last", sim, last, row)
         row = row if is_last else {"round": progress.best_round, **progress.best_metrics}

@@ -24,11 +24,11 @@ from fedsim.config.words import ModelConfig
 from fedsim.data import Dataset, load_dataset
 from fedsim.inputs.public import PublicInputs
 from fedsim.inputs.texts import input_source
+from fedsim.models.build import build_models
 from fedsim.models.encoders import load_encoder
 from fedsim.models.specs import ParamSpec
 from fedsim.models.stacked import StackedModel
 from fedsim.models.submodel.folder import CONFIG_FILE, fingerprint, make_submodel, save_submodel
-from fedsim.models.submodel.model import build_models
 from fedsim.runfolder.records import RoundRecord
 from fedsim.schedule.cohort import Cohort
 from fedsim.server import run_round

@@ -24,6 +24,7 @@ from fedsim.config.words import ModelConfig
 from fedsim.data import Dataset
 from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.machine.memory import keep_freed_memory, own_pages
+from fedsim.models.build import stack
 from fedsim.models.encoders import Encoder
 from fedsim.models.stacked import StackedModel
 from fedsim.models.timm_vit import TimmTower
@@ -92,7 +93,7 @@ def make_model(regime: regimes.Regime, config: ModelConfig, device: torch.device
         regimes.LOGIT_SCALE,
         0,
     )
-    return StackedModel(config, encoder, regimes.NUM_CLASSES, device)
+    return stack(config, encoder, regimes.NUM_CLASSES, device)
 
 
 def make_simulation(settings: Settings, group: Group) -> Simulation:

@@ -7,6 +7,7 @@ from fedsim.algorithms.base import Aggregate, ServerState
 from fedsim.algorithms.parts.abilities import Aligning
 from fedsim.distill.distiller import Distiller, Pair, Step
 from fedsim.models.submodel.model import HeldModel
+from fedsim.models.tuned_tower import TunedTower
 from fedsim.seeding import derive
 from fedsim.simulation import Simulation
 
@@ -19,7 +20,8 @@ def align(
     The same bits on every rank. ``state`` and ``aggregate``: after the round's last phase.
     """
     assert sim.public is not None, "build_simulation loads it where a round aligns"
-    assert isinstance(sim.held, HeldModel), "and the folder of a sub-model with it"
+    assert isinstance(sim.model, TunedTower), "and the folder of a sub-model with it"
+    assert isinstance(sim.held, HeldModel), "which clients hold"
     round, seed = state.round + 1, sim.config.seed
     wanted = method.align(state, aggregate, derive(seed, "align", round=round))
     pair = Pair(sim.model, sim.held, state.params, state.params | dict(wanted.student))

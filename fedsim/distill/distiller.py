@@ -21,9 +21,9 @@ from fedsim.config.train import TrainConfig
 from fedsim.data.dataset import Indices
 from fedsim.inputs.images import ImageSource
 from fedsim.models.specs import PROXIES
-from fedsim.models.stacked import StackedModel
 from fedsim.models.submodel.feed_forward import FeedForward, find_feed_forward, product_error, state_error
 from fedsim.models.submodel.model import HeldModel
+from fedsim.models.tuned_tower import TunedTower
 from fedsim.seeding import numpy_stream
 from fedsim.training.optim import StackedOptimizer
 
@@ -35,7 +35,7 @@ STATES, PRODUCTS = "/states", "/products"
 class Pair:
     """The whole model, which teaches, and the sub-model, which learns, each with the parameters that it has."""
 
-    full: StackedModel
+    full: TunedTower
     held: HeldModel
     full_params: Mapping[str, Tensor]
     held_params: Mapping[str, Tensor]

@@ -4,7 +4,7 @@ Shapes: K clients, M models of a client, R = K M models, client by client, N ima
 S numbers that the task's metrics need of an image, C classes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -83,15 +83,18 @@ class OwnImages:
             index[row, : len(part)], labels[row, : len(part)] = places, self._dataset.labels[places]
         device, size = self._model.device, self._config.evaluate.batch_size
         found = torch.zeros(len(own) * num_models, width, self._task.row_size, device=device)
-        mixes = self._model.mixes_images(training=False)
-        for rows, start, stop in _batches([len(part) for part in own], size, equal=mixes):
+        for start in range(0, width, size):
+            rows = [row for row, part in enumerate(own) if len(part) > start]
+            sizes = [min(size, len(own[row]) - start) for row in rows for _ in range(num_models)]
+            stop = start + max(sizes)
             busy = torch.tensor(rows)
             models = (busy[:, None] * num_models + torch.arange(num_models)).flatten().to(device)
             places = index[busy, start:stop]
             fixed = self._images.plain_batch(places).repeat_interleave(num_models, 0)
             targets = self._images.targets[places.to(device)].repeat_interleave(num_models, 0)
             with torch.no_grad():
-                outputs = self._model.forward(self._of_models(params, models, len(found)), fixed, training=False)
+                mine = self._of_models(params, models, len(found))
+                outputs = self._model.forward(mine, fixed, training=False, sizes=sizes)
                 values = self._task.rows(outputs.flatten(0, 1), targets.flatten(0, 1))
             found[models, start:stop] = values.unflatten(0, (len(models), -1))
         return found, labels.repeat_interleave(num_models, 0).to(device)
@@ -110,17 +113,6 @@ class OwnImages:
             return params
         specs = self._model.specs
         return {name: v[models] if v.dim() > len(specs[name].shape) else v for name, v in params.items()}
-
-
-def _batches(sizes: Sequence[int], batch_size: int, *, equal: bool) -> Iterator[tuple[list[int], int, int]]:
-    """Yield which rows of such sizes go through the model together, and from which place to which.
-
-    ``equal``: only those together whose batches are equally large, where other images in a batch matter.
-    """
-    for start in range(0, max(sizes, default=0), batch_size):
-        ends = {row: min(size, start + batch_size) for row, size in enumerate(sizes) if size > start}
-        for stop in sorted(set(ends.values())) if equal else [max(ends.values())]:
-            yield [row for row, end in ends.items() if end == stop or not equal], start, stop
 
 
 def macro_f1(scores: Tensor, labels: Tensor) -> Tensor:

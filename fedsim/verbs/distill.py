@@ -27,9 +27,9 @@ from fedsim.machine.memory import keep_freed_memory
 from fedsim.machine.sealed import digest_tensors, read_sealed, write_sealed
 from fedsim.models.encoders import load_encoder
 from fedsim.models.specs import PROXIES
-from fedsim.models.stacked import StackedModel
 from fedsim.models.submodel.folder import CONFIG_FILE, FACTS_FILE, Submodel, fingerprint, make_submodel, save_submodel
 from fedsim.models.submodel.model import BLOCKS, HeldModel
+from fedsim.models.tuned_tower import tune
 from fedsim.runfolder.environment import environment
 from fedsim.runfolder.lock import FolderLock
 from fedsim.runfolder.runlog import claim_folder, leave_folder, note_data, require_same, write_environment
@@ -98,7 +98,7 @@ def build_job(config: DistillConfig, group: Group) -> Job:
     encoder = load_encoder(config.model, config.data.image_size, dataset.class_names, config.seed)
     assert encoder.tower is not None, "load_encoder refuses LoRA without blocks"
     submodel, digest = make_submodel(config, encoder.tower.blocks), fingerprint(encoder.tower.blocks)
-    full = StackedModel(config.model, encoder, len(dataset.class_names), group.device)
+    full = tune(config.model, encoder, len(dataset.class_names), group.device)
     held = HeldModel(full, range(len(full.blocks)), submodel.tensors)
     pair = Pair(full, held, full.initial(config.seed), held.initial(config.seed))
     everything = {

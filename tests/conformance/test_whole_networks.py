@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fedsim.algorithms.base import Phase
+from fedsim.models.build import build_models
 from fedsim.models.stacked import StackedModel
-from fedsim.models.submodel.model import build_models
 from tests.helpers import (
     IMAGE_SIZE,
     TINY_VIT,

@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fedsim.config.words import ModelConfig
+from fedsim.models.build import stack
 from fedsim.models.stacked import StackedModel
 from fedsim.models.timm_vit import TimmTower
 from fedsim.models.tower import Encoder
@@ -87,7 +88,7 @@ def build(
     words = ModelConfig.model_validate({"name": "open_clip:golden", "lora": lora, "train_logit_scale": True})
     num_classes, width = text_features.shape
     encoder = Encoder(tower, width, (0.0,) * 3, (1.0,) * 3, image_size, text_features, logit_scale)
-    return StackedModel(words, encoder, num_classes, torch.device("cpu"))
+    return stack(words, encoder, num_classes, torch.device("cpu"))
 
 
 def as_params(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from fedsim.models.specs import ParamSpec
 from fedsim.models.stacked import StackedModel
 from fedsim.models.submodel.feed_forward import choose_neurons
 from fedsim.models.submodel.model import HeldModel
+from fedsim.models.tuned_tower import tune
 from tests.golden.clip import FOLDER, tags
 from tests.unit.models.models_hugging_folders import write_tokenizer
 
@@ -87,10 +88,11 @@ class Round:
         for layer, (feed_forward, neurons) in chosen.items():
             np.testing.assert_array_equal(neurons, self.arrays[f"sub/layer{layer}/neuron_retained"])
             tensors |= {f"blocks.{layer}.{path}": value for path, value in feed_forward.cut(neurons).items()}
-        full = StackedModel(config, encoder, num_classes, torch.device("cpu"))
-        if self.family == "roberta":
-            give_two_layers(full)
-        return full, HeldModel(full, range(len(blocks)), tensors)
+        full = tune(config, encoder, num_classes, torch.device("cpu"))
+        held = HeldModel(full, range(len(blocks)), tensors)
+        for model in (full, held) if self.family == "roberta" else ():
+            give_two_layers(model)
+        return full, held
 
     def _config(self, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """The library's config: that of the family's other file, with the sizes of these weights.
@@ -191,6 +193,6 @@ def give_two_layers(model: StackedModel) -> None:
     def classify(params: Mapping[str, Tensor], features: Tensor) -> Tensor:
         dense, bias = params["head.dense.weight"], params["head.dense.bias"]
         hidden = features @ dense.mT + (bias[:, None] if bias.dim() == 2 else bias)
-        return StackedModel.classify(model, params, hidden.tanh())
+        return type(model).classify(model, params, hidden.tanh())
 
     vars(model)["classify"] = classify

@@ -13,7 +13,7 @@ from fedsim.algorithms.base import Batch, ServerState
 from fedsim.algorithms.prrfl import DEPUTY, PERSONAL, learners, next_stage, transfer_terms
 from fedsim.config.words import ModelConfig
 from fedsim.data import Dataset
-from fedsim.models.stacked import StackedModel
+from fedsim.models.build import stack
 from fedsim.models.tower import Encoder
 from fedsim.simulation import Simulation
 from fedsim.tasks.task import classification_metrics
@@ -97,7 +97,7 @@ def golden_simulation(num_epochs: int) -> Simulation:
     hidden, num_classes = (len(GOLDEN[f"epoch/personal_init/{name}.bias"]) for name in (0, 2))
     words = {"name": "timm:golden", "weights": "random", "train": "all"}
     encoder = Encoder(nn.Sequential(nn.Linear(rows.shape[1], hidden), nn.Tanh()), hidden, (0.0,) * 3, (1.0,) * 3, 8)
-    model = StackedModel(ModelConfig.model_validate(words), encoder, num_classes, torch.device("cpu"))
+    model = stack(ModelConfig.model_validate(words), encoder, num_classes, torch.device("cpu"))
     vars(model)["prefix"] = lambda values: values
     config = make_config(
         rounds=1,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedsim.algorithms.base import Batch, Facts
 from fedsim.algorithms.harmofl import HarmoFL
 from fedsim.config.words import ModelConfig
+from fedsim.models.build import stack
 from fedsim.models.stacked import StackedModel
 from fedsim.models.tower import Encoder
 from tests.golden.clip import load, load_words, numbers, tags
@@ -48,7 +49,7 @@ def mlp(num_features: int) -> StackedModel:
     num_hidden, num_classes = (len(GOLDEN[f"init/{name}.bias"]) for name in (0, 2))
     net = nn.Sequential(nn.Flatten(), nn.Linear(num_features, num_hidden), nn.Tanh())
     words = ModelConfig.model_validate({"name": "timm:golden", "train": "all"})
-    model = StackedModel(words, Encoder(net, num_hidden, (0.0,) * 3, (1.0,) * 3, 2), num_classes, torch.device("cpu"))
+    model = stack(words, Encoder(net, num_hidden, (0.0,) * 3, (1.0,) * 3, 2), num_classes, torch.device("cpu"))
     vars(model)["prefix"] = lambda values: values
     return model
 

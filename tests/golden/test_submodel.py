@@ -24,6 +24,7 @@ from fedsim.models.specs import PROXIES
 from fedsim.models.stacked import StackedModel
 from fedsim.models.submodel.feed_forward import FeedForward, choose_neurons
 from fedsim.models.submodel.model import HeldModel
+from fedsim.models.tuned_tower import tune
 from tests.golden.clip import FOLDER, assert_close, tags
 from tests.unit.models.models_hugging_folders import write_tokenizer
 
@@ -56,7 +57,7 @@ class Golden:
             for path, value in layer.cut(neurons).items()
         }
         self.fixed = encoder.tower.stem(self.inputs()).detach()
-        full = StackedModel(config, encoder, 1, torch.device("cpu"))
+        full = tune(config, encoder, 1, torch.device("cpu"))
         held = HeldModel(full, range(len(self.blocks)), tensors)
         self.pair = Pair(full, held, full.initial(0), held.initial(0))
 

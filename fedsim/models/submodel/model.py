@@ -9,22 +9,18 @@ feed-forward.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
 from fedsim.kernels.frozen import FrozenProduct, frozen_linear
-from fedsim.machine.memory import own_pages
-from fedsim.models.encoders import load_encoder
 from fedsim.models.specs import NUM_TOKENS, PROXIES, ZEROS, ParamSpec
-from fedsim.models.stacked import Counting, StackedModel
+from fedsim.models.stacked import Counting
 from fedsim.models.submodel.feed_forward import find_feed_forward
-from fedsim.models.submodel.folder import load_submodel
 from fedsim.models.tower import shallow_copy
+from fedsim.models.tuned_tower import TunedTower
 
 BLOCKS = "blocks."
 
@@ -123,8 +119,8 @@ class CutLayer:
         self.outer.counter = None if mask is None else ZeroCounter(params[f"{ZEROS}{self.number}"], mask)
 
 
-class HeldModel(StackedModel):
-    """A StackedModel around the parts of another, ``full``: what clients train and the server plugs into ``full``.
+class HeldModel(TunedTower):
+    """What clients train and the server plugs into ``full``: the same ends and LoRA layers around other blocks.
 
     ``layers``: the blocks it has, in rising order. ``tensors``: what takes the place of feed-forwards, by the names
     "blocks.<layer>.<path in the block>". Its parameters are those of ``full``, with the same names, and beside them
@@ -132,8 +128,7 @@ class HeldModel(StackedModel):
     UserError where a LoRA layer is on what the sub-model cuts.
     """
 
-    def __init__(self, full: StackedModel, layers: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
-        vars(self).update(vars(full))
+    def __init__(self, full: TunedTower, layers: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
         self._full = full
         self._tensors = tensors
         check_adapters(full, tensors)
@@ -142,10 +137,9 @@ class HeldModel(StackedModel):
             block, cut = cut_block(full.blocks[number], number, tensors)
             blocks.append(block)
             self.cut_layers += cut
-        self._tower = full._tower.with_blocks(blocks)
-        self.net = self._tower
-        self.encoder = replace(full.encoder, net=self._tower)
-        self.specs = full.specs | self._own_specs()
+        encoder = replace(full.encoder, net=full.tower.with_blocks(blocks))
+        super().__init__(full.config, encoder, full.lora_layers, full.num_classes, full.device)
+        self.specs |= self._own_specs()
 
     def _own_specs(self) -> dict[str, ParamSpec]:
         specs = {}
@@ -178,43 +172,18 @@ class HeldModel(StackedModel):
             if name in self._tensors
         ]
 
-    def _bind(self, params: Mapping[str, Tensor], tokens: Tensor, counting: Counting | None) -> None:
-        super()._bind(params, tokens, counting)
+    def bind(self, params: Mapping[str, Tensor], tokens: Tensor, counting: Counting | None) -> None:
+        super().bind(params, tokens, counting)
         mask = None
         if counting is not None:
-            own = self._tower.own_tokens(tokens)
+            own = self.tower.own_tokens(tokens)
             mask = counting.places.flatten()[:, None] & (torch.ones_like(own) if counting.padding else own)
             params[NUM_TOKENS].add_(mask.view(len(counting.places), -1).sum(1))
         for cut in self.cut_layers:
             cut.bind(params, mask)
 
 
-@own_pages()
-def build_models(
-    config: ModelConfig, image_size: int, class_names: Sequence[str], seed: int, device: torch.device
-) -> tuple[StackedModel, StackedModel]:
-    """Build the server's full model and the one that clients hold, the same object where there is no sub-model.
-
-    UserError for ``submodel.layers`` that the model has not, and for a folder that is no sub-model of this model.
-    """
-    encoder = load_encoder(config, image_size, class_names, seed)
-    if config.submodel is None:
-        full = StackedModel(config, encoder, len(class_names), device)
-        return full, full
-    assert encoder.tower is not None, "load_encoder refuses LoRA without a tower"
-    last, tensors = len(encoder.tower.blocks) - 1, {}
-    layers = config.submodel.layers or range(last + 1)
-    if max(layers) > last:
-        raise UserError("model.submodel.layers", str(max(layers)), f"layers from 0 to {last}")
-    if config.submodel.folder is not None:
-        # Before LoRA, bf16 and layouts for speed change what the folder is compared with.
-        folder = Path(config.submodel.folder)
-        tensors = dict(load_submodel(folder, encoder.tower.blocks, "model.submodel.folder").tensors)
-    full = StackedModel(config, encoder, len(class_names), device)
-    return full, HeldModel(full, layers, tensors)
-
-
-def check_adapters(full: StackedModel, tensors: Mapping[str, Tensor]) -> None:
+def check_adapters(full: TunedTower, tensors: Mapping[str, Tensor]) -> None:
     """UserError where LoRA is on a linear layer that ``tensors`` replace: it would not fit the full model's."""
     cut = {name.rpartition(".")[0] for name in tensors}
     for layer in full.lora_layers:

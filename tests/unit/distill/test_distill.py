@@ -16,8 +16,9 @@ from fedsim.distill.distiller import Distiller, Pair, learning_rate
 from fedsim.errors import UserError
 from fedsim.inputs.images import ImageSource
 from fedsim.kernels.frozen import plain
+from fedsim.models.build import build_models
 from fedsim.models.specs import PROXIES
-from fedsim.models.submodel.model import HeldModel, build_models
+from fedsim.models.submodel.model import HeldModel
 from tests.helpers import IMAGE_SIZE, LORA, TINY_VIT, make_dataset, same_bits, tiny_submodel
 
 SEED = 3

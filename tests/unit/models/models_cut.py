@@ -12,6 +12,7 @@ from fedsim.models.encoders import load_encoder
 from fedsim.models.stacked import StackedModel
 from fedsim.models.submodel.feed_forward import choose_neurons, find_feed_forward
 from fedsim.models.tower import Tower
+from fedsim.models.tuned_tower import tune
 from tests.unit.models.models_clip_folders import write_clip
 from tests.unit.models.models_hugging_folders import write_hugging
 
@@ -67,7 +68,7 @@ def plainly_cut(
 
 
 def full_model(config: ModelConfig, size: int) -> StackedModel:
-    return StackedModel(config, load_encoder(config, size, ["a", "b"], 0), 2, CPU)
+    return tune(config, load_encoder(config, size, ["a", "b"], 0), 2, CPU)
 
 
 def inputs_of(kind: str, number: int) -> Tensor:

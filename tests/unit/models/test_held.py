@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
+from fedsim.models.build import build_models
 from fedsim.models.specs import PROXIES
 from fedsim.models.stacked import StackedModel
 from fedsim.models.submodel.feed_forward import find_feed_forward
-from fedsim.models.submodel.model import HeldModel, ProxyLinear, build_models
+from fedsim.models.submodel.model import HeldModel, ProxyLinear
 from tests.unit.models.models_cut import (
     CLOSE,
     CPU,
@@ -154,7 +155,7 @@ def test_dropped_layers(tmp_path: Path) -> None:
     params = random_factors(held.initial(0))
     fixed = held.prefix(inputs_of("bert", 4))[None]
     whole = full.features(params, fixed, training=False)
-    tower = full._tower
+    tower = full.tower
     tokens, mask = tower.embed(fixed[0])
     for number in (0, 2):
         tokens = tower.blocks[number](tokens, mask)

@@ -8,8 +8,8 @@ from torch import nn
 
 from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
+from fedsim.models.build import stack
 from fedsim.models.encoders import Encoder, load_encoder
-from fedsim.models.stacked import StackedModel
 from fedsim.models.unet import UNet, without_statistics
 
 SMALL_UNET = {"channels": [4, 8], "strides": [2]}
@@ -74,7 +74,7 @@ def test_kinds_of_parameters() -> None:
     """FedBN's norms and buffers are found in MONAI's U-Net; there is no head beside it."""
     words = {"name": "monai:unet", "weights": "random", "options": {**SMALL_UNET, "norm": "batch"}}
     config = ModelConfig.model_validate(words)
-    model = StackedModel(config, load_encoder(config, 32, ("a", "b"), 0), 2, torch.device("cpu"))
+    model = stack(config, load_encoder(config, 32, ("a", "b"), 0), 2, torch.device("cpu"))
     kinds = {spec.kind for spec in model.specs.values()}
     assert kinds == {"body", "norm", "buffer"}
     assert all(".N." in name for name, spec in model.specs.items() if spec.kind == "norm")

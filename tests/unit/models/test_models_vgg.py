@@ -16,8 +16,9 @@ from fedsim.config.mistakes import KeyedError
 from fedsim.config.words import ModelConfig
 from fedsim.data import load_dataset
 from fedsim.errors import UserError
+from fedsim.models.build import build_models
 from fedsim.models.stacked import StackedModel
-from fedsim.models.submodel.model import build_models
+from fedsim.models.whole_net import WholeNet
 from fedsim.schedule.cohort import draw_cohort
 from tests.helpers import make_config
 
@@ -120,10 +121,12 @@ def test_clients_too_small_for_batchnorm_can_be_left_out(tmp_path: Path) -> None
 def test_batches_of_one_are_fine_where_no_layer_minds_them() -> None:
     """A head alone trains without BatchNorm, and larger maps have values enough in one image."""
     parts = [np.arange(17), np.arange(0)]
-    check_batches(vgg_config(16, model_words(train="head")), build(), parts)
+    head = vgg_config(16, model_words(train="head"))
+    check_batches(head, build_models(head.model, 32, NAMES, 0, torch.device("cpu"))[0], parts)
     check_batches(vgg_config(16), build(), [np.arange(32), np.arange(18), np.arange(0)])
     words = {"name": "timm:test_resnet", "weights": "random", "train": "all"}
     resnet, _ = build_models(ModelConfig.model_validate(words), 64, NAMES, 0, torch.device("cpu"))
+    assert isinstance(resnet, WholeNet)
     before = {name: value.clone() for name, value in resnet.net.state_dict().items()}
     assert not resnet.normalises_over_batch(64)
     assert resnet.normalises_over_batch(32), "its last map is one pixel then"

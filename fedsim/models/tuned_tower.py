@@ -1,0 +1,103 @@
+"""A transformer of which LoRA layers train, for a block of clients at once; everything else of it is frozen.
+
+Shapes: K clients in a block, B inputs per client, N = K B, T tokens, D width of the tokens, W feature width.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.config.words import ModelConfig
+from fedsim.kernels.frozen import cast_products, freeze_linears, transpose_linears
+from fedsim.models.lora import LoraLayer, add_lora, initial_factor
+from fedsim.models.specs import ParamSpec
+from fedsim.models.stacked import Counting, StackedModel
+from fedsim.models.tower import Encoder, Tower
+
+
+class TunedTower(StackedModel):
+    """A tower whose ``layers`` are in its blocks; see ``tune``."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        encoder: Encoder,
+        layers: Sequence[LoraLayer],
+        num_classes: int,
+        device: torch.device,
+    ) -> None:
+        assert encoder.tower is not None, "load_encoder refuses LoRA without blocks"
+        self.tower: Tower = encoder.tower
+        self.lora_layers = layers
+        super().__init__(config, encoder, num_classes, device)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks."""
+        return self.tower.blocks
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer blocks."""
+        return len(self.blocks)
+
+    def encoder_specs(self) -> dict[str, ParamSpec]:
+        return {
+            name: ParamSpec(shape, "lora_a" if name.endswith("a") else "lora_b")
+            for layer in self.lora_layers
+            for name, shape in layer.shapes.items()
+        }
+
+    def initial_encoder(self, seed: int) -> dict[str, Tensor]:
+        shapes = {name: shape for layer in self.lora_layers for name, shape in layer.shapes.items()}
+        return {name: initial_factor(name, shape, seed) for name, shape in shapes.items()}
+
+    def freeze(self, pixels: Tensor) -> Tensor:
+        return self.tower.stem(pixels)
+
+    def encode(
+        self, params: Mapping[str, Tensor], fixed: Tensor, *, training: bool, counting: Counting | None
+    ) -> Tensor:
+        tokens = fixed.flatten(0, 1)
+        self.bind(params, tokens, counting)
+        with self._precision():
+            features = self.tower.encode(tokens, every_token=counting is not None)
+        return features.reshape(*fixed.shape[:2], -1)
+
+    def states(self, params: Mapping[str, Tensor], fixed: Tensor) -> list[Tensor]:
+        """Return every block's output (N, T, D), of padding too, for prefixes (N, ...) of inputs.
+
+        ``params`` have no client axis; whatever of them requires a gradient gets one.
+        """
+        tokens = self._harmonised(params, fixed[None], training=False)[0]
+        self.bind(params, tokens, None)
+        with self._precision():
+            return self.tower.states(tokens)
+
+    def own_tokens(self, fixed: Tensor) -> Tensor | None:
+        """Return which of ``states``'s tokens are an input's own, bool (N, T), for prefixes (N, ...); None: all."""
+        return None if self.encoder.tokenizer is None else self.tower.own_tokens(fixed)
+
+    def bind(self, params: Mapping[str, Tensor], tokens: Tensor, counting: Counting | None) -> None:
+        """Let the next forward pass, over ``tokens`` (N, T, ...), use these parameters."""
+        del tokens, counting
+        for layer in self.lora_layers:
+            layer.bind(params)
+
+
+def tune(config: ModelConfig, encoder: Encoder, num_classes: int, device: torch.device) -> TunedTower:
+    """Put LoRA layers into an encoder's blocks, and lay out for the processor what stays frozen."""
+    tower, lora = encoder.tower, config.lora
+    assert tower is not None, "load_encoder refuses LoRA without blocks"
+    assert lora is not None, "LoRA layers are what trains"
+    tower.requires_grad_(False).to(device)
+    if config.precision == "bf16":
+        cast_products(tower.blocks)
+    layers = add_lora(tower.blocks, "blocks", lora, config.adapted_layers)
+    freeze_linears(tower.blocks)
+    lowest = min(int(layer.path.split(".")[1]) for layer in layers)
+    for block in tower.blocks[lowest:]:
+        transpose_linears(block)
+    tower.compile_rows()
+    return TunedTower(config, encoder, layers, num_classes, device)
