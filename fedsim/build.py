@@ -14,7 +14,7 @@ from fedsim.algorithms.base import Algorithm, Facts
 from fedsim.algorithms.parts.abilities import Aligning, Assessing
 from fedsim.client import BlockTrainer
 from fedsim.comm.group import Group
-from fedsim.config.experiment import Config
+from fedsim.config.experiment import Config, with_block_size
 from fedsim.config.train import StoreConfig
 from fedsim.config.words import PIXEL_MODELS
 from fedsim.data import Dataset, load_dataset, partition_clients, without_small
@@ -46,13 +46,11 @@ class Parts:
     public: PublicInputs | None = None
 
 
-def build_simulation(
-    config: Config, group: Group, per_block: int | None = None, scratch: Path | None = None
-) -> Simulation:
+def build_simulation(config: Config, group: Group, scratch: Path | None = None) -> Simulation:
     """Load the parts that a config names and put them together, see ``assemble``."""
     set_arithmetic(config.model.precision, config.deterministic, group.device)
     keep_freed_memory()
-    return assemble(config, group, load_parts(config, group.device), per_block, scratch)
+    return assemble(config, group, load_parts(config, group.device), scratch)
 
 
 def load_parts(config: Config, device: torch.device) -> Parts:
@@ -71,13 +69,12 @@ def assemble(
     config: Config,
     group: Group,
     parts: Parts,
-    per_block: int | None = None,
     scratch: Path | None = None,
     layers: Sequence[Layer] = (),
 ) -> Simulation:
     """Put a simulation together.
 
-    ``per_block``: the block size that a resumed run has settled on. The simulation's config names the one in use.
+    The simulation's config is the one that counts: it says what ``config`` leaves open.
     ``scratch``: a folder for the states of clients that the config's budget keeps out of memory; without it
     all of them stay there.
     """
@@ -90,9 +87,7 @@ def assemble(
     images = input_source(config, parts.dataset, parts.server_model)
     num_models = max(phase.models for phase in algorithm.phases(1))
     num_elements, num_layers = images.num_elements * num_models, parts.client_model.num_layers
-    settled = per_block or choose_block_size(config, num_elements, num_layers, group.device)
-    clients = config.clients.model_copy(update={"per_block": settled})
-    config = config.model_copy(update={"clients": clients})
+    config = with_block_size(config, choose_block_size(config, num_elements, num_layers, group.device))
 
     # What trains blocks, and what clients keep between rounds.
     task = task_of(parts.dataset, config)
@@ -121,7 +116,6 @@ def assemble(
         trainer=trainer,
         store=store,
         pace=Pace(config.train, [len(part) for part in parts.clients], group.num_ranks),
-        per_block=settled,
         public=public,
     )
 

@@ -45,11 +45,12 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
     ``resume`` continues from the last checkpoint in ``out``, or starts where there is none.
     """
     with open_group() as group, RunLog(out, config, group, resume) as log, scratch_folder(out, group) as scratch:
-        sim = build_simulation(config, group, group.broadcast(log.per_block), scratch)
-        log.record_config(sim.config)
+        sim = build_simulation(log.config, group, scratch)
+        config = sim.config  # says what the file left open
+        log.record_config(config)
         log.record_data(sim.dataset)
         describe_partition(sim, log)
-        checkpoints = Checkpoints(out / "checkpoints", sim.config, group)
+        checkpoints = Checkpoints(out / "checkpoints", config, group)
         state, progress = start_or_resume(sim, checkpoints, log, resume)
         best_by = sim.task.decisive(config.evaluate.best_by)
         first = state.round + 1

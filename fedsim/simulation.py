@@ -42,8 +42,14 @@ class Simulation:
     trainer: BlockTrainer
     store: ClientStore
     pace: Pace
-    per_block: int
     public: PublicInputs | None = None
+
+    @property
+    def per_block(self) -> int:
+        """Most clients that train as one batch."""
+        size = self.config.clients.per_block
+        assert size != "auto", "assemble settles it"
+        return size
 
     @cached_property
     def sizes(self) -> list[int]:

@@ -60,3 +60,10 @@ class Config(Words):
 def dump_config(config: Words) -> str:
     """The fully resolved config as YAML; ``load.load_config`` reads it back to an equal ``Config``."""
     return to_yaml(config.model_dump(mode="json"))
+
+
+def with_block_size(config: Config, per_block: int | None) -> Config:
+    """The same config with ``clients.per_block`` settled; None leaves it open."""
+    if per_block is None:
+        return config
+    return config.model_copy(update={"clients": config.clients.model_copy(update={"per_block": per_block})})

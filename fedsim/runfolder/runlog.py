@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from fedsim.comm.group import Group
-from fedsim.config.experiment import Config, dump_config
+from fedsim.config.experiment import Config, dump_config, with_block_size
 from fedsim.config.mistakes import show
 from fedsim.config.words import Words
 from fedsim.data import Dataset
@@ -54,15 +54,15 @@ class RunLog:
         self._tables = {name: Table(folder / f"{name}.jsonl") for name in TABLES}
         self._scalars = Scalars(folder / "tensorboard")
         self._lock: FolderLock | None = None
-        self.per_block: int | None = None
-        group.decide(lambda: self._claim(config, resume))
+        #: The run's config, with the block size that the run has settled on where it is resumed.
+        self.config = with_block_size(config, group.decide(lambda: self._claim(config, resume)))
 
-    def _claim(self, config: Config, resume: bool) -> None:
+    def _claim(self, config: Config, resume: bool) -> int | None:
         folder, group = self.folder, self._group
         with naming_files(folder):
             self._lock, is_used = claim_folder(folder, dump_config(config), resume, self.message)
             try:
-                self.per_block = _require_same_run(config, folder / "config.yaml") if is_used else None
+                per_block = _require_same_run(config, folder / "config.yaml") if is_used else None
                 write_environment(folder / "environment.json", environment(group))
             except BaseException:
                 self._lock.release()
@@ -73,6 +73,7 @@ class RunLog:
             self.message(
                 f"LoRA trains with PyTorch's own operators, which are slower than fedsim's compiled ones: {reason}"
             )
+        return per_block
 
     def record_config(self, config: Config) -> None:
         """Rewrite config.yaml, now that what the config left open is decided."""
@@ -220,14 +221,10 @@ def _require_same_run(config: Config, file: Path) -> int | None:
 
     The memory for clients' states may differ: no result depends on it, and a run may go on on another machine.
     """
-    recorded = load_config(file, imports=False)
+    recorded = load_config(file, imports=False).model_copy(update={"store": config.store})
     settled = None if recorded.clients.per_block == "auto" else recorded.clients.per_block
-    recorded = recorded.model_copy(update={"store": config.store})
-    if config.clients.per_block == "auto":
-        # The run has settled on a number since, see record_config.
-        clients = config.clients.model_copy(update={"per_block": recorded.clients.per_block})
-        config = config.model_copy(update={"clients": clients})
-    require_same(recorded, config, file)
+    # The run has settled on a number since, see record_config.
+    require_same(recorded, with_block_size(config, settled) if config.clients.per_block == "auto" else config, file)
     return settled
 
 

@@ -96,10 +96,10 @@ def test_a_round_of_prrfl_with_the_augmentations_of_the_release(root: Path) -> N
             algorithm={"name": "prrfl"},
             model={"name": "fedsim:vgg16_slim", "weights": "random", "train": "all"},
             data={"name": "dermoscopic_clients", "root": str(root), "image_size": 32, "augment": augment},
-            clients={"count": 4, "partition": {"name": "sites"}},
+            clients={"count": 4, "per_block": 2, "partition": {"name": "sites"}},
             train={"lr": 0.01, "momentum": 0.0, "batch_size": 4, "epochs": 2},
         )
-        sim = build_simulation(config, open_group(), per_block=2)
+        sim = build_simulation(config, open_group())
         assert [own.tolist() for own in sim.trainer.own.held_out["val"]] == [[4, 5], [13, 14], [22, 23], [31, 32]]
         play(sim, 1)
         ends.append(sim.store.read(2)["own/net.fc1.linear.weight"])
