@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from fedsim.seeding import derive, numpy_stream, torch_stream
+from tests.helpers import simulate
 
 KEYS = (14439132735173760753, 2900195118620501536)
 
@@ -46,3 +47,16 @@ def test_no_two_of_200_000_clients_draw_the_same() -> None:
     assert len(set(draws)) == 200_000
     seeds = {derive(0, "augment/train", round=1, client=client) >> 1 & 0xFFFFFFFF for client in range(200_000)}
     assert len(seeds) < 200_000, "the reason for numpy's streams"
+
+
+def test_two_clients_whose_seeds_meet_in_32_bits_are_not_augmented_alike() -> None:
+    known: dict[int, int] = {}
+    for client in range(400_000):
+        low = derive(0, "augment/train", round=1, client=client) >> 1 & 0xFFFFFFFF
+        if low in known:
+            break
+        known[low] = client
+    sim = simulate([8], 1, data={"augment": ["flip"]})
+    draws = sim.trainer.images.draw((known[low], client), (1, 2), 0, 1, "train")
+    assert draws is not None
+    assert not torch.equal(draws[0], draws[1])

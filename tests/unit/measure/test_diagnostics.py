@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.base import PARAMS, Algorithm, Payload, Update
 from fedsim.measure.diagnostics import block_products, client_drift, lora_diagnostics
-from tests.helpers import update_of
+from tests.helpers import play, simulate, update_of, with_method
 
 K, G, R, D, WIDTH = 4, 3, 2, 7, 5
 WEIGHTS = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
@@ -101,3 +102,22 @@ def test_drift_by_hand() -> None:
     assert client_drift(4.0, mean) == 0
     assert client_drift(4.0 - 1e-12, mean) == 0
     assert client_drift(0.0, {"x": torch.zeros(3)}) == 0
+
+
+def test_a_large_update_has_its_norm_in_the_log() -> None:
+    """The norm went into an exact sum whose range ended at 1,448 squared, and the run with it."""
+
+    class Large(Algorithm):
+        def pre_aggregate(self, update: Update) -> Payload:
+            sign = torch.tensor([1.0 if client % 2 else -0.5 for client in update.clients])
+            far = {
+                name: 1e5 * sign.view(-1, *[1] * (value.dim() - 1)).expand_as(value).contiguous()
+                for name, value in self.sent(update.delta).items()
+            }
+            return Payload(mean={PARAMS: far})
+
+    sim = with_method(simulate([8, 8], 2), Large)
+    record = play(sim, 1)[1][0]
+    # Equal weights: the mean is 0.25 of the unit, and both clients are 0.75 of it away.
+    (found,) = record.row["diagnostics"].values()
+    assert found["client_drift"] == pytest.approx(3)
