@@ -7,22 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.algorithms import resolve
 from fedsim.algorithms.base import Algorithm, Facts
 from fedsim.algorithms.parts.abilities import Aligning, Assessing
+from fedsim.catalogue.functions import is_import_path
+from fedsim.catalogue.models import MODELS
 from fedsim.client import BlockTrainer
 from fedsim.comm.group import Group
+from fedsim.config.distill import DistillConfig
 from fedsim.config.experiment import Config
 from fedsim.config.train import StoreConfig
-from fedsim.config.words import PIXEL_MODELS
 from fedsim.data import Dataset, load_dataset, partition_clients, without_small
 from fedsim.errors import UserError
 from fedsim.inputs.public import PublicInputs, load_public
 from fedsim.inputs.texts import input_source
 from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.machine.memory import keep_freed_memory
+from fedsim.machine.sealed import digest_tensors
 from fedsim.models.stacked import StackedModel
 from fedsim.models.submodel.model import build_models
 from fedsim.privacy.layer import Layer
@@ -51,7 +54,9 @@ def build_simulation(
     """Load the parts that a config names and put them together, see ``assemble``."""
     set_arithmetic(config.model.precision, config.deterministic, group.device)
     keep_freed_memory()
-    return assemble(config, group, load_parts(config, group.device), per_block, scratch)
+    parts = load_parts(config, group.device)
+    check_own_code(config, group, parts.dataset, parts.server_model.net)
+    return assemble(config, group, parts, per_block, scratch)
 
 
 def load_parts(config: Config, device: torch.device) -> Parts:
@@ -64,6 +69,14 @@ def load_parts(config: Config, device: torch.device) -> Parts:
     check_outputs(config, server_model, dataset)
     check_batches(config, server_model, clients)
     return Parts(dataset, clients, server_model, client_model)
+
+
+def check_own_code(config: Config | DistillConfig, group: Group, dataset: Dataset, net: nn.Module) -> None:
+    """RuntimeError where the user's own function gave the ranks different data or weights. Every rank calls this."""
+    if dataset.arrays is not None:
+        group.check_equal(f"the data of {config.data.name}", dataset.arrays["sha256"])
+    if is_import_path(config.model.name):
+        group.check_equal(f"the network of {config.model.name}", digest_tensors(net.state_dict()))
 
 
 def assemble(
@@ -147,7 +160,8 @@ def check_outputs(config: Config, model: StackedModel, dataset: Dataset) -> None
     """UserError where the network scores images and the data set has masks, or the other way round."""
     if model.encoder.per_pixel != (dataset.masks is not None):
         found = f"{config.model.name} with {dataset.name}, which has {'no ' if dataset.masks is None else ''}masks"
-        expected = ", ".join(PIXEL_MODELS) if dataset.masks is not None else "a network that scores images"
+        pixels = ", ".join(row.name for row in MODELS.values() if row.per_pixel)
+        expected = pixels if dataset.masks is not None else "a network that scores images"
         raise UserError("model.name", found, expected)
 
 
