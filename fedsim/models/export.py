@@ -50,7 +50,7 @@ LIBRARY = """from fedsim.config.words import ModelConfig
 from fedsim.models.encoders import library_model
 config = ModelConfig(name={name!r}, weights={weights!r}, options={options!r})
 base = library_model(config, image_size={size}, seed={seed}).eval()"""
-OWN = "base = ...  # the network that {name} makes its tower of, in eval mode"
+NO_LIBRARY = "base = ...  # the network that {name} makes its tower of, in eval mode"
 IMAGES = """`images` are floats (N, 3, {size}, {size}): values in 0..1, minus the mean
 {mean}, divided by {std}."""
 AMPLITUDE_NORM = """
@@ -190,7 +190,7 @@ def _readme(config: ModelConfig, encoder: Encoder, max_tokens: int | None) -> st
     words_of_base = {"name": config.name, "weights": config.weights, "options": config.options, "seed": encoder.seed}
     return README.format(
         name=config.name,
-        base=(OWN if is_import_path(config.name) else LIBRARY).format(size=size, **words_of_base),
+        base=(NO_LIBRARY if is_import_path(config.name) else LIBRARY).format(size=size, **words_of_base),
         logits=logits.format(features=features),
         tokens=tokens,
         inputs=inputs,
