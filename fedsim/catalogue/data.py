@@ -165,5 +165,5 @@ def data_row(name: str) -> DataRow | None:
 
 def import_data(name: str) -> Callable[..., Any]:
     """Return the function at a dotted import path; UserError as ``import_function``."""
-    known = f"one of {', '.join(DATA)}, or the import path of a function"
+    known = "a name that launch.py list data shows, or the import path of a function"
     return import_function("data.name", name, known, "a data set")  # type: ignore[no-any-return]  # it is callable

@@ -141,5 +141,5 @@ def model_row(name: str) -> ModelRow | None:
 
 def import_model(name: str) -> Callable[..., Any]:
     """Return the function at a dotted import path; UserError as ``import_function``."""
-    known = f"one of {', '.join(MODELS)}, or the import path of a function"
+    known = "a name that launch.py list models shows, or the import path of a function"
     return import_function("model.name", name, known, "a network")  # type: ignore[no-any-return]  # it is callable
