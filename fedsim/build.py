@@ -7,16 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim.algorithms import resolve
 from fedsim.algorithms.base import Algorithm, Facts
 from fedsim.algorithms.parts.abilities import Aligning, Assessing
-from fedsim.catalogue.functions import is_import_path
 from fedsim.catalogue.models import MODELS
 from fedsim.client import BlockTrainer
 from fedsim.comm.group import Group
-from fedsim.config.distill import DistillConfig
 from fedsim.config.experiment import Config
 from fedsim.config.train import StoreConfig
 from fedsim.data import Dataset, load_dataset, partition_clients, without_small
@@ -25,7 +23,7 @@ from fedsim.inputs.public import PublicInputs, load_public
 from fedsim.inputs.texts import input_source
 from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.machine.memory import keep_freed_memory
-from fedsim.machine.sealed import digest_tensors
+from fedsim.models.encoders import Encoder
 from fedsim.models.stacked import StackedModel
 from fedsim.models.submodel.model import build_models
 from fedsim.privacy.layer import Layer
@@ -55,7 +53,7 @@ def build_simulation(
     set_arithmetic(config.model.precision, config.deterministic, group.device)
     keep_freed_memory()
     parts = load_parts(config, group.device)
-    check_own_code(config, group, parts.dataset, parts.server_model.net)
+    check_own_code(group, parts.dataset, parts.server_model.encoder)
     return assemble(config, group, parts, per_block, scratch)
 
 
@@ -71,12 +69,12 @@ def load_parts(config: Config, device: torch.device) -> Parts:
     return Parts(dataset, clients, server_model, client_model)
 
 
-def check_own_code(config: Config | DistillConfig, group: Group, dataset: Dataset, net: nn.Module) -> None:
+def check_own_code(group: Group, dataset: Dataset, encoder: Encoder) -> None:
     """RuntimeError where the user's own function gave the ranks different data or weights. Every rank calls this."""
     if dataset.arrays is not None:
-        group.check_equal(f"the data of {config.data.name}", dataset.arrays["sha256"])
-    if is_import_path(config.model.name):
-        group.check_equal(f"the network of {config.model.name}", digest_tensors(net.state_dict()))
+        group.check_equal(f"the data of {dataset.name}", dataset.arrays["sha256"])
+    if encoder.sha256 is not None:
+        group.check_equal("the network of model.name", encoder.sha256)
 
 
 def assemble(

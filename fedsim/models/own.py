@@ -1,6 +1,7 @@
 """A network that somebody's own function returns, looked at before anything is made of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from fedsim.catalogue.functions import call_own
 from fedsim.catalogue.models import import_model
 from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
+from fedsim.machine.sealed import digest_tensors
 from fedsim.models.plain import plain_encoder, try_out
 from fedsim.models.tower import Encoder
 from fedsim.models.weights import check_values
@@ -36,7 +38,7 @@ def own_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str]
         encoder = plain_encoder(net, config, image_size, class_names)
     if encoder.per_pixel and config.train != "all":
         raise UserError("model.train", f"{config.train} with {config.name}, which has neither head nor blocks", "all")
-    return encoder
+    return replace(encoder, sha256=digest_tensors(net.state_dict()))
 
 
 def _check_net(net: nn.Module, config: ModelConfig, where: str) -> None:

@@ -97,7 +97,7 @@ def build_job(config: DistillConfig, group: Group) -> Job:
     keep_freed_memory()
     dataset = load_dataset(config.data)
     encoder = load_encoder(config.model, config.data.image_size, dataset.class_names, config.seed)
-    check_own_code(config, group, dataset, encoder.net)
+    check_own_code(group, dataset, encoder)
     assert encoder.tower is not None, "load_encoder refuses LoRA without blocks"
     submodel, digest = make_submodel(config, encoder.tower.blocks), fingerprint(encoder.tower.blocks)
     full = StackedModel(config.model, encoder, len(dataset.class_names), group.device)

@@ -96,3 +96,15 @@ def test_ranks_that_read_different_data_are_told(tmp_path: Path) -> None:
     done = launch(2, "run", config, "--out", tmp_path / "run")
     assert done.returncode != 0
     assert "the data of mine.wards differs between ranks" in done.stderr
+
+
+def test_ranks_that_build_different_networks_are_told(tmp_path: Path) -> None:
+    config = write(tmp_path, train="head")
+    seeded = (tmp_path / "mine.py").read_text()
+    unseeded = seeded.replace(
+        "def encoder(config, image_size):\n", "def encoder(config, image_size):\n    torch.seed()\n"
+    )
+    (tmp_path / "mine.py").write_text(f"import torch\n{unseeded}")
+    done = launch(2, "run", config, "--out", tmp_path / "run")
+    assert done.returncode != 0
+    assert "the network of model.name differs between ranks" in done.stderr
