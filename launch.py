@@ -13,10 +13,9 @@ import typer
 from typer.core import TyperGroup
 
 from fedsim import __version__
-from fedsim.config.distill import load_distill_config
 from fedsim.errors import RankError, UserError
 from fedsim.machine.output import fill_closed_streams, show_rows, showing
-from fedsim.runfolder.trust import load_own
+from fedsim.runfolder.trust import load_own, load_own_distillation
 from fedsim.verbs.listing import LISTINGS
 
 # A warning of PyTorch's C++ side, as when another rank is gone, carries 15 lines of frames; errors are still shown.
@@ -97,7 +96,7 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def distill(config: ConfigPath, overrides: Overrides = None, out: Out = None, resume: Resume = False) -> None:
     """Make the sub-model that a run names in model.submodel, and distil it."""
-    settings = load_distill_config(config, overrides or [])
+    settings = load_own_distillation(config, overrides or [], out)
     from fedsim.verbs.distill import run as make_submodel
 
     make_submodel(settings, out or Path("runs") / settings.name, resume)

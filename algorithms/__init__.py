@@ -1,11 +1,10 @@
 """The known methods, and how a config's name becomes one."""
 
-import importlib
 from typing import TYPE_CHECKING
 
+from fedsim.catalogue.functions import MOVED, function_of, import_own
 from fedsim.errors import UserError
 
-MOVED = ("algorithms", "comm")
 if (
     __name__ in MOVED
 ):  # found by its folder's name too, where the program's root is on the path: all would be there twice
@@ -48,29 +47,10 @@ def resolve(name: str) -> "type[Algorithm]":
     )
 
     if name in METHODS:
-        module_name, class_name = METHODS[name].split(":")
-        known_method: type[Algorithm] = getattr(importlib.import_module(module_name), class_name)
+        known_method: type[Algorithm] = function_of(METHODS[name])
         return known_method
-    *package, class_name = name.split(".")
     known = f"one of {', '.join(METHODS)}, or the import path of a class"
-    if not package or not all(part and part.isprintable() for part in (*package, class_name)):
-        raise UserError("algorithm.name", repr(name), known)
-    module_name = ".".join(package)
-    try:
-        module = importlib.import_module(module_name)
-    except SystemExit as error:
-        ends = f"{name!r}, whose module ends the program (code {error.code})"
-        raise UserError("algorithm.name", ends, "a module that only defines a method") from error
-    except ImportError as error:
-        if error.name in MOVED:
-            old = f"{name!r}, which imports {error.name}"
-            raise UserError("algorithm.name", old, f"fedsim.{error.name} in its place") from error
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and lacks another one
-        raise UserError("algorithm.name", f"{name!r} ({error})", known) from error
-    if not hasattr(module, class_name):
-        raise UserError("algorithm.name", f"{name!r} (no {class_name} in {module_name})", known)
-    found = getattr(module, class_name)
+    found = import_own("algorithm.name", name, known, "a method")
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
         raise UserError(
             "algorithm.name", f"{name!r}, which is no method", "a subclass of fedsim.algorithms.base.Algorithm"

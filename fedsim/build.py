@@ -12,11 +12,11 @@ from torch import Tensor
 from fedsim.algorithms import resolve
 from fedsim.algorithms.base import Algorithm, Facts
 from fedsim.algorithms.parts.abilities import Aligning, Assessing
+from fedsim.catalogue.models import MODELS
 from fedsim.client import BlockTrainer
 from fedsim.comm.group import Group
 from fedsim.config.experiment import Config, with_block_size
 from fedsim.config.train import StoreConfig
-from fedsim.config.words import PIXEL_MODELS
 from fedsim.data import Dataset, load_dataset, partition_clients, without_small
 from fedsim.errors import UserError
 from fedsim.inputs.public import PublicInputs, load_public
@@ -24,6 +24,7 @@ from fedsim.inputs.texts import input_source
 from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.machine.memory import keep_freed_memory
 from fedsim.models.build import build_models
+from fedsim.models.encoders import Encoder
 from fedsim.models.stacked import StackedModel
 from fedsim.models.whole_net import WholeNet
 from fedsim.privacy.layer import Layer
@@ -50,7 +51,9 @@ def build_simulation(config: Config, group: Group, scratch: Path | None = None) 
     """Load the parts that a config names and put them together, see ``assemble``."""
     set_arithmetic(config.model.precision, config.deterministic, group.device)
     keep_freed_memory()
-    return assemble(config, group, load_parts(config, group.device), scratch)
+    parts = load_parts(config, group.device)
+    check_own_code(group, parts.dataset, parts.server_model.encoder)
+    return assemble(config, group, parts, scratch)
 
 
 def load_parts(config: Config, device: torch.device) -> Parts:
@@ -63,6 +66,14 @@ def load_parts(config: Config, device: torch.device) -> Parts:
     check_outputs(config, server_model, dataset)
     check_batches(config, server_model, clients)
     return Parts(dataset, clients, server_model, client_model)
+
+
+def check_own_code(group: Group, dataset: Dataset, encoder: Encoder) -> None:
+    """RuntimeError where the user's own function gave the ranks different data or weights. Every rank calls this."""
+    if dataset.arrays is not None:
+        group.check_equal(f"the data of {dataset.name}", dataset.arrays["sha256"])
+    if encoder.sha256 is not None:
+        group.check_equal("the network of model.name", encoder.sha256)
 
 
 def assemble(
@@ -142,7 +153,8 @@ def check_outputs(config: Config, model: StackedModel, dataset: Dataset) -> None
     """UserError where the network scores images and the data set has masks, or the other way round."""
     if model.encoder.per_pixel != (dataset.masks is not None):
         found = f"{config.model.name} with {dataset.name}, which has {'no ' if dataset.masks is None else ''}masks"
-        expected = ", ".join(PIXEL_MODELS) if dataset.masks is not None else "a network that scores images"
+        pixels = ", ".join(row.name for row in MODELS.values() if row.per_pixel)
+        expected = pixels if dataset.masks is not None else "a network that scores images"
         raise UserError("model.name", found, expected)
 
 

@@ -12,7 +12,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedsim.algorithms import METHODS, resolve
-from fedsim.config.distill import distill_schema
+from fedsim.catalogue.data import import_data
+from fedsim.catalogue.functions import is_import_path
+from fedsim.catalogue.models import import_model
+from fedsim.config.distill import DistillConfig, distill_schema, load_distill_config
 from fedsim.config.experiment import Config
 from fedsim.config.mistakes import KeyedError, Mistake, mistakes, nearest, show
 from fedsim.config.plain_yaml import SCHEMA_VERSION, apply_overrides, read_mapping, require_file
@@ -27,7 +30,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 def load_config(path: Path | str, overrides: Sequence[str] = (), *, imports: bool = True) -> Config:
     """Read a YAML file, apply ``key=value`` overrides, fill in all defaults, the method's own included.
 
-    Without ``imports`` the keys of a method that is named by its import path stay as they are: nothing is imported.
+    Without ``imports`` nothing is imported that is named by its import path, and such a method's keys stay as they are.
     Raises UserError with one line: file or "command line", key, what was found, what is allowed.
     """
     data = read_mapping(Path(path))
@@ -41,20 +44,37 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), *, imports: boo
     source.check_paths(config.model, config.data)
     if config.clients.partition.name == "file":
         require_file(Path(config.clients.partition.path), source.where("clients.partition.path"))
-    if "." in config.algorithm.name and not imports:
+    if imports:
+        find_own(config, source)
+    elif is_import_path(config.algorithm.name):
         return config
     return config.model_copy(update={"algorithm": _with_method_defaults(config, source)})
 
 
+def own_names(config: Config | DistillConfig) -> dict[str, str]:
+    """Return the import paths that a config names code by, by their keys."""
+    names = {"data.name": config.data.name, "model.name": config.model.name}
+    if isinstance(config, Config):
+        names = {"algorithm.name": config.algorithm.name, **names}
+    return {key: name for key, name in names.items() if is_import_path(name)}
+
+
+def find_own(config: Config | DistillConfig, source: Source) -> None:
+    """Import the functions of data and model that are named by their import paths; UserError for the first mistake."""
+    finders = {"data.name": import_data, "model.name": import_model}
+    for key, name in own_names(config).items():
+        if key in finders:
+            with source.naming(key):
+                finders[key](name)
+
+
 def _with_method_defaults(config: Config, source: Source) -> AlgorithmConfig:
     """Check the method's own keys with the method's own model, also beside ``train``, and fill in its defaults."""
-    algorithm, where = config.algorithm, source.where("algorithm.name")
-    if "." not in algorithm.name and algorithm.name not in METHODS:
-        raise UserError(where, show(algorithm.name), nearest(algorithm.name, METHODS))
-    try:
+    algorithm = config.algorithm
+    if not is_import_path(algorithm.name) and algorithm.name not in METHODS:
+        raise UserError(source.where("algorithm.name"), show(algorithm.name), nearest(algorithm.name, METHODS))
+    with source.naming("algorithm.name"):
         model = resolve(algorithm.name).Config
-    except UserError as error:
-        raise UserError(where, error.found, error.expected) from None
     try:
         settings = model.model_validate(algorithm.settings, extra="forbid")
     except ValidationError as error:
@@ -65,6 +85,13 @@ def _with_method_defaults(config: Config, source: Source) -> AlgorithmConfig:
     except KeyedError as error:
         source.refuse([Mistake(error.key, error.found, error.expected)])
     return AlgorithmConfig(name=algorithm.name, **settings.model_dump(mode="json"))
+
+
+def load_distillation(path: Path, overrides: Sequence[str] = ()) -> DistillConfig:
+    """Read a distillation's config as ``load_distill_config`` does, and find what it names by its import path."""
+    config = load_distill_config(path, overrides)
+    find_own(config, Source(str(path), [override.partition("=")[0] for override in overrides]))
+    return config
 
 
 def run_schema() -> dict[str, Any]:

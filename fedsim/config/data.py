@@ -1,39 +1,17 @@
 """The sections of a config about the images and the clients that hold them."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fedsim.catalogue.data import DATA, data_row
 from fedsim.config.mistakes import KeyedError, nearest, refuse_idle, show
 from fedsim.config.words import Count, Seed, Share, Text, Whole, Words
 
-MEDMNIST_FLAGS = (
-    *("pathmnist", "chestmnist", "dermamnist", "octmnist", "pneumoniamnist", "retinamnist"),
-    *("breastmnist", "bloodmnist", "tissuemnist", "organamnist", "organcmnist", "organsmnist"),
-)
 Augmentation = Literal[
     "flip", "rotate90", "crop", "color", "vertical_flip", "brightness", "blur_or_noise", "shift_scale_rotate"
 ]
-GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
-PACKAGED_TEXTS = ("rated_sentences", "sentence_ratings", "neutral_sentences")
-PACKAGED_SETS = ("brain_mri", "cells", "dermoscopy_pairs", "digits", *PACKAGED_TEXTS)
-TEXT_NAMES = (
-    *PACKAGED_TEXTS,
-    "text_files",
-    *(f"glue:{task}" for task in GLUE_TASKS),
-)
-TORCHVISION_SETS = ("torchvision:cifar10", "torchvision:cifar100", "torchvision:flowers102")
-SETS_IN_FOLDERS = (
-    *("dermoscopic_clients", "image_folder", "camelyon17", "wilds_camelyon17", "prostate", "nuclei", "text_files"),
-    *TORCHVISION_SETS,
-)
-DATA_NAMES = (
-    *("brain_mri", "cells", "dermoscopy_pairs", "digits", "dermoscopic_clients", "image_folder"),
-    *("camelyon17", "wilds_camelyon17", "prostate", "nuclei"),
-    *TORCHVISION_SETS,
-    *TEXT_NAMES,
-    *(f"medmnist:{flag}" for flag in MEDMNIST_FLAGS),
-)
 
 
 class FractionsConfig(Words):
@@ -71,7 +49,7 @@ class ColumnsConfig(Words):
 class DataConfig(Words):
     """The images or texts and how they are split and prepared."""
 
-    name: Text = Field(description="One of: " + ", ".join(DATA_NAMES) + ".")
+    name: Text = Field(description="One of: " + ", ".join(DATA) + ", or package.module.function of your own.")
     root: Text | None = Field(default=None, description="Folder that holds the data set, where it is not packaged.")
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
         default=28, description="Side of the square images, in pixels."
@@ -106,32 +84,44 @@ class DataConfig(Words):
     def _known(self) -> Self:
         if self.name.startswith("medmnist:") and self.name.endswith("mnist3d"):
             raise KeyedError("name", repr(self.name), "a two-dimensional set: three-dimensional sets are not read")
-        if self.name not in DATA_NAMES:
-            raise KeyedError("name", repr(self.name), nearest(self.name, DATA_NAMES))
-        if self.name in SETS_IN_FOLDERS and self.root is None:
+        row = data_row(self.name)
+        if row is None:
+            raise KeyedError("name", repr(self.name), nearest(self.name, DATA))
+        if row.root == "needed" and self.root is None:
             raise KeyedError("root", f"null with name: {self.name}", "the folder of the images or tables")
-        if (self.name == "text_files") != (self.columns is not None):
+        if row.columns != (self.columns is not None):
             given = "columns" if self.columns is not None else "no columns"
+            takes = " or ".join(other.name for other in DATA.values() if other.columns)
             raise KeyedError(
-                "columns", f"{given} with name: {self.name}", "columns with name: text_files, and only there"
+                "columns", f"{given} with name: {self.name}", f"columns with name: {takes}, and only there"
             )
-        if self.name in PACKAGED_SETS and self.root is not None:
+        if row.root == "none" and self.root is not None:
             raise KeyedError("root", f"{show(self.root)} with name: {self.name}", "null: the set is packaged")
-        if self.name in TEXT_NAMES:
-            refuse_idle(self, ["image_size"], f"name: {self.name}, which has no images")
-        if self.name != "dermoscopic_clients" and self.split is not None:
-            raise KeyedError(
-                "split", f"{self.split} with name: {self.name}", "null: only dermoscopic_clients tells lesions"
-            )
-        if self.name not in TEXT_NAMES and self.max_tokens is not None:
-            raise KeyedError("max_tokens", f"{self.max_tokens} with name: {self.name}", "null: only texts have tokens")
-        if self.name in TEXT_NAMES and self.augment:
-            raise KeyedError(
-                "augment", f"{list(self.augment)} with name: {self.name}", "none: only images are augmented"
-            )
+        if row.texts is not None:
+            self.check_kind(texts=row.texts)
+        if not row.lesions and self.split is not None:
+            takes = " or ".join(other.name for other in DATA.values() if other.lesions)
+            raise KeyedError("split", f"{self.split} with name: {self.name}", f"null: only {takes} tells lesions")
         if len(set(self.augment)) < len(self.augment):
             raise KeyedError("augment", f"{list(self.augment)}", "each augmentation once")
         return self
+
+    @property
+    def folder(self) -> Path:
+        """``root`` of a set that needs one."""
+        assert self.root is not None, "the row of such a set says so"
+        return Path(self.root).expanduser()
+
+    def check_kind(self, *, texts: bool) -> None:
+        """Raise KeyedError for a key that a set of texts, or one of images, has no use for."""
+        if texts:
+            refuse_idle(self, ["image_size"], f"name: {self.name}, which has no images")
+        if not texts and self.max_tokens is not None:
+            raise KeyedError("max_tokens", f"{self.max_tokens} with name: {self.name}", "null: only texts have tokens")
+        if texts and self.augment:
+            raise KeyedError(
+                "augment", f"{list(self.augment)} with name: {self.name}", "none: only images are augmented"
+            )
 
 
 class IidPartition(Words):

@@ -1,6 +1,7 @@
 """Where the keys of a config came from, to name the right place in an error."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,6 +24,14 @@ class Source:
         pairs = [(f"{key}.", f"{typed}.") for typed in self.overridden]
         is_typed = any(mine.startswith(typed) or typed.startswith(mine) for mine, typed in pairs)
         return f"{COMMAND_LINE if is_typed else self.file}: {key}"
+
+    @contextmanager
+    def naming(self, key: str) -> Iterator[None]:
+        """Let a UserError inside say where ``key`` stands."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(self.where(key), error.found, error.expected) from None
 
     def refuse(self, found: Sequence[Mistake]) -> NoReturn:
         """Raise UserError for the first mistake, with the number of the others."""

@@ -11,23 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fedsim.catalogue.models import MODELS, OWN_MODEL, ModelRow, model_row
 from fedsim.config.mistakes import KeyedError, nearest
-
-PACKAGED_MODELS = ("packaged:vit_small_dino", "packaged:minilm")
-PIXEL_MODELS = ("monai:unet", "fedsim:harmofl_unet")
-NETS_WITH_OPTIONS = (*PIXEL_MODELS, "monai:densenet121", "fedsim:harmofl_densenet121")
-FRESH_MODELS = ("fedsim:vgg16_slim", "fedsim:vgg16_slim_biased", *NETS_WITH_OPTIONS)
-MODEL_FORMS = (
-    *PACKAGED_MODELS,
-    *FRESH_MODELS,
-    "timm:NAME",
-    "open_clip:NAME",
-    "open_clip:hf-hub:ID",
-    "open_clip:local-dir:PATH",
-    "hf:FOLDER_OR_ID",
-)
-
-HUGGING = ("hf:", "packaged:minilm")
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Whole = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -42,26 +27,16 @@ Scalar = bool | int | float | str
 Layers = Annotated[tuple[Whole, ...], Field(strict=False, min_length=1)]
 
 
-def is_open_clip(name: str) -> bool:
-    """Whether a model name asks for an open_clip model, which brings a text tower."""
-    return name.startswith("open_clip:")
+def has_text_tower(name: object) -> bool:
+    """Whether a model of that name brings a tower for texts, and with it a classifier."""
+    row = model_row(name) if isinstance(name, str) else None
+    return row is not None and row.text_tower
 
 
 def check_rising(key: str, layers: Sequence[int] | None) -> None:
     """Refuse numbers of layers that do not rise."""
     if layers is not None and any(after <= before for before, after in pairwise(layers)):
         raise KeyedError(key, f"{list(layers)}", "layers in rising order, each once")
-
-
-def check_model_name(name: str) -> None:
-    """Refuse names without a known prefix, an unknown packaged model, or nothing after the prefix."""
-    prefix, _, rest = name.partition(":")
-    complete = bool(rest) and not rest.startswith(":") and rest not in ("hf-hub:", "local-dir:")
-    if name in (*PACKAGED_MODELS, *FRESH_MODELS) or (
-        prefix in ("timm", "open_clip", "hf") and complete and rest.strip() == rest
-    ):
-        return
-    raise KeyedError("name", repr(name), nearest(name, MODEL_FORMS))
 
 
 class Words(BaseModel):
@@ -152,7 +127,7 @@ class AmplitudeNormConfig(Words):
 class ModelConfig(Words):
     """The encoder, what of it is trained, and the classifier on top."""
 
-    name: Text = Field(description="One of: " + ", ".join(MODEL_FORMS) + ".")
+    name: Text = Field(description="One of: " + ", ".join(MODELS) + ", or package.module.function of your own.")
     weights: Text | None = Field(
         default=None,
         description="null: the name's own weights; random: from seed; an open_clip tag; or a .safetensors file.",
@@ -161,7 +136,8 @@ class ModelConfig(Words):
         default={},
         description="What the library's network takes: timm's patch_size, embed_dim, depth; monai:unet's channels, "
         "strides, num_res_units, norm; monai:densenet121's init_features, growth_rate. fedsim:harmofl_unet has "
-        "num_features, and both fedsim:harmofl_ networks form: paper, or released: evaluation normalises over a batch.",
+        "num_features, and both fedsim:harmofl_ networks form: paper, or released: evaluation normalises over a batch. "
+        "A function of your own is given them as they are.",
     )
     lora: LoraConfig | None = Field(default=None, description="LoRA factors on the encoder; null for none.")
     submodel: SubmodelConfig | None = Field(
@@ -175,7 +151,7 @@ class ModelConfig(Words):
         default=None, description="Normalisation of the images' amplitudes, {} for its defaults; null for none."
     )
     classifier: Literal["linear", "text"] = Field(
-        default_factory=lambda seen: "text" if is_open_clip(seen.get("name", "")) else "linear",
+        default_factory=lambda seen: "text" if has_text_tower(seen.get("name")) else "linear",
         description="linear: a trained layer; text: frozen text features of the class prompts. "
         "Default: text for open_clip, else linear.",
     )
@@ -189,18 +165,14 @@ class ModelConfig(Words):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        check_model_name(self.name)
-        if self.options and not self.name.startswith("timm:") and self.name not in NETS_WITH_OPTIONS:
-            names = ", ".join(NETS_WITH_OPTIONS)
-            raise KeyedError("options", f"options for {self.name}", f"none: only timm: names, {names} take options")
-        if self.name in FRESH_MODELS and self.weights != "random":
-            raise KeyedError("weights", f"{self.weights or 'null'} with {self.name}", "random: it has no others")
-        if self.name.startswith(HUGGING) and self.weights not in (None, "random"):
-            raise KeyedError("weights", f"{self.weights} with {self.name}", "null: the folder's own, or random")
-        is_tag = is_open_clip(self.name) and "." not in str(self.weights)
-        if self.weights not in (None, "random") and not is_tag and not str(self.weights).endswith(".safetensors"):
-            raise KeyedError("weights", repr(self.weights), "null, random, or the path of a .safetensors file")
-        if self.name in PIXEL_MODELS and self.train != "all":
+        row = model_row(self.name)
+        if row is None:
+            raise KeyedError("name", repr(self.name), nearest(self.name, MODELS))
+        if self.options and not row.options:
+            names = ", ".join(other.name for other in MODELS.values() if other.options)
+            raise KeyedError("options", f"options for {self.name}", f"none: only {names} take options")
+        self._check_weights(row)
+        if row.per_pixel and self.train != "all":
             raise KeyedError("train", f"{self.train} with {self.name}, which has neither head nor blocks", "all")
         if self.train == "lora" and self.lora is None:
             raise KeyedError("lora", "null with train: lora", "a lora section, or train: head or all")
@@ -222,6 +194,20 @@ class ModelConfig(Words):
         held = None if self.submodel is None else self.submodel.layers
         return held if self.lora is None else self.lora.layers or held
 
+    def _check_weights(self, row: ModelRow) -> None:
+        is_file = str(self.weights).endswith(".safetensors")
+        is_tag = "tag" in row.weights and "." not in str(self.weights)
+        kind = {None: "own", "random": "random"}.get(self.weights, "file" if is_file else "tag" if is_tag else "")
+        if kind in row.weights:
+            return
+        if row is OWN_MODEL:
+            raise KeyedError("weights", f"{self.weights} with {self.name}", "null: the function decides")
+        if row.weights == ("random",):
+            raise KeyedError("weights", f"{self.weights or 'null'} with {self.name}", "random: it has no others")
+        if "file" not in row.weights:
+            raise KeyedError("weights", f"{self.weights} with {self.name}", "null: the folder's own, or random")
+        raise KeyedError("weights", repr(self.weights), "null, random, or the path of a .safetensors file")
+
     def _check_submodel(self) -> None:
         if self.submodel is None:
             return
@@ -232,7 +218,7 @@ class ModelConfig(Words):
             raise KeyedError("lora.layers", f"{min(absent)}, which clients do not hold", f"some of {list(held)}")
 
     def _check_text(self) -> None:
-        if not is_open_clip(self.name):
+        if not has_text_tower(self.name):
             raise KeyedError("classifier", f"text with {self.name}", "linear (text needs an open_clip: model)")
         if self.train == "head" and not self.train_logit_scale:
             raise KeyedError(

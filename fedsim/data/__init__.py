@@ -1,6 +1,6 @@
 """Images, their split, and their partition among clients."""
 
-from fedsim.data.dataset import Dataset
+from fedsim.data.dataset import Dataset, Source
 from fedsim.data.datasets import load_dataset
 from fedsim.data.held_out import divide_held_out
 from fedsim.data.partition import PartitionRow, partition_clients, partition_table, without_small
@@ -8,6 +8,7 @@ from fedsim.data.partition import PartitionRow, partition_clients, partition_tab
 __all__ = [
     "Dataset",
     "PartitionRow",
+    "Source",
     "divide_held_out",
     "load_dataset",
     "partition_clients",

@@ -37,7 +37,8 @@ class Dataset:
     ``labels`` are then all 0, for the one quantity that ``class_names`` holds.
 
     ``files`` is what ``digests.describe_files`` says of the files that the set was read from, None where it is
-    packaged. ``remarks`` are lines for the person who starts a run.
+    packaged. ``arrays`` is what ``digests.describe_arrays`` says of a set named by its import path, None for others.
+    ``remarks`` are lines for the person who starts a run.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Dataset:
     files: Mapping[str, Any] | None = None
     remarks: tuple[str, ...] = ()
     drawn: tuple[str, ...] = ()
+    arrays: Mapping[str, Any] | None = None
 
     @property
     def unit(self) -> str:
@@ -65,7 +67,9 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Source:
-    """What the reader of one set returns: ``images`` (N, C, H, W) with C 1 or 3, and its own split if any.
+    """What the reader of one set returns: ``images`` (N, C, H, W) uint8 with C 1 or 3, and its own split if any.
+
+    ``labels`` (N,) int64; ``groups`` and ``sites`` as in ``Dataset``. A set of texts has ``images`` (N, 0).
 
     ``fixed`` (N,) holds ``splits.TRAIN``, ``VAL`` or ``TEST``; a split that does not occur is drawn from
     TRAIN. ``strata`` (N,), small whole numbers, say what a drawn split and ``data.max_train`` keep in proportion

@@ -1,13 +1,17 @@
-"""Digests of data files: what a run has read, wherever the files stand and whatever they are called later."""
+"""Digests of data: what a run has read, wherever the files stand and whatever they are called later."""
 
 import hashlib
 import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
+from fedsim.data.dataset import Source
 from fedsim.data.images import listing
 from fedsim.errors import UserError
 from fedsim.machine.cache import cached_folder
@@ -37,6 +41,20 @@ def describe_files(paths: Sequence[Path]) -> dict[str, Any] | None:
         "sha256": hashlib.sha256(lines).hexdigest(),
         "each": each if len(each) <= NUM_LISTED else None,
     }
+
+
+def describe_arrays(source: Source) -> dict[str, Any]:
+    """Return a digest of all that a set consists of, and of each of its parts, ready for JSON."""
+    each = {}
+    for field in fields(source):
+        value = getattr(source, field.name)
+        if field.name in ("files", "remarks") or value is None:
+            continue
+        array = value if isinstance(value, np.ndarray) else np.frombuffer(json.dumps(value).encode(), np.uint8)
+        digest = hashlib.sha256(f"{array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+        each[field.name] = digest.hexdigest()
+    return {"sha256": hashlib.sha256(json.dumps(each).encode()).hexdigest(), "each": each}
 
 
 def content_digests(paths: Sequence[Path], method: Method = "sha256") -> list[str]:

@@ -75,8 +75,9 @@ class ClipTower(Tower):
         return pooled if self.rest.proj is None else pooled @ self.rest.proj
 
 
-def build_clip(config: ModelConfig, image_size: int) -> nn.Module:
+def build_clip(config: ModelConfig, image_size: int, class_names: Sequence[str]) -> nn.Module:
     """The whole open_clip model in float32; initial values, where random, come from torch's global stream."""
+    del class_names
     name = _name(config)
     words = _model_config(name)
     pretrained = _pretrained(name, config.weights)

@@ -7,12 +7,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from fedsim.config.words import FRESH_MODELS, HUGGING, ModelConfig
+from fedsim.catalogue.functions import function_of, is_import_path
+from fedsim.catalogue.models import MODELS, OWN_MODEL, ModelRow, model_row
+from fedsim.config.mistakes import nearest
+from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
 from fedsim.models.attention import ClipAttention
-from fedsim.models.fresh import fresh_encoder
-from fedsim.models.packaged import ARCHITECTURE, PATCH_SIZE, build_packaged
-from fedsim.models.timm_vit import build_timm, check_divides, encoder_of_timm
+from fedsim.models.own import own_encoder
 from fedsim.models.tower import Encoder, Tower
 from fedsim.models.weights import check_values
 
@@ -27,65 +28,51 @@ def _random_from(seed: int) -> Iterator[None]:
         yield
 
 
-def library_model(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
+def library_model(config: ModelConfig, image_size: int, seed: int, class_names: Sequence[str] = ()) -> nn.Module:
     """Build the model that ``config.name`` and ``config.weights`` ask for, just as its library makes it.
 
     A timm model without classifier (also for ``packaged:vit_small_dino``), a whole open_clip model with its text
-    tower, or a BERT, RoBERTa or ViT of transformers without classifier, on the CPU and in float32, whatever the type
-    of the stored weights. ``seed`` decides what is random: all weights with ``weights: random``, nothing otherwise.
-    torch's global random stream is left as it was. UserError for unknown names, unreachable, unfitting or infinite
-    weights, image sizes that are no multiple of the patch size.
+    tower, a BERT, RoBERTa or ViT of transformers without classifier, or a fresh network, which tells ``class_names``
+    apart where it scores pixels; on the CPU and in float32, whatever the type of the stored weights. ``seed`` decides
+    what is random: all weights with ``weights: random``, nothing otherwise. torch's global random stream is left as it
+    was. UserError for unknown names, unreachable, unfitting or infinite weights, image sizes that are no multiple of
+    the patch size.
     """
+    row = _row(config)
     with _random_from(seed):
-        model = _built(config, image_size)
+        model: nn.Module = function_of(row.network)(config, image_size, class_names)
     is_file = str(config.weights).endswith(".safetensors")
     check_values(model, f"model.weights {config.weights}" if is_file else f"model.name {config.name}")
     return model
 
 
-def _built(config: ModelConfig, image_size: int) -> nn.Module:
-    if config.name.startswith("open_clip:"):
-        from fedsim.models.clip import build_clip  # late: open_clip takes seconds to import
-
-        return build_clip(config, image_size)
-    if config.name.startswith(HUGGING):
-        from fedsim.models.hugging import build_hugging  # late: transformers takes seconds to import
-
-        return build_hugging(config, image_size)
-    if config.name.startswith("timm:"):
-        return build_timm(config, config.name.removeprefix("timm:"), image_size)
-    if config.weights is not None:
-        return build_timm(config, ARCHITECTURE, image_size)
-    check_divides(image_size, PATCH_SIZE, config.name)
-    return build_packaged(image_size)
-
-
 def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str], seed: int) -> Encoder:
-    """Build the encoder of ``library_model(config, image_size, seed)`` or a fresh network, in eval mode.
+    """Build the encoder around ``library_model(config, image_size, seed, class_names)``, or your own, in eval mode.
 
     ``class_names`` fill the prompts of a text classifier and count the scores of a pixel. Parameters require
     gradients with ``train: all`` only. UserError as there, and for LoRA on nets that are no plain transformers, or
     where it could not be exported.
     """
-    if config.name in FRESH_MODELS:
+    if is_import_path(config.name):
         with _random_from(seed):
-            encoder = fresh_encoder(config, image_size, len(class_names))
-    elif config.name.startswith("open_clip:"):
-        from fedsim.models.clip import encoder_of_clip
-
-        encoder = encoder_of_clip(library_model(config, image_size, seed), config, image_size, class_names)
-    elif config.name.startswith(HUGGING):
-        from fedsim.models.hugging import encoder_of_hugging
-
-        encoder = encoder_of_hugging(library_model(config, image_size, seed), config, image_size)
+            encoder = own_encoder(config, image_size, class_names)
     else:
-        encoder = encoder_of_timm(library_model(config, image_size, seed), image_size, config.name)
+        model = library_model(config, image_size, seed, class_names)
+        encoder = function_of(_row(config).encoder)(model, config, image_size, class_names)
     if encoder.tower is not None and not encoder.tower.blocks:
         raise UserError(f"model.name {config.name}", "no transformer block", "at least one")
     if config.lora is not None:
         _check_lora(config, encoder.tower)
     encoder.net.requires_grad_(config.train == "all")
     return replace(encoder, seed=seed)
+
+
+def _row(config: ModelConfig) -> ModelRow:
+    """Return the catalogue's row of the model; UserError for a model of the user's own, and for an unknown name."""
+    row = model_row(config.name)
+    if row is None or row is OWN_MODEL:
+        raise UserError("model.name", repr(config.name), nearest(config.name, MODELS))
+    return row
 
 
 def _check_lora(config: ModelConfig, tower: Tower | None) -> None:

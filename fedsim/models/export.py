@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from fedsim.catalogue.functions import is_import_path
 from fedsim.config.words import LoraConfig, ModelConfig
 from fedsim.machine.files import write_atomic, write_json
 from fedsim.models.attention import ClipAttention, HuggingAttention
@@ -37,10 +38,7 @@ round they are, with metrics, class names and preprocessing. To load both, in th
 
 ```python
 import peft, safetensors.torch, torch.nn.functional as F
-from fedsim.config.words import ModelConfig
-from fedsim.models.encoders import library_model
-config = ModelConfig(name={name!r}, weights={weights!r}, options={options!r})
-base = library_model(config, image_size={size}, seed={seed}).eval()
+{base}
 model = peft.PeftModel.from_pretrained(base, FOLDER).eval()
 head = safetensors.torch.load_file(FOLDER + "/head.safetensors")
 {tokens}logits = {logits}
@@ -48,6 +46,11 @@ head = safetensors.torch.load_file(FOLDER + "/head.safetensors")
 
 FOLDER is the folder of this file. {inputs} The outputs have the order of the data set's class names.
 {amplitude}"""
+LIBRARY = """from fedsim.config.words import ModelConfig
+from fedsim.models.encoders import library_model
+config = ModelConfig(name={name!r}, weights={weights!r}, options={options!r})
+base = library_model(config, image_size={size}, seed={seed}).eval()"""
+NO_LIBRARY = "base = ...  # the network that {name} makes its tower of, in eval mode"
 IMAGES = """`images` are floats (N, 3, {size}, {size}): values in 0..1, minus the mean
 {mean}, divided by {std}."""
 AMPLITUDE_NORM = """
@@ -184,12 +187,10 @@ def _readme(config: ModelConfig, encoder: Encoder, max_tokens: int | None) -> st
     if encoder.tokenizer is not None:
         tokens, inputs = TOKENS.format(max_length=max_tokens or encoder.tokenizer.model_max_length), TEXTS
     logits = LINEAR_LOGITS if encoder.text_features is None else TEXT_LOGITS
+    words_of_base = {"name": config.name, "weights": config.weights, "options": config.options, "seed": encoder.seed}
     return README.format(
         name=config.name,
-        weights=config.weights,
-        options=config.options,
-        size=size,
-        seed=encoder.seed,
+        base=(NO_LIBRARY if is_import_path(config.name) else LIBRARY).format(size=size, **words_of_base),
         logits=logits.format(features=features),
         tokens=tokens,
         inputs=inputs,

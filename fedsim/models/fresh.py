@@ -1,64 +1,73 @@
-"""Networks that begin with random weights: slim VGG16, MONAI's U-Net and DenseNet121, and HarmoFL's of both kinds."""
+"""Networks that begin with random weights: MONAI's U-Net and DenseNet121, and HarmoFL's of both kinds.
 
-from collections.abc import Mapping
+All are drawn from torch's global stream. UserError for options that they do not take and images that they cannot take.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from fedsim.config.words import ModelConfig
-from fedsim.errors import UserError
-from fedsim.models.hub import user_errors
-from fedsim.models.tower import Encoder
+from fedsim.models.plain import refusals
 from fedsim.models.unet import UNet, without_statistics
-from fedsim.models.vgg import build_vgg, encoder_of_vgg
 
-HALF = (0.5, 0.5, 0.5)
 #: What MONAI's U-Net needs and has no default for.
 UNET_OPTIONS = {"channels": [16, 32, 64, 128], "strides": [2, 2, 2]}
 FORMS = ("paper", "released")
 
 
-def fresh_encoder(config: ModelConfig, image_size: int, num_classes: int) -> Encoder:
-    """Build the network that ``config.name`` asks for, drawn from torch's global stream, in eval mode.
-
-    UserError for options that it does not take and images that it cannot take.
-    """
-    if config.name.startswith("fedsim:vgg16"):
-        return encoder_of_vgg(build_vgg(image_size), image_size, head_bias=config.name.endswith("_biased"))
-    where = f"model.options of {config.name}, data.image_size {image_size}"
-    with user_errors(where, "options that it takes, and images that its levels divide"):
-        net = _build(config.name, config.options, num_classes).eval()
-        with torch.no_grad():
-            shape = tuple(net(torch.zeros(1, 3, image_size, image_size)).shape)
-    per_pixel = len(shape) == 4
-    if per_pixel and shape[2:] != (image_size, image_size):
-        raise UserError(where, f"scores of {shape[2]} x {shape[3]} pixels", "scores of every pixel")
-    return Encoder(net, shape[1], HALF, HALF, image_size, per_pixel=per_pixel)
-
-
-def _build(name: str, options: Mapping[str, Any], num_classes: int) -> nn.Module:
-    if random := [key for key in options if "dropout" in key]:
-        raise ValueError(f"{random[0]}: a run draws all random numbers from its seed, and dropout does not")
-    if name == "monai:unet":
+def monai_unet(config: ModelConfig, image_size: int, class_names: Sequence[str]) -> nn.Module:
+    """MONAI's U-Net, which scores every pixel."""
+    with refusals(config, image_size):
+        _refuse_dropout(config)
         from monai.networks.nets.unet import UNet as MonaiUNet  # late: monai takes seconds to import
 
         net: nn.Module = MonaiUNet(
-            spatial_dims=2, in_channels=3, out_channels=num_classes, **{**UNET_OPTIONS, **options}
+            spatial_dims=2, in_channels=3, out_channels=len(class_names), **{**UNET_OPTIONS, **config.options}
         )
-        return net
-    if name == "monai:densenet121":
-        return _densenet(options)
-    own = dict(options)
+    return net
+
+
+def harmofl_unet(config: ModelConfig, image_size: int, class_names: Sequence[str]) -> nn.Module:
+    """HarmoFL's U-Net, which scores every pixel."""
+    with refusals(config, image_size):
+        own, form = _with_form(config)
+        return without_statistics(UNet(num_classes=len(class_names), **{"num_features": 32, **own}), form)
+
+
+def monai_densenet121(config: ModelConfig, image_size: int, class_names: Sequence[str]) -> nn.Module:
+    """MONAI's DenseNet121 up to its 1024 features; options may make it narrower."""
+    del class_names
+    with refusals(config, image_size):
+        _refuse_dropout(config)
+        return _densenet(config.options)
+
+
+def harmofl_densenet121(config: ModelConfig, image_size: int, class_names: Sequence[str]) -> nn.Module:
+    """The same with HarmoFL's normalisation."""
+    del class_names
+    with refusals(config, image_size):
+        own, form = _with_form(config)
+        return without_statistics(_densenet(own), form)
+
+
+def _refuse_dropout(config: ModelConfig) -> None:
+    if random := [key for key in config.options if "dropout" in key]:
+        raise ValueError(f"{random[0]}: a run draws all random numbers from its seed, and dropout does not")
+
+
+def _with_form(config: ModelConfig) -> tuple[dict[str, Any], Any]:
+    """The network's own options, and HarmoFL's form."""
+    _refuse_dropout(config)
+    own = dict(config.options)
     form = own.pop("form", "paper")
     if form not in FORMS:
         raise ValueError(f"form: {form}, not one of {', '.join(FORMS)}")
-    net = UNet(num_classes=num_classes, **{"num_features": 32, **own}) if name.endswith("_unet") else _densenet(own)
-    return without_statistics(net, form)
+    return own, form
 
 
 def _densenet(options: Mapping[str, Any]) -> nn.Module:
-    """MONAI's DenseNet121, with random weights, up to its 1024 features; options may make it narrower."""
     from monai.networks.nets.densenet import DenseNet121  # late, as above
 
     net: Any = DenseNet121(spatial_dims=2, in_channels=3, out_channels=1, pretrained=False, **options)

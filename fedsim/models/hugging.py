@@ -3,6 +3,7 @@
 Shapes: N texts or images, T tokens, D width.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def source_of(config: ModelConfig) -> str:
     return str(fetch("minilm")) if config.name == MINILM else config.name.removeprefix("hf:")
 
 
-def build_hugging(config: ModelConfig, image_size: int) -> nn.Module:
+def build_hugging(config: ModelConfig, image_size: int, class_names: Sequence[str]) -> nn.Module:
     """The library's BertModel, RobertaModel or ViTModel, without classifier and without dropout, in float32.
 
     ``config.name`` is packaged:minilm, or hf: and a local folder or a name on the hub. Weights are read from
@@ -154,6 +155,7 @@ def build_hugging(config: ModelConfig, image_size: int) -> nn.Module:
     UserError for other architectures, custom code, missing files and tensors, and images of a size that the model does
     not take.
     """
+    del class_names
     source, where = source_of(config), f"model.name {config.name}"
     with access(source, where, CONTENT):
         refuse_code(source, where)
@@ -203,8 +205,9 @@ def averages_tokens(source: str) -> bool:
     return pooling is not None and bool(pooling.get("pooling_mode_mean_tokens"))
 
 
-def encoder_of_hugging(model: Any, config: ModelConfig, image_size: int) -> Encoder:
+def encoder_of_hugging(model: Any, config: ModelConfig, image_size: int, class_names: Sequence[str]) -> Encoder:
     """Wrap the library's model as a tower, with what its inputs need: normalisation, or the tokenizer."""
+    del class_names
     source, width, where = source_of(config), int(model.config.hidden_size), f"model.name {config.name}"
     if isinstance(model, ViTModel):
         with access(source, where, "a folder or hub name with preprocessor_config.json"):

@@ -5,6 +5,7 @@ stored transposed) under the path of their node. The saliency decoder behind the
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from fedsim.config.words import ModelConfig
 from fedsim.data.assets import ASSETS, fetch
 from fedsim.machine.cache import cached_folder
+from fedsim.models.timm_vit import build_timm, check_divides
 
 ASSET = "vit_small_dino"
 ARCHITECTURE = "vit_small_patch14_dinov2"
@@ -38,6 +41,15 @@ _BLOCK_NAMES = {  # timm's name inside a block -> the file's
     "mlp.fc2.bias": "mlp.fc2.bias",
     "ls2.gamma": "layer_scale2.lambda1",
 }
+
+
+def vit_small_dino(config: ModelConfig, image_size: int, class_names: Sequence[str]) -> nn.Module:
+    """``build_packaged``, or the same network with other weights."""
+    del class_names
+    if config.weights is not None:
+        return build_timm(config, ARCHITECTURE, image_size)
+    check_divides(image_size, PATCH_SIZE, config.name)
+    return build_packaged(image_size)
 
 
 def build_packaged(image_size: int) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,12 @@ def _own_weights(name: str, path: Path, where: str) -> dict[str, Tensor]:
     return state
 
 
+def timm_network(config: ModelConfig, image_size: int, class_names: Sequence[str]) -> nn.Module:
+    """The timm model that a name with timm: in front asks for, as ``build_timm`` makes it."""
+    del class_names
+    return build_timm(config, config.name.removeprefix("timm:"), image_size)
+
+
 def build_timm(config: ModelConfig, name: str, image_size: int) -> nn.Module:
     """The timm model ``name`` without classifier, in float32; initial values, where random, come from torch's global
     stream.
@@ -172,11 +178,10 @@ def build_timm(config: ModelConfig, name: str, image_size: int) -> nn.Module:
     return model
 
 
-def encoder_of_timm(model: Any, image_size: int, name: str) -> Encoder:
-    """Wrap a timm model without classifier: a TimmTower where it allows it, else as it is. ``name`` is for
-    messages.
-    """
-    cfg = model.pretrained_cfg
+def encoder_of_timm(model: Any, config: ModelConfig, image_size: int, class_names: Sequence[str]) -> Encoder:
+    """Wrap a timm model without classifier: a TimmTower where it allows it, else as it is."""
+    del class_names
+    cfg, name = model.pretrained_cfg, config.name
     if is_sliceable(model):
         check_divides(image_size, model.patch_embed.feat_ratio(), name)
     width = feature_width(model.eval(), image_size, name)

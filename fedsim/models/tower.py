@@ -124,7 +124,8 @@ class Encoder:
     all``. ``text_features`` (C, width), rows of norm one, and ``logit_scale``, the natural logarithm of the
     factor before the cosine, belong to the text classifier and are None without it. ``seed`` is what random
     weights were drawn from. ``head_bias``: whether the linear classifier has a bias. ``per_pixel``: ``net`` gives
-    the scores of every pixel itself, (N, width, image_size, image_size), and no classifier follows.
+    the scores of every pixel itself, (N, width, image_size, image_size), and no classifier follows. ``sha256``: the
+    digest of the tensors of a network named by its import path, None for others.
 
     For texts ``tokenizer``, a fast tokenizer of Hugging Face's, tells what the numbers (N, 2, T) mean that ``net``
     takes: token ids, -1 after a text's end, and segments; ``mean``, ``std`` and ``image_size`` are then idle.
@@ -141,6 +142,7 @@ class Encoder:
     head_bias: bool = True
     per_pixel: bool = False
     tokenizer: Any | None = None
+    sha256: str | None = None
 
     @property
     def tower(self) -> Tower | None:

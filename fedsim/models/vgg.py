@@ -1,10 +1,14 @@
 """The slim VGG16 of PRR-FL (Chen et al., MICCAI 2021): a fresh network with BatchNorm after every layer."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
+from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
+from fedsim.models.plain import plain_encoder
 from fedsim.models.tower import Encoder
 
 #: Output channels of the convolutions between two poolings.
@@ -50,7 +54,12 @@ def build_vgg(image_size: int) -> SlimVGG16:
     return SlimVGG16()
 
 
-def encoder_of_vgg(net: SlimVGG16, image_size: int, *, head_bias: bool) -> Encoder:
-    """Wrap the network as an encoder for pixels in -1..1, as released."""
-    half = (0.5, 0.5, 0.5)
-    return Encoder(net.eval(), WIDTH, half, half, image_size, head_bias=head_bias)
+def vgg16_slim(config: ModelConfig, image_size: int, class_names: Sequence[str]) -> nn.Module:
+    """The same for the catalogue."""
+    del config, class_names
+    return build_vgg(image_size)
+
+
+def without_bias(net: nn.Module, config: ModelConfig, image_size: int, class_names: Sequence[str]) -> Encoder:
+    """Wrap it with a classifier without bias, as released."""
+    return replace(plain_encoder(net, config, image_size, class_names), head_bias=False)

@@ -261,8 +261,9 @@ def _read_starts(path: Path) -> list[dict[str, Any]]:
     try:
         last = json.loads(path.read_bytes())
         starts = [*last.pop("earlier_starts", []), last]
-        if not all(isinstance(start.get("data_files") or {}, dict) for start in starts):
-            raise TypeError("data_files is no object")
+        for key in ("data_files", "data_arrays"):
+            if not all(isinstance(start.get(key) or {}, dict) for start in starts):
+                raise TypeError(f"{key} is no object")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         expected = "the facts about earlier starts; remove the file to go on without them"
         raise UserError(str(path), f"no readable JSON object ({error})", expected) from None
@@ -270,17 +271,20 @@ def _read_starts(path: Path) -> list[dict[str, Any]]:
 
 
 def note_data(path: Path, dataset: Dataset, screen: Screen) -> None:
-    """Add the data files to the facts about this start, and show what the reader remarks.
+    """Add digests of the data to the facts about this start, and show what the reader remarks.
 
-    UserError where an earlier start had files of other content.
+    UserError where an earlier start had data of other content.
     """
     facts = json.loads(path.read_text())
-    facts["data_files"] = dataset.files
+    facts |= {"data_files": dataset.files, "data_arrays": dataset.arrays}
     for start in facts.get("earlier_starts", []):
-        before, now = (value.get("data_files") or {} for value in (start, facts))
-        if before.get("sha256") not in (None, now.get("sha256")):
-            found, expected = (f"{files.get('files')} files, sha256 {files.get('sha256')}" for files in (now, before))
-            raise UserError(f"--resume: data {dataset.name}", found, f"{expected}, as in {path}")
+        for key in ("data_files", "data_arrays"):
+            before, now = (value.get(key) or {} for value in (start, facts))
+            if before.get("sha256") not in (None, now.get("sha256")):
+                found, expected = (
+                    f"{one.get('files', '')} {key[5:]}, sha256 {one.get('sha256')}" for one in (now, before)
+                )
+                raise UserError(f"--resume: data {dataset.name}", found.strip(), f"{expected.strip()}, as in {path}")
     write_json(path, facts)
     for remark in dataset.remarks:
         screen.message(f"data: {remark}")

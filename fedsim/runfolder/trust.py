@@ -1,7 +1,7 @@
-"""What a run folder names is not run: somebody else may have written it, and a class is found by importing its module.
+"""What a run folder names is not run: somebody else may have written it, and to find code is to import its module.
 
-A config on the command line is the user's own, and may name a class by its import path, as long as that does not lie
-in the run folder itself. Both limits go with ``--trust``.
+A config on the command line is the user's own, and may name a method, a data set and a model by their import paths, as
+long as these do not lead into the run folder itself. Both limits go with ``--trust``.
 """
 
 import contextlib
@@ -11,32 +11,43 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
+from fedsim.config.distill import DistillConfig, load_distill_config
 from fedsim.config.experiment import Config
 from fedsim.config.mistakes import show
 from fedsim.errors import UserError
-from fedsim.load import load_config
+from fedsim.load import load_config, load_distillation, own_names
 
 
 def load_own(file: Path, overrides: Sequence[str], out: Path | None = None, *, trust: bool = False) -> Config:
-    """Read the config that the user gives, whose own method is found beside it, in the current folder, on PYTHONPATH.
+    """Read the config that the user gives; code of the user's is found beside it, in the current folder, on PYTHONPATH.
 
-    UserError where the method lies in the run folder, ``out`` or what ``run`` takes without it, without ``trust``.
+    UserError where that lies in the run folder, ``out`` or what ``run`` takes without it, without ``trust``.
     """
     config = load_config(file, overrides, imports=False)
-    if "." not in config.algorithm.name:
+    if not own_names(config):
         return config
     with importing([file.parent, Path.cwd()], None if trust else out or Path("runs") / config.name):
         return load_config(file, overrides)
 
 
+def load_own_distillation(file: Path, overrides: Sequence[str], out: Path | None = None) -> DistillConfig:
+    """Read the config of a distillation that the user gives, as ``load_own`` does."""
+    config = load_distill_config(file, overrides)
+    if not own_names(config):
+        return config
+    with importing([file.parent, Path.cwd()], out or Path("runs") / config.name):
+        return load_distillation(file, overrides)
+
+
 def load_recorded(file: Path, *, trust: bool = False) -> Config:
     """Read the config that a run folder holds. UserError where it names code by its import path, without ``trust``."""
     config = load_config(file, imports=False)
-    if "." not in config.algorithm.name:
+    own = own_names(config)
+    if not own:
         return config
     if not trust:
-        found = f"{show(config.algorithm.name)}, code that the run folder names"
-        raise UserError(f"{file}: algorithm.name", found, "--trust to import it")
+        key, name = next(iter(own.items()))
+        raise UserError(f"{file}: {key}", f"{show(name)}, code that the run folder names", "--trust to import it")
     with importing([Path.cwd()], None):
         return load_config(file)
 

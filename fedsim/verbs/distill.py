@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from fedsim.build import check_own_code
 from fedsim.comm.group import Group, open_group
 from fedsim.config.distill import DistillConfig, load_distill_config
 from fedsim.config.experiment import dump_config
@@ -96,6 +97,7 @@ def build_job(config: DistillConfig, group: Group) -> Job:
     keep_freed_memory()
     dataset = load_dataset(config.data)
     encoder = load_encoder(config.model, config.data.image_size, dataset.class_names, config.seed)
+    check_own_code(group, dataset, encoder)
     assert encoder.tower is not None, "load_encoder refuses LoRA without blocks"
     submodel, digest = make_submodel(config, encoder.tower.blocks), fingerprint(encoder.tower.blocks)
     full = tune(config.model, encoder, len(dataset.class_names), group.device)

@@ -14,6 +14,7 @@ FOLDERS = {"fedsim": ROOT / "fedsim", "fedsim.comm": ROOT / "comm", "fedsim.algo
 #: The wings and the files of the spine, from the ground up; what stands on one floor knows nothing of each other.
 FLOORS = (
     ("__init__", "errors", "seeding"),
+    ("catalogue",),
     ("comm", "config"),
     ("machine",),
     ("kernels", "data"),

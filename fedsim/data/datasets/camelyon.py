@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.config.data import DataConfig
 from fedsim.config.mistakes import show
 from fedsim.data.dataset import Indices, Source
 from fedsim.data.datasets.pickled import read_plain
@@ -25,13 +26,13 @@ MIN_PATIENTS = 3
 NUMBER = re.compile("[0-9]{1,9}")
 
 
-def camelyon17(root: str, image_size: int) -> Source:
+def camelyon17(config: DataConfig) -> Source:
     """Read HarmoFL's ``root/data.pkl``, which names patches under ``root`` by hospital and split.
 
     As released, the last fifth of a hospital's training patches, in the order of the file, is for validation. UserError
     for a pickle with more in it than containers, strings, numbers and arrays of these, and for a patch that is missing.
     """
-    base = Path(root).expanduser()
+    base = config.folder
     table = _read_pickle(base / "data.pkl")
     paths: list[Path] = []
     labels, fixed, sites = [], [], []
@@ -46,17 +47,19 @@ def camelyon17(root: str, image_size: int) -> Source:
             fixed.append(splits)
             sites.append(np.full(len(names), site))
     label, split, site_of = (np.concatenate(values) for values in (labels, fixed, sites))
-    return _source("camelyon17", base / "data.pkl", image_size, paths, label, split, site_of, tuple(sorted(table)))
+    return _source(
+        "camelyon17", base / "data.pkl", config.image_size, paths, label, split, site_of, tuple(sorted(table))
+    )
 
 
-def wilds_camelyon17(root: str, image_size: int) -> Source:
+def wilds_camelyon17(config: DataConfig) -> Source:
     """Read ``root/metadata.csv`` and the patches it names as WILDS 1.0 publishes them.
 
     The hospitals are the column ``center``. Patches of a patient look alike, so whole patients are set aside: of each
     hospital's, in the order of their numbers, the last fifth is for the test and the fifth before it for validation,
     one patient at least. The table's own column ``split``, which divides single patches, is not used.
     """
-    base = Path(root).expanduser()
+    base = config.folder
     rows = _read_rows(base / "metadata.csv")
     paths = []
     for row in rows:
@@ -75,7 +78,9 @@ def wilds_camelyon17(root: str, image_size: int) -> Source:
         for code, held in ((TEST, own[-num_held:]), (VAL, own[-2 * num_held : -num_held])):
             fixed[(sites == site) & np.isin(patients, held)] = code
     site_names = tuple(f"hospital {center}" for center in names)
-    return _source("wilds_camelyon17", base / "metadata.csv", image_size, paths, labels, fixed, sites, site_names)
+    return _source(
+        "wilds_camelyon17", base / "metadata.csv", config.image_size, paths, labels, fixed, sites, site_names
+    )
 
 
 def _source(

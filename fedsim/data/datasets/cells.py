@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageSequence
 
+from fedsim.config.data import DataConfig
 from fedsim.data.assets import ASSETS, fetch
 from fedsim.data.dataset import Indices, Pixels, Source
 from fedsim.data.images import resized, write_images
@@ -33,7 +34,7 @@ UNUSED = -1
 Planes = npt.NDArray[np.uint16]
 
 
-def cells(image_size: int) -> Source:
+def cells(config: DataConfig) -> Source:
     """4,783 tiles of HeLa nuclei, bacteria, CHO cells and the nuclei of DSB2018: background or cell.
 
     Tiles are cut from each image's upper left corner on; those of which less than 2 % is foreground are left out, for
@@ -47,7 +48,7 @@ def cells(image_size: int) -> Source:
     Masks of HeLa and CHO are computed by a tracker, not drawn by hand. Strata are the sites.
     """
     archives = [ASSETS[name].sha256 for name in ("cell_movies", "dsb2018_nuclei")]
-    folder = cached_folder("cells", [archives, image_size], partial(_prepare, image_size))
+    folder = cached_folder("cells", [archives, config.image_size], partial(_prepare, config.image_size))
     sites = np.load(folder / "sites.npy", allow_pickle=False)
     return Source(
         images=load_mapped(folder / "images.npy"),

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedsim.config.data import DataConfig
 from fedsim.data.dataset import Indices, Source
 from fedsim.data.datasets.tables import csv_rows
 from fedsim.data.folders import is_file, subfolders
@@ -30,7 +31,7 @@ class Row(NamedTuple):
     lesion: str | None
 
 
-def dermoscopic_clients(root: str, image_size: int, lesion_seed: int | None = None) -> Source:
+def dermoscopic_clients(config: DataConfig) -> Source:
     """Read a copy of PRR-FL's repository into whose ``data`` folder the images were put.
 
     The clients are the folders of ``csv_folder``, in alphabetical order (clientA to clientD), and become the sites.
@@ -39,14 +40,14 @@ def dermoscopic_clients(root: str, image_size: int, lesion_seed: int | None = No
     a label that is none, and an image that two rows name.
 
     Groups are the lesions that the column ``lesion_id`` tells. The released split has images of one lesion in training
-    and in the test; with a ``lesion_seed`` whole lesions are divided anew (``_by_lesion``).
+    and in the test; with ``split: by_lesion`` whole lesions are divided anew (``_by_lesion``).
     """
-    base = Path(root).expanduser()
+    base = config.folder
     tables = base / "csv_folder"
     clients = [folder.name for folder in subfolders(tables)] if tables.is_dir() else []
     if not clients:
         raise UserError(f"data.root {base}", "no client in csv_folder", LAYOUT)
-    side = next((side for side in SIDES if side >= image_size), SIDES[-1])
+    side = next((side for side in SIDES if side >= config.image_size), SIDES[-1])
     paths: list[Path] = []
     rows: list[Row] = []
     files: list[Path] = []
@@ -62,12 +63,12 @@ def dermoscopic_clients(root: str, image_size: int, lesion_seed: int | None = No
     _check_images(paths)
     labels, site_of, fixed = (np.array(column, np.int64) for column in ([row.label for row in rows], sites, codes))
     lesions = [row.lesion for row in rows]
-    if lesion_seed is not None:
+    if config.split == "by_lesion":
         if not any(lesions):
             raise UserError(f"data.split by_lesion, {tables}", "no lesion_id", f"ids that begin with {LESION_PREFIX}")
-        fixed = _by_lesion(fixed, site_of * len(CLASS_NAMES) + labels, lesions, lesion_seed)
+        fixed = _by_lesion(fixed, site_of * len(CLASS_NAMES) + labels, lesions, config.split_seed)
     return Source(
-        images=load_mapped(prepared_files("dermoscopic_clients", base, paths, image_size)),
+        images=load_mapped(prepared_files("dermoscopic_clients", base, paths, config.image_size)),
         labels=labels,
         class_names=CLASS_NAMES,
         groups=_lesion_numbers(lesions) if any(lesions) else None,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedsim.config.data import DataConfig
 from fedsim.data.dataset import Source
 from fedsim.data.folders import files_with, subfolders
 from fedsim.data.images import prepared_files
@@ -15,7 +16,7 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LAYOUT = "<root>/<class>/<image> or <root>/{train,val,test}/<class>/<image>"
 
 
-def image_folder(root: str, image_size: int) -> Source:
+def image_folder(config: DataConfig) -> Source:
     """Read ``root/<class>/*`` (as Kvasir has it) or ``root/{train,val,test}/<class>/*`` (as OCT-C8 has it).
 
     The second is taken where ``root/train`` has subfolders, or where no folder of ``root`` has another name than
@@ -26,7 +27,7 @@ def image_folder(root: str, image_size: int) -> Source:
 
     Nothing is known about which images belong together: where one patient has several, use the second layout.
     """
-    base = Path(root).expanduser()
+    base = config.folder
     if not base.is_dir():
         raise UserError(f"data.root {base}", "no such folder", LAYOUT)
     parts = _parts(base)
@@ -43,7 +44,7 @@ def image_folder(root: str, image_size: int) -> Source:
             labels += [class_names.index(folder.name)] * len(images)
             fixed += [code] * len(images)
     return Source(
-        images=load_mapped(prepared_files("image_folder", base, paths, image_size)),
+        images=load_mapped(prepared_files("image_folder", base, paths, config.image_size)),
         labels=np.array(labels, np.int64),
         class_names=class_names,
         fixed=np.array(fixed, np.int64),

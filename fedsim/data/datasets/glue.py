@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from fedsim.config.data import ColumnsConfig
+from fedsim.config.data import ColumnsConfig, DataConfig
 from fedsim.data.dataset import Source
 from fedsim.data.datasets.tables import Row, Table, column_names, read_table
 from fedsim.data.datasets.text_files import LAYOUT, source_of, split_of_name, tables, words_of
@@ -46,7 +46,7 @@ PUBLISHED = {
 PASSED_OVER = {"test", "mismatched", "ids"}
 
 
-def glue(task: str, root: str | None) -> Source:
+def glue(config: DataConfig) -> Source:
     """Read a task's tables, those of GLUE's own site (mrpc: Quality, #1 String ...) or the library's (label ...).
 
     They are looked for in ``root``, in its folder of the task's name (``sst2``, ``SST-2``), and where the datasets
@@ -55,6 +55,7 @@ def glue(task: str, root: str | None) -> Source:
     many cells as the header are left out, which a remark tells, as one does of a set that has not the published size.
     UserError for what is missing, and as ``text_files`` for the rest.
     """
+    task, root = config.name.removeprefix("glue:"), config.root
     files = _files(task, root)
     columns = _columns(task, files[0])
     rows: list[Row] = []

@@ -11,8 +11,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from fedsim.config.data import MEDMNIST_FLAGS
-from fedsim.config.mistakes import nearest
+from fedsim.config.data import DataConfig
 from fedsim.data.dataset import Indices, Pixels, Source
 from fedsim.data.digests import content_digests
 from fedsim.data.images import resized
@@ -28,7 +27,7 @@ FORM = (
 )
 
 
-def medmnist_set(flag: str, root: str | None, image_size: int) -> Source:
+def medmnist_set(config: DataConfig) -> Source:
     """Read a MedMNIST set with its official split, from ``<root>/<flag>[_<size>].npz``.
 
     ``root`` is the package's own folder (``~/.medmnist``) unless given. Of the published sizes 28, 64, 128
@@ -39,20 +38,19 @@ def medmnist_set(flag: str, root: str | None, image_size: int) -> Source:
     """
     from medmnist import INFO  # here, since importing it creates ~/.medmnist, which other sets need not have
 
-    if flag not in MEDMNIST_FLAGS:
-        raise UserError("data.name", repr(f"medmnist:{flag}"), nearest(flag, MEDMNIST_FLAGS))
+    flag = config.name.removeprefix("medmnist:")
     if flag == "chestmnist":
         raise UserError("data.name", "medmnist:chestmnist, a multi-label set", "a set with one label per image")
-    side = next((side for side in PUBLISHED_SIDES if side >= image_size), PUBLISHED_SIDES[-1])
-    path = _find(flag, side, root)
+    side = next((side for side in PUBLISHED_SIDES if side >= config.image_size), PUBLISHED_SIDES[-1])
+    path = _find(flag, side, config.root)
     class_names = tuple(INFO[flag]["label"][str(code)] for code in range(len(INFO[flag]["label"])))
     parts = _read_labels(path, len(class_names))
     counts = [len(part) for part in parts]
     stat = path.stat()
     prepared = cached_folder(
         f"medmnist-{path.stem}",
-        [str(path.resolve()), stat.st_size, stat.st_mtime_ns, image_size],
-        partial(_unpack, path, counts, side, image_size),
+        [str(path.resolve()), stat.st_size, stat.st_mtime_ns, config.image_size],
+        partial(_unpack, path, counts, side, config.image_size),
     )
     return Source(
         images=load_mapped(prepared / "images.npy"),

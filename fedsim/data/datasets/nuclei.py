@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedsim.config.data import DataConfig
 from fedsim.data.dataset import Pixels, Source
 from fedsim.data.datasets.folder import SUFFIXES, image_files, site_folders
 from fedsim.data.folders import by_stem, files_with, subfolders
@@ -19,7 +20,7 @@ PUBLISHED = "<name>/images/<name>.png and <name>/masks/*.png, a file for each of
 Pair = tuple[Path, tuple[Path, ...]]  # an image and the masks that make up its own
 
 
-def nuclei(root: str, image_size: int) -> Source:
+def nuclei(config: DataConfig) -> Source:
     """Read ``root/<site>/images/*`` with the masks of the same names, whatever their suffix, in ``root/<site>/masks``.
 
     Every folder of ``root`` is a site. In a mask all that is not 0 is a nucleus, so numbered nuclei do as well;
@@ -32,15 +33,15 @@ def nuclei(root: str, image_size: int) -> Source:
     UserError for a site without images, an image without its mask and the other way round, two of one name, two sizes,
     transparency, and images of more than 8 bits.
     """
-    base = Path(root).expanduser()
+    base = config.folder
     folders = site_folders(base, LAYOUT)
     has_sites = not any(_is_published(folder) for folder in folders)
     sites = folders if has_sites else [base]
     pairs = [_pairs(site) for site in sites]
     flat = [pair for own in pairs for pair in own]
     files = [path for image, masks in flat for path in (image, *masks)]
-    key = [*listing(base, files), image_size]
-    folder = cached_folder("nuclei", key, partial(_prepare, flat, image_size))
+    key = [*listing(base, files), config.image_size]
+    folder = cached_folder("nuclei", key, partial(_prepare, flat, config.image_size))
     of_site = np.repeat(np.arange(len(sites)), [len(own) for own in pairs])
     return Source(
         images=load_mapped(folder / "images.npy"),

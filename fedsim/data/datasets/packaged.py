@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fedsim.config.data import DataConfig
 from fedsim.data.assets import ASSETS, fetch
 from fedsim.data.dataset import Pixels, Source
 from fedsim.data.duplicates import SIDE, SMALLEST_STEP, near_duplicates, thumbnails
@@ -19,7 +20,7 @@ SLICE_DISTANCE = 0.12
 PATCHES_PER_LESION = 10
 
 
-def brain_mri(image_size: int) -> Source:
+def brain_mri(config: DataConfig) -> Source:
     """3,000 brain MRI slices (Br35H), with or without a tumour.
 
     Most slices stand there several times: mirrored, turned, brightened, sharpened. Groups are the 347 clusters of such
@@ -31,7 +32,9 @@ def brain_mri(image_size: int) -> Source:
     key = ASSETS["brain_mri"].sha256
     rule = [SIDE, SMALLEST_STEP, SLICE_DISTANCE]
     index = cached_folder("brain_mri-index", [key, "eight orientations", rule], partial(_index_slices, paths))
-    pixels = cached_folder("brain_mri-images", [key, image_size], partial(write_resized, paths, image_size))
+    pixels = cached_folder(
+        "brain_mri-images", [key, config.image_size], partial(write_resized, paths, config.image_size)
+    )
     longest = np.load(index / "longest_side.npy", allow_pickle=False)
     labels = np.array([path.parent.name == "yes" for path in paths], np.int64)
     sites = np.searchsorted(SITE_BOUNDS, longest).astype(np.int64)
@@ -56,7 +59,7 @@ def _index_slices(paths: list[Path], folder: Path) -> None:
     np.save(folder / "groups.npy", near_duplicates(np.stack(small), SLICE_DISTANCE))
 
 
-def dermoscopy_pairs(image_size: int) -> Source:
+def dermoscopy_pairs(config: DataConfig) -> Source:
     """Pairs of skin patches from 199 dermoscopic images: do they look alike?
 
     The two patches of a pair are the left and the right half of one image, each stretched to its half (which
@@ -68,7 +71,7 @@ def dermoscopy_pairs(image_size: int) -> Source:
     asset = ASSETS["dermoscopy_pairs"]
     folder = fetch("dermoscopy_pairs")
     prepared = cached_folder(
-        "dermoscopy_pairs-images", [asset.sha256, image_size], partial(_join_pairs, folder, image_size)
+        "dermoscopy_pairs-images", [asset.sha256, config.image_size], partial(_join_pairs, folder, config.image_size)
     )
     return Source(
         images=load_mapped(prepared / "images.npy"),
@@ -94,11 +97,11 @@ def _join_pairs(source: Path, side: int, folder: Path) -> None:
     np.save(folder / "labels.npy", np.array([firsts[i].parent.name == "Similar" for i in kept], np.int64))
 
 
-def digits(image_size: int) -> Source:
+def digits(config: DataConfig) -> Source:
     """1,797 handwritten digits of 8 x 8 pixels and 17 grey levels (scikit-learn): small, for tests."""
     from sklearn.datasets import load_digits  # here, since it costs a second that other sets need not pay
 
     small, labels = load_digits(return_X_y=True)
     grey = np.rint(small.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    images = np.stack([resized(Image.fromarray(image), image_size, image_size) for image in grey])
+    images = np.stack([resized(Image.fromarray(image), config.image_size, config.image_size) for image in grey])
     return Source(images=images, labels=labels.astype(np.int64), class_names=tuple(str(digit) for digit in range(10)))

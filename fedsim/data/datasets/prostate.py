@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fedsim.config.data import DataConfig
 from fedsim.data.dataset import Indices, Pixels, Source
 from fedsim.data.datasets.folder import site_folders
 from fedsim.data.folders import require_file, visible
@@ -37,7 +38,7 @@ class Case:
     mask: Path
 
 
-def prostate(root: str, image_size: int) -> Source:
+def prostate(config: DataConfig) -> Source:
     """Read a folder of volumes per site; an image is a slice with the one before and the one after as channels.
 
     As released, slices without prostate and the first and last slice of a volume are left out, all foreground is one
@@ -53,15 +54,15 @@ def prostate(root: str, image_size: int) -> Source:
     UserError for a file that is missing, not finite, not three-dimensional, or of another size, spacing or axes than
     its image; two volumes of one name.
     """
-    base = Path(root).expanduser()
+    base = config.folder
     sites = site_folders(base, LAYOUT)
     files = [base / f"{site.name}-{kind}.npy" for site in sites for kind in ("dir", "index")]
     is_split = any(file.is_file() for file in files)
     volumes = [_volumes(site, _read_array(base / f"{site.name}-dir.npy", "U") if is_split else None) for site in sites]
     flat = [volume for own in volumes for volume in own]
     paths = [path for volume in flat for path in (volume.image, volume.mask)]
-    key = [*listing(base, paths), image_size, is_split]
-    folder = cached_folder("prostate", key, partial(_prepare, flat, image_size, is_split))
+    key = [*listing(base, paths), config.image_size, is_split]
+    folder = cached_folder("prostate", key, partial(_prepare, flat, config.image_size, is_split))
     volume_of = np.load(folder / "volumes.npy", allow_pickle=False)
     site_of = np.repeat(np.arange(len(sites)), [len(own) for own in volumes])[volume_of]
     fixed = None

@@ -7,6 +7,7 @@ import tarfile
 
 import numpy as np
 
+from fedsim.config.data import DataConfig
 from fedsim.data.assets import fetch
 from fedsim.data.dataset import Indices, Source
 
@@ -20,12 +21,13 @@ ARCHIVE = "hutto_ICWSM_2014"
 CLEAR_RATING = 0.5
 
 
-def rated_sentences() -> Source:
+def rated_sentences(config: DataConfig) -> Source:
     """The sentences whose mean rating is at least 0.5 or at most -0.5: negative or positive.
 
     Sites are the four kinds of text. Groups are the sentences of one editorial or product review, and those that read
     the same.
     """
+    del config
     texts, ratings, groups, sites = _read()
     clear = np.abs(ratings) >= CLEAR_RATING
     return Source(
@@ -39,17 +41,19 @@ def rated_sentences() -> Source:
     )
 
 
-def sentence_ratings() -> Source:
+def sentence_ratings(config: DataConfig) -> Source:
     """All sentences, with their mean rating as the number to be told; sites and groups as in ``rated_sentences``."""
+    del config
     return _with_ratings(public_alone=False)
 
 
-def neutral_sentences() -> Source:
+def neutral_sentences(config: DataConfig) -> Source:
     """The sentences that no document and no wording connects with ``rated_sentences``, with their mean rating.
 
     A public set beside a federation over ``rated_sentences``: whatever that set's split, nobody in it has one of these
     or another sentence of the same text. Mostly tweets and movie reviews.
     """
+    del config
     return _with_ratings(public_alone=True)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.config.data import ColumnsConfig
+from fedsim.config.data import ColumnsConfig, DataConfig
 from fedsim.config.mistakes import show
 from fedsim.data.dataset import Indices, Source, Texts
 from fedsim.data.datasets.tables import SUFFIXES, Row, read_table
@@ -21,14 +21,15 @@ PLAIN_NUMBER = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?")
 MAX_DIGITS = 18
 
 
-def text_files(root: str, columns: ColumnsConfig) -> Source:
+def text_files(config: DataConfig) -> Source:
     """Read the tables directly in a folder: TSV or CSV with a header, JSON lines, parquet, arrow as datasets writes it.
 
     The split is that of ``columns.split``, else that of a word in the file's name (train, validation, val, dev, test),
     else train. UserError for a missing folder, table or column, a row with too few or too many cells, an empty or
     strange cell, and a class that train lacks.
     """
-    folder = Path(root).expanduser()
+    folder, columns = config.folder, config.columns
+    assert columns is not None, "DataConfig asks for them"
     files = tables(folder)
     if not files:
         raise UserError(f"data.root {folder}", "no table", LAYOUT)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fedsim.config.data import DataConfig
 from fedsim.data.dataset import Indices, Pixels, Source
 from fedsim.data.folders import is_file, require_file
 from fedsim.data.images import listing, prepared_files, resized, write_images
@@ -27,7 +28,7 @@ FLOWERS_SITE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 FLOWERS_LAYOUT = f"<root>/flowers-102/ with jpg/, imagelabels.mat and setid.mat, from {FLOWERS_SITE}"
 
 
-def cifar10(root: str, image_size: int) -> Source:
+def cifar10(config: DataConfig) -> Source:
     """Read ``root/cifar-10-batches-bin``: five data_batch_*.bin, the training images, and test_batch.bin.
 
     A record is a byte with the class and 3 x 32 x 32 bytes, red, green, blue (Krizhevsky, 2009). The validation images
@@ -35,27 +36,27 @@ def cifar10(root: str, image_size: int) -> Source:
     class.
     """
     train = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
-    folder = _cifar_folder(root, "cifar-10-batches-bin", (*train, "test_batch.bin"), "cifar-10-binary.tar.gz")
-    return _cifar(folder, train, "test_batch.bin", 1, CIFAR_CLASSES, image_size)
+    folder = _cifar_folder(config.folder, "cifar-10-batches-bin", (*train, "test_batch.bin"), "cifar-10-binary.tar.gz")
+    return _cifar(folder, train, "test_batch.bin", 1, CIFAR_CLASSES, config.image_size)
 
 
-def cifar100(root: str, image_size: int) -> Source:
+def cifar100(config: DataConfig) -> Source:
     """Read ``root/cifar-100-binary``: train.bin, test.bin and fine_label_names.txt.
 
     As ``cifar10``, but a record begins with a byte of the coarse class, which is passed over, and one of the class.
     """
     files = ("train.bin", "test.bin", "fine_label_names.txt")
-    folder = _cifar_folder(root, "cifar-100-binary", files, "cifar-100-binary.tar.gz")
+    folder = _cifar_folder(config.folder, "cifar-100-binary", files, "cifar-100-binary.tar.gz")
     path = folder / "fine_label_names.txt"
     with reading(str(path), f"the names of {CIFAR100_CLASSES} classes"):
         names = tuple(path.read_text(encoding="utf-8").split())
         if len(set(names)) != CIFAR100_CLASSES or len(names) != CIFAR100_CLASSES:
             raise ValueError(f"{len(names)} names, {len(set(names))} of them different")
-    return _cifar(folder, ("train.bin",), "test.bin", 2, names, image_size)
+    return _cifar(folder, ("train.bin",), "test.bin", 2, names, config.image_size)
 
 
-def _cifar_folder(root: str, name: str, files: tuple[str, ...], archive: str) -> Path:
-    folder = Path(root).expanduser() / name
+def _cifar_folder(root: Path, name: str, files: tuple[str, ...], archive: str) -> Path:
+    folder = root / name
     missing = [file for file in files if not is_file(folder / file)]
     if missing:
         wanted = f"the unpacked {archive} (binary version) from {CIFAR_SITE}"
@@ -115,7 +116,7 @@ def _write_cifar(pixels: Pixels, side: int, folder: Path) -> None:
     write_images(folder / "images.npy", (len(pixels), 3, side, side), produce)
 
 
-def flowers102(root: str, image_size: int) -> Source:
+def flowers102(config: DataConfig) -> Source:
     """Read ``root/flowers-102`` with the authors' split, as torchvision lays it out (Nilsback and Zisserman, 2008).
 
     ``jpg/image_00001.jpg`` ..., ``imagelabels.mat`` (classes from 1) and ``setid.mat`` (numbers of the training,
@@ -125,7 +126,7 @@ def flowers102(root: str, image_size: int) -> Source:
     from torchvision.datasets import Flowers102  # here, since it costs a second that other sets need not pay
 
     class_names: list[str] = Flowers102.classes
-    folder = Path(root).expanduser() / "flowers-102"
+    folder = config.folder / "flowers-102"
     labels = _row(folder / "imagelabels.mat", "labels")
     parts = [_row(folder / "setid.mat", name) for name in ("trnid", "valid", "tstid")]
     numbers = np.concatenate(parts)
@@ -135,7 +136,7 @@ def flowers102(root: str, image_size: int) -> Source:
     for path in paths:
         require_file(path, FLOWERS_LAYOUT)
     return Source(
-        images=load_mapped(prepared_files("flowers-102", folder, paths, image_size)),
+        images=load_mapped(prepared_files("flowers-102", folder, paths, config.image_size)),
         labels=labels[numbers - 1] - 1,
         class_names=tuple(class_names),
         fixed=np.repeat([TRAIN, VAL, TEST], [len(part) for part in parts]),

@@ -7,13 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from fedsim.config.data import DATA_NAMES
 from fedsim.config.experiment import Config, dump_config
 from fedsim.config.plain_yaml import parse, to_yaml
 from fedsim.config.train import TrainConfig
 from fedsim.errors import UserError
 from fedsim.load import CONFIGS, load_config, run_schema
-from fedsim.verbs.listing import DATA
 
 VALID: dict[str, Any] = {
     "name": "small",
@@ -184,10 +182,6 @@ def test_mistake_on_the_command_line_is_said_to_be_there(file: Path) -> None:
         load_config(file, ["clients.partition.name=iid"])
     with pytest.raises(UserError, match=r"^command line: algorithm.mu: found -1; expected at least 0"):
         load_config(file, ["algorithm.mu=-1"])
-
-
-def test_data_listing_covers_the_known_sets() -> None:
-    assert tuple(DATA) == DATA_NAMES
 
 
 def _fields(node: Any) -> list[tuple[str, Any]]:

@@ -11,11 +11,9 @@ import pytest
 import torch
 
 from fedsim.algorithms import METHODS
-from fedsim.config.data import PACKAGED_SETS
 from fedsim.config.distill import load_distill_config
 from fedsim.config.experiment import dump_config
 from fedsim.data.dataset import Source
-from fedsim.data.datasets import PACKAGED, PACKAGED_TEXTS
 from fedsim.data.splits import TEST, TRAIN, VAL, split
 from fedsim.errors import UserError
 from fedsim.load import load_config
@@ -197,7 +195,3 @@ def test_prrfl_without_matrices_is_refused() -> None:
 
     with pytest.raises(UserError, match=r"found prrfl on a model that trains \['logit_scale'\]"):
         PRRFL(PRRFL.Config(), facts_of({"logit_scale": ParamSpec((), "body")}))
-
-
-def test_packaged_sets_are_those_that_need_no_folder() -> None:
-    assert set(PACKAGED_SETS) == {*PACKAGED, *PACKAGED_TEXTS}

@@ -1,8 +1,9 @@
-"""Whose code runs: a method that a run folder names, or that lies in it, is imported with --trust alone."""
+"""Whose code runs: what a run folder names, or what lies in it, is imported with --trust alone."""
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -10,10 +11,12 @@ from typer.testing import CliRunner
 
 import launch
 from fedsim.config.experiment import dump_config
+from fedsim.config.words import SubmodelConfig
 from fedsim.errors import UserError
-from fedsim.load import load_config
+from fedsim.inputs.public import load_public
+from fedsim.load import load_config, own_names
 from fedsim.runfolder.runlog import _require_same_run
-from fedsim.runfolder.trust import importing, load_own, load_recorded
+from fedsim.runfolder.trust import importing, load_own, load_own_distillation, load_recorded
 from tests.distributed.runs import TINY
 
 OWN = ("theirs", "mine", "beside", "current", "runs")
@@ -25,7 +28,11 @@ from fedsim.algorithms.base import Algorithm
 
 class Method(Algorithm):
     pass
+
+def make(*given):
+    return None
 """
+KEYS = {"algorithm": "Method", "data": "make", "model": "make"}
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +43,12 @@ def _fresh_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del sys.modules[name]
 
 
-def write(folder: Path, name: str, module: str = "theirs") -> Path:
-    """A folder with a module that leaves a mark where it runs, and a config that names its method."""
+def write(folder: Path, name: str, module: str = "theirs", section: str = "algorithm") -> Path:
+    """A folder with a module that leaves a mark where it runs, and a config that names a part of it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{module}.py").write_text(METHOD)
-    (folder / "config.yaml").write_text(yaml.safe_dump({**yaml.safe_load(TINY), "algorithm": {"name": name}}))
+    words = {**yaml.safe_load(TINY), "algorithm": {"name": "fedavg"}, section: {"name": name}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(words))
     return folder / "config.yaml"
 
 
@@ -133,3 +141,46 @@ def test_the_guard_goes_again(tmp_path: Path) -> None:
     with importing([], tmp_path):
         assert len(sys.meta_path) == len(before) + 1
     assert sys.meta_path == before
+
+
+@pytest.mark.parametrize("section", KEYS)
+def test_method_data_and_model_are_all_code(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"theirs.{KEYS[section]}"
+    config = write(tmp_path / "runs" / "theirs", name, section=section)
+    monkeypatch.chdir(config.parent)
+    with pytest.raises(UserError, match=rf"config.yaml: {section}.name: found '{name}', code that .*--trust to import"):
+        load_recorded(config)
+    monkeypatch.syspath_prepend(config.parent)
+    with pytest.raises(UserError, match=rf"{section}.name: found .*, in the run folder; expected --trust"):
+        load_own(config, [], config.parent)
+    assert not (config.parent / "ran").exists()
+    assert own_names(load_recorded(config, trust=True)) == {f"{section}.name": name}
+    assert (config.parent / "ran").exists()
+
+
+@pytest.mark.parametrize("section", ["data", "model"])
+def test_a_name_that_leads_nowhere_is_told_with_its_place(section: str, tmp_path: Path) -> None:
+    config = write(tmp_path / "mine", "mine.absent", "mine", section)
+    with pytest.raises(UserError, match=rf"config.yaml: {section}.name: found 'mine.absent' \(no absent in mine\)"):
+        load_own(config, [])
+    with pytest.raises(UserError, match=rf"^command line: {section}.name: found 'mine.Other'"):
+        load_own(config, [f"{section}.name=mine.Other"])
+
+
+def test_a_distillation_finds_code_as_a_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = {key: value for key, value in yaml.safe_load(TINY).items() if key in ("name", "model")}
+    words |= {"data": {"name": "mine.make"}, "submodel": {"intermediate_rank": 2}}
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "mine.py").write_text(METHOD)
+    (folder / "config.yaml").write_text(yaml.safe_dump(words))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"data.name: found .*, in the run folder"):
+        load_own_distillation(folder / "config.yaml", [], folder)
+    assert not (folder / "ran").exists()
+    assert load_own_distillation(folder / "config.yaml", []).data.name == "mine.make"
+    # A run that is given the folder reads its data too, without being asked whose code that is.
+    with pytest.raises(
+        UserError, match=r"model.submodel.folder: data.name: found 'mine.make', code that the sub-model"
+    ):
+        load_public(SubmodelConfig(folder=str(folder)), cast(Any, None))

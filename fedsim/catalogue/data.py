@@ -1,0 +1,169 @@
+"""The data sets. To add one: a row here, and the function that it names."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fedsim.catalogue.functions import import_function, is_import_path
+
+
+@dataclass(frozen=True)
+class DataRow:
+    """What is known about a set before it is read.
+
+    ``reader``, "module:function", takes the config's data section and returns a ``Source``. ``root``: whether that
+    section names a folder. ``texts``: whether the set has texts in place of images; None where only reading it tells.
+    ``columns``, ``lesions``: whether it takes data.columns, and data.split, which tells lesions apart.
+    """
+
+    name: str
+    about: str
+    reader: str
+    root: Literal["none", "optional", "needed"] = "none"
+    texts: bool | None = False
+    columns: bool = False
+    lesions: bool = False
+
+
+def _glue(task: str, about: str) -> DataRow:
+    return DataRow(f"glue:{task}", f"GLUE, {about}", "fedsim.data.datasets.glue:glue", "optional", texts=True)
+
+
+def _medmnist(flag: str, about: str) -> DataRow:
+    return DataRow(f"medmnist:{flag}", about, "fedsim.data.datasets.med:medmnist_set", "optional")
+
+
+_ROWS = (
+    DataRow(
+        "brain_mri",
+        "brain MRI slices, tumour or none (packaged; sites by image size)",
+        "fedsim.data.datasets.packaged:brain_mri",
+    ),
+    DataRow(
+        "cells",
+        "tiles of HeLa, bacteria, CHO and DSB2018 with masks (packaged; sites: these four)",
+        "fedsim.data.datasets.cells:cells",
+    ),
+    DataRow(
+        "dermoscopy_pairs",
+        "pairs of skin patches side by side, similar or not (packaged)",
+        "fedsim.data.datasets.packaged:dermoscopy_pairs",
+    ),
+    DataRow("digits", "8x8 handwritten digits of scikit-learn; no download", "fedsim.data.datasets.packaged:digits"),
+    DataRow(
+        "dermoscopic_clients",
+        "PRR-FL's four clients: nevus, benign keratosis, melanoma (your copy; sites: the clients)",
+        "fedsim.data.datasets.clients:dermoscopic_clients",
+        "needed",
+        lesions=True,
+    ),
+    DataRow(
+        "image_folder",
+        "your own images: ROOT/CLASS/*.png, or ROOT/{train,val,test}/CLASS/*.png",
+        "fedsim.data.datasets.folder:image_folder",
+        "needed",
+    ),
+    DataRow(
+        "camelyon17",
+        "HarmoFL's lymph node patches, tumour or none (your copy; sites: five hospitals)",
+        "fedsim.data.datasets.camelyon:camelyon17",
+        "needed",
+    ),
+    DataRow(
+        "wilds_camelyon17",
+        "the same slides as published by WILDS (your copy; sites: five hospitals)",
+        "fedsim.data.datasets.camelyon:wilds_camelyon17",
+        "needed",
+    ),
+    DataRow(
+        "prostate",
+        "HarmoFL's prostate MRI slices with masks (your copy, NIfTI; sites: its folders)",
+        "fedsim.data.datasets.prostate:prostate",
+        "needed",
+    ),
+    DataRow(
+        "nuclei",
+        "nuclei with masks: ROOT/SITE/images/*.png and ROOT/SITE/masks/*.png (sites: the folders)",
+        "fedsim.data.datasets.nuclei:nuclei",
+        "needed",
+    ),
+    DataRow(
+        "torchvision:cifar10",
+        "CIFAR-10, binary version (your copy, as ROOT/cifar-10-batches-bin)",
+        "fedsim.data.datasets.vision:cifar10",
+        "needed",
+    ),
+    DataRow(
+        "torchvision:cifar100",
+        "CIFAR-100, binary version (your copy, as ROOT/cifar-100-binary)",
+        "fedsim.data.datasets.vision:cifar100",
+        "needed",
+    ),
+    DataRow(
+        "torchvision:flowers102",
+        "Oxford's 102 kinds of flowers (your copy, as ROOT/flowers-102)",
+        "fedsim.data.datasets.vision:flowers102",
+        "needed",
+    ),
+    DataRow(
+        "rated_sentences",
+        "tweets, movie reviews, editorials, product reviews: negative or positive (packaged; 4 sites)",
+        "fedsim.data.datasets.sentences:rated_sentences",
+        texts=True,
+    ),
+    DataRow(
+        "sentence_ratings",
+        "the same with their mean rating, -4 to 4, as the number to be told",
+        "fedsim.data.datasets.sentences:sentence_ratings",
+        texts=True,
+    ),
+    DataRow(
+        "neutral_sentences",
+        "sentences of the same archive with no clear rating, none from a document of rated_sentences",
+        "fedsim.data.datasets.sentences:neutral_sentences",
+        texts=True,
+    ),
+    DataRow(
+        "text_files",
+        "your own texts: ROOT/{train,validation,test}*.{tsv,csv,jsonl,parquet,arrow}; columns in the config",
+        "fedsim.data.datasets.text_files:text_files",
+        "needed",
+        texts=True,
+        columns=True,
+    ),
+    _glue("cola", "acceptable English or not; its own files in ROOT, or the cache of the datasets library"),
+    _glue("sst2", "sentiment of movie reviews"),
+    _glue("mrpc", "pairs of sentences, same meaning or not"),
+    _glue("stsb", "similarity of pairs, 0 to 5, as the number to be told"),
+    _glue("qqp", "pairs of questions, same or not"),
+    _glue("mnli", "pairs: entailment, neutral, contradiction (matched)"),
+    _glue("qnli", "question and sentence with the answer or not"),
+    _glue("rte", "pairs: entailment or not"),
+    _glue("wnli", "Winograd pairs: entailment or not"),
+    _medmnist("pathmnist", "colon pathology, 9 classes"),
+    _medmnist("chestmnist", "chest X-ray, 14 findings"),
+    _medmnist("dermamnist", "dermatoscopy, 7 classes"),
+    _medmnist("octmnist", "retinal OCT, 4 classes"),
+    _medmnist("pneumoniamnist", "chest X-ray, pneumonia or none"),
+    _medmnist("retinamnist", "fundus photographs, 5 grades"),
+    _medmnist("breastmnist", "breast ultrasound, malignant or not"),
+    _medmnist("bloodmnist", "blood cell microscopy, 8 classes"),
+    _medmnist("tissuemnist", "kidney cortex microscopy, 8 classes"),
+    _medmnist("organamnist", "abdominal CT, axial, 11 organs"),
+    _medmnist("organcmnist", "abdominal CT, coronal, 11 organs"),
+    _medmnist("organsmnist", "abdominal CT, sagittal, 11 organs"),
+)
+DATA = {row.name: row for row in _ROWS}
+#: What holds for every set that is named by its import path.
+OWN_DATA = DataRow("package.module.function", "your own data set, by its import path", "", "optional", texts=None)
+
+
+def data_row(name: str) -> DataRow | None:
+    """Return the row of a set, None for a name that nobody knows."""
+    return OWN_DATA if is_import_path(name) else DATA.get(name)
+
+
+def import_data(name: str) -> Callable[..., Any]:
+    """Return the function at a dotted import path; UserError as ``import_function``."""
+    known = "a name that launch.py list data shows, or the import path of a function"
+    return import_function("data.name", name, known, "a data set")  # type: ignore[no-any-return]  # it is callable
