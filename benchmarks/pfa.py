@@ -23,7 +23,7 @@ from fedsim.algorithms.base import add_exact
 from fedsim.algorithms.parts.fourier import from_matrices, low_amplitudes, to_matrices, with_low_amplitudes
 from fedsim.comm.exact import ExactSum
 from fedsim.comm.group import Group, open_group
-from fedsim.models.vgg import build_vgg
+from fedsim.models.networks.vgg import build_vgg
 from fedsim.seeding import torch_stream
 
 Weights = dict[str, Tensor]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.models.unet import without_statistics
+from fedsim.models.networks.unet import without_statistics
 from tests.golden.clip import load, load_words
 
 GOLDEN, WORDS = load("harmofl_fedavg"), load_words("harmofl_fedavg")

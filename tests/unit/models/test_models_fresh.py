@@ -10,7 +10,7 @@ from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
 from fedsim.models.build import stack
 from fedsim.models.encoders import Encoder, load_encoder
-from fedsim.models.unet import UNet, without_statistics
+from fedsim.models.networks.unet import UNet, without_statistics
 
 SMALL_UNET = {"channels": [4, 8], "strides": [2]}
 SMALL_DENSENET = {"init_features": 8, "growth_rate": 4, "block_config": [1, 1, 1, 1]}

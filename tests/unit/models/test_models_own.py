@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fedsim.catalogue.models import MODELS, OWN_MODEL, model_row
 from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
-from fedsim.models.encoders import Encoder, library_model, load_encoder
 from fedsim.models.build import stack
+from fedsim.models.encoders import Encoder, library_model, load_encoder
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -16,7 +16,7 @@ import torch
 from fedsim.algorithms.base import ServerState
 from fedsim.comm.group import open_group
 from fedsim.storage.checkpoint import Checkpoints, Progress
-from fedsim.models.vgg import build_vgg
+from fedsim.models.networks.vgg import build_vgg
 from fedsim.storage.store import Budget, ClientStore
 from tests.helpers import make_config
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from fedsim.config.words import ModelConfig
+from fedsim.models.networks.unet import UNet, without_statistics
 from fedsim.models.plain import refusals
-from fedsim.models.unet import UNet, without_statistics
 
 #: What MONAI's U-Net needs and has no default for.
 UNET_OPTIONS = {"channels": [16, 32, 64, 128], "strides": [2, 2, 2]}
