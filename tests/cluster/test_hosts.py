@@ -69,13 +69,16 @@ def start(host: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def start_bare(folder: Path) -> list[subprocess.Popen[str]]:
-    """A rank on each host without torchrun's agent, which meet at the first host and wait (see waiting.py)."""
+    """A rank on each host without torchrun's agent, which meet at the first host and wait (see waiting.py).
+
+    PyTorch's warnings are off as under launch.py: hosts here have no names to look up.
+    """
     meet = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": next(iter(HOSTS.values())), "MASTER_PORT": "29400"}
     ranks = [
         subprocess.Popen(
             ["ip", "netns", "exec", host, sys.executable, "-m", "tests.distributed.waiting", str(folder)],
             cwd=ROOT,
-            env=environment(GLOO_SOCKET_IFNAME=CARD, RANK=str(rank), **meet),
+            env=environment(GLOO_SOCKET_IFNAME=CARD, RANK=str(rank), TORCH_CPP_LOG_LEVEL="ERROR", **meet),
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from fedsim.comm import open_group, watch
+from fedsim.comm import watch
+from fedsim.comm.group import open_group
 
 watch.POLL_SECONDS, watch.BEAT_SECONDS, watch.SILENCE_SECONDS = 0.1, 0.2, 3.0
 
