@@ -23,7 +23,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SHOWN = ("text", "json")
 NO_RUN = "sh no-run"
 #: What the sentence before a block that is not run must name.
-REASONS = re.compile(r"hosts|GPU|SLURM|network")
+REASONS = re.compile(r"hosts|GPU|SLURM")
 
 #: Small jobs in place of those that the pages name, by what stands behind ``run``. The last word of a key counts.
 FEW = "rounds=1 data.max_train=40 clients.count=4"
