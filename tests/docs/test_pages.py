@@ -10,6 +10,7 @@ from fedsim.algorithms import METHODS
 from fedsim.config.data import DATA_NAMES
 from fedsim.verbs.tables import PLACE, SECTIONS, filled, table
 from tests.docs.pages import FENCE, PAGES, ROOT
+from tests.unit.test_imports import FLOORS
 
 LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
 DOCS = [page for page in PAGES if page.parent.name == "docs"]
@@ -69,7 +70,9 @@ def test_every_page_is_reached_from_the_readme() -> None:
     reached, new = set(), {ROOT / "README.md"}
     while new:
         reached |= new
-        new = {target(page, link) for page in new if page.suffix == ".md" for link in links(page)} - reached
+        new = {
+            target(page, link) for page in new if page.suffix == ".md" and page.exists() for link in links(page)
+        } - reached
     assert [title(page) for page in [*LINKED, ROOT / "docs"] if page.is_file() and page not in reached] == []
 
 
@@ -125,3 +128,10 @@ def test_every_guarantee_names_a_test() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_files_that_pages_name_are_there(page: Path) -> None:
     assert [name for name in FILE.findall(prose(page)) if not (ROOT / name).exists()] == []
+
+
+def test_the_floors_are_those_that_a_test_holds() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    shown = [tuple(re.findall(r"`(\w+)`", row)) for _, row in rows if re.fullmatch(r"(`\w+`(, )?)+", row)]
+    assert [number for number, row in rows if tuple(re.findall(r"`(\w+)`", row)) in shown][-1] == str(len(FLOORS))
+    assert tuple(shown) == FLOORS
