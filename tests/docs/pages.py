@@ -27,15 +27,16 @@ REASONS = re.compile(r"hosts|GPU|SLURM")
 
 #: Small jobs in place of those that the pages name, by the file behind ``run`` or ``distill``.
 FEW = "rounds=1 data.max_train=40 clients.count=4 'data.fractions={val: 0.03, test: 0.03}'"
+TEXTS = "rounds=1 data.max_train=100 'data.fractions={val: 0.005, test: 0.005}'"
 SMALL = {
     "quickstart.yaml": f"{FEW} clients.partition.alpha=10",
     "my.yaml": f"{FEW} clients.partition.alpha=10",
     "harmofl_cells.yaml": "rounds=1 train.steps=1",
     "prrfl_brain_mri.yaml": "rounds=1 train.epochs=2 data.max_train=100",
-    "fedpft_sentences.yaml": "rounds=1 data.max_train=40 'algorithm.distill={epochs: 0.01, batch_size: 8}'",
-    "fedot_sentences.yaml": "rounds=1 data.max_train=40",
-    "fedpetuning_sentences.yaml": "rounds=1 data.max_train=40",
-    "submodel_minilm.yaml": "distill.epochs=0.01",
+    "fedpft_sentences.yaml": f"{TEXTS} 'algorithm.distill={{epochs: 0.01, batch_size: 8}}'",
+    "fedot_sentences.yaml": TEXTS,
+    "fedpetuning_sentences.yaml": TEXTS,
+    "submodel_minilm.yaml": "distill.epochs=0.5 data.max_train=64",
 }
 #: Patterns in a command, each with what takes its place. Commands are on one line by then.
 REDUCED = (
@@ -44,7 +45,7 @@ REDUCED = (
     (r"^(?:\w+=\S+ )*(?:torchrun .*-m|python -m) (benchmarks\.\w+)\b.*$", r"python -m \1 --help"),
     (r"^(?:\w+=\S+ )*python -m pytest (.*)$", r"python -m pytest --collect-only --quiet \1"),
     (
-        r"^(.*launch\.py (?:run|distill) (?:\S*/)?(\w+\.yaml).*?)(\s*#.*)?$",
+        r"^(.*launch\.py (?:run|distill)\s+(?:\S*/)?(\w+\.yaml).*?)(\s*#.*)?$",
         lambda found: f"{found[1]} {SMALL.get(found[2], '')}".rstrip(),
     ),
 )
