@@ -224,6 +224,7 @@ def test_csv_is_quoted_as_rfc_4180_says(tmp_path: Path) -> None:
         ("train.csv", ["sentence,kind", '"a"b,1'], r"train.csv: found .*expected after '\"'; expected a .csv table"),
         ("train.tsv", ["word " * 200 + "\t1"], r"train.tsv: found no column sentence; .*: (word ){8}\.\.\., 1$"),
         ("train.tsv", [], r"train.tsv: found no column sentence"),
+        ("train.csv", ["sentence,kind", "a,1", "sentence,kind"], r"train.csv row 2: found the header once more"),
     ],
 )
 def test_mistakes_in_lines(tmp_path: Path, name: str, rows: list[str], message: str) -> None:
@@ -240,6 +241,7 @@ def test_mistakes_in_lines(tmp_path: Path, name: str, rows: list[str], message: 
         ([False, 0.0], r"row 2, column kind: found '0' beside 'False'"),
         (["1", "1.0"], r"row 2, column kind: found '1.0' beside '1'"),
         (["01", 1], r"row 2, column kind: found '1' beside '01'"),
+        (["a", True], r"row 2, column kind: found 'True' beside 'a'"),
     ],
 )
 def test_one_class_is_not_written_in_two_ways(tmp_path: Path, kinds: list[Any], message: str) -> None:
@@ -309,6 +311,26 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=name):
             load(tmp_path, label="kind")
         (tmp_path / name).unlink()
+
+
+def test_an_arrow_table_is_what_it_says(tmp_path: Path) -> None:
+    """Here of its nulls, which there are none; other such words would lead anywhere in the memory."""
+    buffers = [pa.py_buffer(b"\xff"), pa.py_buffer(np.array([0, 1, 2], np.int32)), pa.py_buffer(b"ab")]
+    table = pa.table({name: pa.Array.from_buffers(pa.utf8(), 2, buffers, 2) for name in ("sentence", "kind")})
+    with pa.OSFile(str(tmp_path / "train.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    with pytest.raises(UserError, match=r"train\.arrow: found .*null_count .*; expected a \.arrow table"):
+        load(tmp_path, label="kind")
+
+
+def test_a_parquet_tables_checksums_are_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    table = pa.Table.from_pylist([{"sentence": f"word{number}", "kind": "ab"[number % 2]} for number in range(20)])
+    pyarrow.parquet.write_table(table, path, compression="none", write_page_checksum=True)
+    assert load(tmp_path, label="kind").texts[7] == ("word7",)
+    path.write_bytes(path.read_bytes().replace(b"word7", b"work7"))
+    with pytest.raises(UserError, match=r"train\.parquet: found .*(CRC|checksum)"):
+        load(tmp_path, label="kind")
 
 
 @pytest.mark.parametrize(
