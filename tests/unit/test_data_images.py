@@ -74,7 +74,7 @@ def test_each_bit_of_a_png_is_seen(tmp_path: Path) -> None:
 
 def test_what_is_no_image_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no")
-    with pytest.raises(UserError, match=r"a\.png: found an unreadable image \(of no such format\); expected a whole im"):
+    with pytest.raises(UserError, match=r"a\.png: found an unreadable image \(of no such format\); expected a whole"):
         read_rgb(tmp_path / "a.png")
 
 

@@ -313,26 +313,6 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
 
 
-def test_an_arrow_table_is_what_it_says(tmp_path: Path) -> None:
-    """Here of its nulls, which there are none; other such words would lead anywhere in the memory."""
-    buffers = [pa.py_buffer(b"\xff"), pa.py_buffer(np.array([0, 1, 2], np.int32)), pa.py_buffer(b"ab")]
-    table = pa.table({name: pa.Array.from_buffers(pa.utf8(), 2, buffers, 2) for name in ("sentence", "kind")})
-    with pa.OSFile(str(tmp_path / "train.arrow"), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    with pytest.raises(UserError, match=r"train\.arrow: found .*null_count .*; expected a \.arrow table"):
-        load(tmp_path, label="kind")
-
-
-def test_a_parquet_tables_checksums_are_looked_at(tmp_path: Path) -> None:
-    path = tmp_path / "train.parquet"
-    table = pa.Table.from_pylist([{"sentence": f"word{number}", "kind": "ab"[number % 2]} for number in range(20)])
-    pyarrow.parquet.write_table(table, path, compression="none", write_page_checksum=True)
-    assert load(tmp_path, label="kind").texts[7] == ("word7",)
-    path.write_bytes(path.read_bytes().replace(b"word7", b"work7"))
-    with pytest.raises(UserError, match=r"train\.parquet: found .*(CRC|checksum)"):
-        load(tmp_path, label="kind")
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [

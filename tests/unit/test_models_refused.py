@@ -189,6 +189,13 @@ def test_a_clip_config_that_makes_no_network(tmp_path: Path, changes: dict[str, 
     refused(clip, tmp_path, words)
 
 
+@pytest.mark.parametrize("model_cfg", [[], 3, "vision_cfg text_cfg"])
+def test_a_clip_config_that_is_no_section(tmp_path: Path, model_cfg: Any) -> None:
+    write_clip(tmp_path)
+    edit(tmp_path / "open_clip_config.json", model_cfg=model_cfg)
+    refused(clip, tmp_path, "a config without vision_cfg and text_cfg, or other than as sections")
+
+
 def test_a_clip_vocabulary_smaller_than_the_tokenizers(tmp_path: Path) -> None:
     write_clip(tmp_path)
     model = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]
