@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fedsim.config import ModelConfig
+from fedsim.config_errors import show
 from fedsim.errors import UserError
 from fedsim.models.hub import user_errors
 from fedsim.models.tower import Encoder
@@ -26,6 +27,8 @@ def fresh_encoder(config: ModelConfig, image_size: int, num_classes: int) -> Enc
     """
     if config.name.startswith("fedsim:vgg16"):
         return encoder_of_vgg(build_vgg(image_size), image_size, head_bias=config.name.endswith("_biased"))
+    if config.name == "monai:unet":
+        _check_levels({**UNET_OPTIONS, **config.options})
     where = f"model.options of {config.name}, data.image_size {image_size}"
     with user_errors(where, "options that it takes, and images that its levels divide"):
         net = _build(config.name, config.options, num_classes).eval()
@@ -35,6 +38,17 @@ def fresh_encoder(config: ModelConfig, image_size: int, num_classes: int) -> Enc
     if per_pixel and shape[2:] != (image_size, image_size):
         raise UserError(where, f"scores of {shape[2]} x {shape[3]} pixels", "scores of every pixel")
     return Encoder(net, shape[1], HALF, HALF, image_size, per_pixel=per_pixel)
+
+
+def _check_levels(options: Mapping[str, Any]) -> None:
+    """UserError unless MONAI's U-Net has levels: it passes over strides too many, and names no key itself."""
+    channels, strides = options["channels"], options["strides"]
+    for key, values in (("channels", channels), ("strides", strides)):
+        if not isinstance(values, list) or not all(type(value) is int and value > 0 for value in values):
+            raise UserError(f"model.options.{key}", show(values), "a list of whole numbers above 0")
+    if len(channels) < 2 or len(strides) != len(channels) - 1:
+        found = f"{len(channels)} channels and {len(strides)} strides"
+        raise UserError("model.options.strides", found, "two channels or more, and a stride between each two")
 
 
 def _build(name: str, options: Mapping[str, Any], num_classes: int) -> nn.Module:

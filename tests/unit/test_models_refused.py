@@ -74,6 +74,17 @@ def test_settings_that_make_no_network(tmp_path: Path, kind: str, changes: dict[
     refused(hugging, tmp_path, words)
 
 
+def test_weights_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    for write, load, name in (
+        (write_hugging, hugging, "model.safetensors"),
+        (write_clip, clip, "open_clip_model.safetensors"),
+    ):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name)
+        (tmp_path / name / name).write_bytes(b"[]")
+        refused(load, tmp_path / name, rf"{name}: {name}: found SafetensorError: .*; expected a safetensors file")
+
+
 def test_a_vocabulary_smaller_than_the_tokenizers(tmp_path: Path) -> None:
     write_hugging(tmp_path, vocab_size=5)
     refused(hugging, tmp_path, "token ids up to 11 with 5 embeddings")

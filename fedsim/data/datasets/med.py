@@ -16,6 +16,7 @@ from fedsim.config_errors import nearest
 from fedsim.data.cache import alone, cache_root, cached_folder, load_mapped
 from fedsim.data.dataset import Indices, Pixels, Source
 from fedsim.data.digests import content_digests
+from fedsim.data.folders import exists, require_file
 from fedsim.data.images import resized
 from fedsim.data.splits import NAMES
 from fedsim.errors import UserError, reading
@@ -87,7 +88,8 @@ def _find(flag: str, side: int, root: str | None) -> Path:
 
     folder = Path(root or DEFAULT_ROOT or "~/.medmnist").expanduser()
     path = folder / (f"{flag}.npz" if side == PUBLISHED_SIDES[0] else f"{flag}_{side}.npz")
-    if path.is_file():
+    if exists(path):
+        require_file(path, "a file")
         return path
     if not folder.is_dir():
         raise UserError(f"data.root {folder}", "no such folder", f"a folder with (or for) {path.name}")
