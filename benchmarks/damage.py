@@ -141,16 +141,16 @@ def damages(folder: Path) -> dict[str, Damage]:
     folders = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_dir())
     made: dict[str, Damage] = {}
     for name in files:
-        made |= {f"{name}: {how}": _on(name, change) for how, change in CHANGES.items()}
-        made |= {f"{name}: {how}": _instead(name, new) for how, new in (("removed", None), ("a folder", ()))}
+        made |= {f"{name}: {how}": on(name, change) for how, change in CHANGES.items()}
+        made |= {f"{name}: {how}": instead(name, new) for how, new in (("removed", None), ("a folder", ()))}
     for name in [*folders, "adapter", "spilled-00000", f"checkpoints/.round-{STOPPED_AFTER + 1:06d}.draft"]:
-        made |= {f"{name}: {how}": _instead(name, new) for how, new in (("removed", None), ("a file", b"x"))}
+        made |= {f"{name}: {how}": instead(name, new) for how, new in (("removed", None), ("a file", b"x"))}
     for name in TABLES:
-        made |= {f"{name}: {how}": _on(name, _of_lines(change)) for how, change in LINES.items()}
+        made |= {f"{name}: {how}": on(name, _of_lines(change)) for how, change in LINES.items()}
     for how, change in RECORDS.items():
         made[f"state.json: {how}"] = _on_record(change, sealed=False)
         made[f"state.json, sealed anew: {how}"] = _on_record(change, sealed=True)
-    made["lock: no record"] = _instead("lock", b"me")
+    made["lock: no record"] = instead("lock", b"me")
     made["lock: of this machine's killed run"] = _lock
     made["the round before under the last one's name"] = _rename
     return made
@@ -204,7 +204,7 @@ RECORDS: dict[str, dict[str, Any]] = {
 }
 
 
-def _on(name: str, change: Callable[[bytes], bytes]) -> Damage:
+def on(name: str, change: Callable[[bytes], bytes]) -> Damage:
     return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
@@ -212,7 +212,7 @@ def _of_lines(change: Callable[[list[bytes]], list[bytes]]) -> Callable[[bytes],
     return lambda data: b"".join(change(data.splitlines(keepends=True)))
 
 
-def _instead(name: str, new: bytes | tuple[()] | None) -> Damage:
+def instead(name: str, new: bytes | tuple[()] | None) -> Damage:
     """Put a file with this content, a folder (for the empty tuple) or nothing in the place of ``name``."""
 
     def damage(folder: Path) -> None:

@@ -1,9 +1,21 @@
 """The one exception for mistakes of the person who starts a run: wrong config, missing data, damaged checkpoint."""
 
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 MAX_MESSAGE = 200
+# Unicode's categories of what ends a line, steers a terminal, or is half a character, which no stream takes.
+UNSHOWN = ("Cc", "Cs", "Zl", "Zp")
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line that any terminal can show; a name of a file or class may hold anything."""
+    return "".join(_shown(sign) if unicodedata.category(sign) in UNSHOWN else sign for sign in text)
+
+
+def _shown(sign: str) -> str:
+    return " " if sign == "\n" else sign.encode("unicode_escape").decode()
 
 
 class UserError(ValueError):
@@ -14,7 +26,7 @@ class UserError(ValueError):
 
     def __init__(self, where: str, found: str, expected: str) -> None:
         self.where, self.found, self.expected = where, found, expected
-        super().__init__(f"{where}: found {found}; expected {expected}".replace("\n", " "))
+        super().__init__(one_line(f"{where}: found {found}; expected {expected}"))
 
 
 @contextmanager

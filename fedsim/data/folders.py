@@ -12,16 +12,24 @@ MAC_NOTES = "__MACOSX"
 def visible(folder: Path) -> list[Path]:
     """Return what a folder holds, by name, without hidden files and a Mac's notes.
 
-    UserError where it cannot be read, and for a link to nothing, since what it stands for would be missing.
+    UserError where it cannot be read, for a link to nothing, since what it stands for would be missing, and for a name
+    that is no text, as archives of another encoding leave it: neither a picture nor a record could show it.
     """
     try:
         found = sorted(path for path in folder.iterdir() if path.name[0] != "." and path.name != MAC_NOTES)
     except OSError as error:
         raise UserError(str(folder), str(error.strerror), "a folder that can be read") from error
     for path in found:
+        if not is_text(path.name):
+            raise UserError(str(path), "a name that is no UTF-8 text", "another name")
         if not exists(path):
             raise UserError(str(path), "a link to nothing", "a file or folder")
     return found
+
+
+def is_text(name: str) -> bool:
+    """Whether a name is text; of bytes that are no UTF-8 Python makes halves of characters."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def subfolders(folder: Path) -> list[Path]:

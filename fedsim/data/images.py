@@ -5,13 +5,15 @@ collections from several scanners can give the class away.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fedsim.data.dataset import Pixels
 from fedsim.errors import UserError
@@ -19,6 +21,8 @@ from fedsim.machine.cache import cached_folder
 
 #: Pillow tries no other plug-in than these, one of which would start an outside program.
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+# They name no file, and what cannot be read is refused by its name.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 EIGHT_BITS = "an image with 8 bits per channel; convert it with your window"
 #: How files become pixels, for the cache: 2 turns them as their tags say and takes one picture of a file.
@@ -33,6 +37,8 @@ def decoded(path: Path, formats: Sequence[str] = FORMATS) -> tuple[Image.Image, 
     """
     try:
         # Not by its name: Pillow 13 maps an uncompressed TIFF of that name with height and width exchanged by its tag.
+        with path.open("rb") as file:
+            _check_sums(file, formats)
         with path.open("rb") as file, Image.open(file, formats=formats) as image:
             # Pillow opens colours of 16 bits as 8 bits and drops the lower ones; only the stored mode tells.
             is_deep = image.format in ("TIFF", "PNG") and ";16" in str(image.tile[0][3])
@@ -40,12 +46,20 @@ def decoded(path: Path, formats: Sequence[str] = FORMATS) -> tuple[Image.Image, 
             num_pictures = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
             upright = ImageOps.exif_transpose(image)
     except Exception as error:  # a damaged file can raise anything in a decoder
+        cause = "of no such format" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
-            str(path), f"an unreadable image ({error})", f"a whole image file: {', '.join(formats)}"
+            str(path), f"an unreadable image ({cause})", f"a whole image file: {', '.join(formats)}"
         ) from error
     if num_pictures > 1:
         raise UserError(str(path), f"{num_pictures} pages or frames", "a file with one picture")
     return upright, is_deep
+
+
+def _check_sums(file: BinaryIO, formats: Sequence[str]) -> None:
+    """Raise for a PNG file whose checksums do not hold, at which Pillow does not look when it decodes the pixels."""
+    with Image.open(file, formats=formats) as image:
+        if image.format == "PNG":
+            image.verify()
 
 
 def read_rgb(path: Path) -> Image.Image:

@@ -30,7 +30,7 @@ def _read(path: str) -> dict[str, list[list[int]]]:
     with reading(path, f"a JSON file {FORM}"):
         content: Any = parse_json(Path(path).expanduser().read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise UserError(path, f"a {type(content).__name__}", FORM)
+        raise UserError(path, show(content), FORM)
     if "clients" not in content or not content.keys() <= SPLITS.keys():
         raise UserError(path, f"the keys {', '.join(map(repr, content)) or '(none)'}", FORM)
     for key, parts in content.items():

@@ -4,6 +4,7 @@ X, Y, Z voxels along a volume's axes. Codes name the ends that the axes run to, 
 """
 
 import gzip
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ def open_volume(path: Path) -> Volume:
     import nibabel  # here, as it costs a fifth of a second that other sets need not pay
 
     require_file(path, WHOLE)
+    nibabel.imageglobals.logger.setLevel(logging.CRITICAL)  # its lines about odd headers name no file
     try:
         image: Any = nibabel.load(path)
         num_bytes = _num_bytes(path)

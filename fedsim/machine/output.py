@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedsim.errors import UserError
+from fedsim.errors import UserError, one_line
 
 
 def fill_closed_streams() -> None:
@@ -75,4 +75,4 @@ def show_rows(rows: list[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     with showing():
         for name, text in rows:
-            print(f"{name:{width}}  {text}")
+            print(f"{name:{width}}  {one_line(text)}")

@@ -149,8 +149,8 @@ def _model_config(name: str) -> dict[str, Any]:
     """What open_clip calls the model's config; UserError where its two towers are not described."""
     with _access(name):
         words: dict[str, Any] = open_clip.get_model_config(name)
-    towers = [words.get(key) for key in ("vision_cfg", "text_cfg")]
-    if not all(isinstance(tower, dict) for tower in towers):
+    is_section = isinstance(words, dict)  # a folder may hold anything
+    if not is_section or not all(isinstance(words.get(key), dict) for key in ("vision_cfg", "text_cfg")):
         raise UserError(_where(name), "a config without vision_cfg and text_cfg, or other than as sections", CONTENT)
     return words
 

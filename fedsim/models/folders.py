@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
+from fedsim.config.mistakes import show
 from fedsim.errors import UserError
 from fedsim.models.hub import hub_access, user_errors
 
@@ -48,7 +49,7 @@ def object_of(source: str, name: str) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(str(path), f"no readable JSON ({type(error).__name__}: {error})", "an object") from None
     if not isinstance(content, dict):
-        raise UserError(str(path), f"JSON of a {type(content).__name__}", "an object")
+        raise UserError(str(path), f"JSON {show(content)}", "an object")
     return content
 
 

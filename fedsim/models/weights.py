@@ -14,10 +14,10 @@ WEIGHTS = "weights as floating-point numbers"
 
 
 def read_weights(path: Path, where: str) -> dict[str, Tensor]:
-    """All tensors of a file; UserError for a file that is missing, damaged or of another format."""
+    """All tensors of a file; UserError, which names it, for a file that is missing, damaged or of another format."""
     if not path.is_file():
         raise UserError(where, f"no file {path}", "a .safetensors file")
-    with user_errors(where, "a safetensors file"):
+    with user_errors(where if str(path) in where else f"{where}: {path.name}", "a safetensors file"):
         state: dict[str, Tensor] = load_file(path)
     return state
 

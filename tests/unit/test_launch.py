@@ -109,12 +109,13 @@ def test_evaluate_prints_a_table(calls: list[Any]) -> None:
 @pytest.mark.usefixtures("calls")
 def test_mistakes_inside_a_run_are_one_line_too(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
-        raise UserError("data.npz: labels", "nothing\nat all", "int64")
+        raise UserError("data.npz: \r\u2028\x1b[31m\udcff é labels", "nothing\nat all", "int64")
 
     monkeypatch.setattr("fedsim.server.run", fail)
     result = invoke("run", file)
     assert result.exit_code == 2
-    assert result.stderr == "error: data.npz: labels: found nothing at all; expected int64\n"
+    shown = r"data.npz: \r\u2028\x1b[31m\udcff é labels"
+    assert result.stderr == f"error: {shown}: found nothing at all; expected int64\n"
 
 
 @pytest.mark.usefixtures("calls")

@@ -14,6 +14,7 @@ from PIL import Image
 from fedsim.config.data import DataConfig
 from fedsim.data.dataset import Indices, Pixels, Source
 from fedsim.data.digests import content_digests
+from fedsim.data.folders import exists, require_file
 from fedsim.data.images import resized
 from fedsim.data.splits import NAMES
 from fedsim.errors import UserError, reading
@@ -85,7 +86,8 @@ def _find(flag: str, side: int, root: str | None) -> Path:
 
     folder = Path(root or DEFAULT_ROOT or "~/.medmnist").expanduser()
     path = folder / (f"{flag}.npz" if side == PUBLISHED_SIDES[0] else f"{flag}_{side}.npz")
-    if path.is_file():
+    if exists(path):
+        require_file(path, "a file")
         return path
     if not folder.is_dir():
         raise UserError(f"data.root {folder}", "no such folder", f"a folder with (or for) {path.name}")

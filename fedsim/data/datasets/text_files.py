@@ -161,18 +161,17 @@ def _text(row: Row, column: str) -> str:
 def _names(rows: Sequence[Row], column: str) -> list[str]:
     """Return the classes or sites in a column: texts, whole numbers, or true and false.
 
-    UserError for other kinds, for true or false beside numbers, and for one number written in two ways (1 and 1.0).
+    UserError for other kinds, for true or false beside other names, and for one number written in two ways (1 and 1.0).
     """
     names: list[str] = []
     written: dict[str, str] = {}  # what a name means -> how it was written first
-    kinds: dict[bool, str] = {}  # whether a cell was true or false rather than a number -> the first such name
+    kinds: dict[bool, str] = {}  # whether a cell was true or false -> the first such name
     for row in rows:
         name, value = _name(row, column), row.cells[column]
         is_number = PLAIN_NUMBER.fullmatch(name) is not None and len(name) <= MAX_DIGITS
         first = written.setdefault(str(float(name)) if is_number else name, name)
-        if isinstance(value, int | float):
-            kinds.setdefault(isinstance(value, bool), name)
-            first = kinds.get(not isinstance(value, bool), first)
+        kinds.setdefault(isinstance(value, bool), name)
+        first = kinds.get(not isinstance(value, bool), first)
         if first != name:
             where = f"{row.where}, column {column}"
             raise UserError(

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from fedsim.config.mistakes import show
 from fedsim.config.words import ModelConfig
+from fedsim.errors import UserError
 from fedsim.models.networks.unet import UNet, without_statistics
 from fedsim.models.plain import refusals
 
@@ -19,13 +21,13 @@ FORMS = ("paper", "released")
 
 def monai_unet(config: ModelConfig, image_size: int, class_names: Sequence[str]) -> nn.Module:
     """MONAI's U-Net, which scores every pixel."""
+    options = {**UNET_OPTIONS, **config.options}
+    _check_levels(options)
     with refusals(config, image_size):
         _refuse_dropout(config)
         from monai.networks.nets.unet import UNet as MonaiUNet  # late: monai takes seconds to import
 
-        net: nn.Module = MonaiUNet(
-            spatial_dims=2, in_channels=3, out_channels=len(class_names), **{**UNET_OPTIONS, **config.options}
-        )
+        net: nn.Module = MonaiUNet(spatial_dims=2, in_channels=3, out_channels=len(class_names), **options)
     return net
 
 
@@ -50,6 +52,17 @@ def harmofl_densenet121(config: ModelConfig, image_size: int, class_names: Seque
     with refusals(config, image_size):
         own, form = _with_form(config)
         return without_statistics(_densenet(own), form)
+
+
+def _check_levels(options: Mapping[str, Any]) -> None:
+    """UserError unless MONAI's U-Net has levels: it passes over strides too many, and names no key itself."""
+    channels, strides = options["channels"], options["strides"]
+    for key, values in (("channels", channels), ("strides", strides)):
+        if not isinstance(values, list) or not all(type(value) is int and value > 0 for value in values):
+            raise UserError(f"model.options.{key}", show(values), "a list of whole numbers above 0")
+    if len(channels) < 2 or len(strides) != len(channels) - 1:
+        found = f"{len(channels)} channels and {len(strides)} strides"
+        raise UserError("model.options.strides", found, "two channels or more, and a stride between each two")
 
 
 def _refuse_dropout(config: ModelConfig) -> None:

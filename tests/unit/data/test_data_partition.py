@@ -187,7 +187,7 @@ def test_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
         ({"clients": [[0]]}, "found 1 clients; expected clients.count = 2"),
         ({"clients": [[0], [1.5]]}, "found another content"),
         ({"clients": [[0], [True]]}, "found another content"),
-        ([[0], [1]], "found a list"),
+        ([[0], [1]], r"found \[\[0\], \[1\]\]; expected {"),
         ({"val": [[3], []]}, "found the keys 'val'"),
         ({"clients": [[0], [1]], "tests": [[4], []]}, "found the keys 'clients', 'tests'"),
         ({"clients": [[0], [1]], "val": [[3], [4]]}, "val, client 1: found index 4; expected indices of validation"),

@@ -30,6 +30,22 @@ def test_a_unet_scores_every_pixel(name: str, options: dict[str, Any]) -> None:
     assert encoder.net(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": "a"}, r"channels: found 'a'; expected a list of whole numbers above 0"),
+        ({"strides": ["2", "2", "2"]}, r"strides: found \['2', '2', '2'\]; expected a list of whole"),
+        ({"strides": [2, 0, 2]}, r"strides: found \[2, 0, 2\]; expected a list of whole"),
+        ({"channels": True}, r"channels: found true; expected"),
+        ({"strides": [2, 2, 2, 2]}, r"strides: found 4 channels and 4 strides; expected two channels or more, and a"),
+        ({"channels": [4], "strides": []}, r"strides: found 1 channels and 0 strides; expected"),
+    ],
+)
+def test_a_unet_without_levels_is_refused_by_its_key(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=rf"^model\.options\.{message}"):
+        encoder_of("monai:unet", **options)
+
+
 @pytest.mark.parametrize("name", ["monai:densenet121", "fedsim:harmofl_densenet121"])
 def test_densenet_gives_features(name: str) -> None:
     encoder = encoder_of(name, 64, **SMALL_DENSENET)

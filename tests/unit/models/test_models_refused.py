@@ -74,6 +74,17 @@ def test_settings_that_make_no_network(tmp_path: Path, kind: str, changes: dict[
     refused(hugging, tmp_path, words)
 
 
+def test_weights_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    for write, load, name in (
+        (write_hugging, hugging, "model.safetensors"),
+        (write_clip, clip, "open_clip_model.safetensors"),
+    ):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name)
+        (tmp_path / name / name).write_bytes(b"[]")
+        refused(load, tmp_path / name, rf"{name}: {name}: found SafetensorError: .*; expected a safetensors file")
+
+
 def test_a_vocabulary_smaller_than_the_tokenizers(tmp_path: Path) -> None:
     write_hugging(tmp_path, vocab_size=5)
     refused(hugging, tmp_path, "token ids up to 11 with 5 embeddings")
@@ -187,6 +198,13 @@ def test_a_clip_config_that_makes_no_network(tmp_path: Path, changes: dict[str, 
     model = json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]
     edit(tmp_path / "open_clip_config.json", model_cfg=model | changes)
     refused(clip, tmp_path, words)
+
+
+@pytest.mark.parametrize("model_cfg", [[], 3, "vision_cfg text_cfg"])
+def test_a_clip_config_that_is_no_section(tmp_path: Path, model_cfg: Any) -> None:
+    write_clip(tmp_path)
+    edit(tmp_path / "open_clip_config.json", model_cfg=model_cfg)
+    refused(clip, tmp_path, "a config without vision_cfg and text_cfg, or other than as sections")
 
 
 def test_a_clip_vocabulary_smaller_than_the_tokenizers(tmp_path: Path) -> None:

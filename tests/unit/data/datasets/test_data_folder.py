@@ -95,6 +95,16 @@ def test_folders_that_are_no_split_are_one_line(tmp_path: Path, folders: tuple[s
         load(tmp_path / "set")
 
 
+def test_a_name_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    """Latin-1 names, as old archives have them; a record of the run could not hold the class."""
+    make_classes(tmp_path / "set", 0)
+    (tmp_path / "set/polyp").rename(tmp_path / "set/pol\udcffp")
+    with pytest.raises(UserError) as caught:
+        load(tmp_path / "set")
+    found = r"pol\udcffp: found a name that is no UTF-8 text; expected another name"
+    assert str(caught.value) == f"{tmp_path}/set/{found}"
+
+
 def test_splits_without_classes_are_not_taken_for_classes(tmp_path: Path) -> None:
     for name in ("train", "test"):
         (tmp_path / "set" / name).mkdir(parents=True)

@@ -172,6 +172,13 @@ def test_a_file_that_is_no_archive_of_arrays_is_one_line(tmp_path: Path, content
 
 
 @pytest.mark.usefixtures("cache")
+def test_a_folder_in_the_place_of_the_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "breastmnist.npz").mkdir()
+    with pytest.raises(UserError, match=r"breastmnist\.npz: found no file, but a folder or device; expected a file"):
+        load_set("medmnist:breastmnist", root=str(tmp_path), image_size=28)
+
+
+@pytest.mark.usefixtures("cache")
 def test_labels_in_a_row_are_taken(tmp_path: Path) -> None:
     """Some copies have labels (N,), which lose nothing against the published (N, 1)."""
     write_medmnist(tmp_path / "breastmnist.npz", 28)

@@ -224,6 +224,7 @@ def test_csv_is_quoted_as_rfc_4180_says(tmp_path: Path) -> None:
         ("train.csv", ["sentence,kind", '"a"b,1'], r"train.csv: found .*expected after '\"'; expected a .csv table"),
         ("train.tsv", ["word " * 200 + "\t1"], r"train.tsv: found no column sentence; .*: (word ){8}\.\.\., 1$"),
         ("train.tsv", [], r"train.tsv: found no column sentence"),
+        ("train.csv", ["sentence,kind", "a,1", "sentence,kind"], r"train.csv row 2: found the header once more"),
     ],
 )
 def test_mistakes_in_lines(tmp_path: Path, name: str, rows: list[str], message: str) -> None:
@@ -240,6 +241,7 @@ def test_mistakes_in_lines(tmp_path: Path, name: str, rows: list[str], message: 
         ([False, 0.0], r"row 2, column kind: found '0' beside 'False'"),
         (["1", "1.0"], r"row 2, column kind: found '1.0' beside '1'"),
         (["01", 1], r"row 2, column kind: found '1' beside '01'"),
+        (["a", True], r"row 2, column kind: found 'True' beside 'a'"),
     ],
 )
 def test_one_class_is_not_written_in_two_ways(tmp_path: Path, kinds: list[Any], message: str) -> None:

@@ -264,6 +264,7 @@ def rgb(voxels: np.ndarray, affine: np.ndarray) -> Any:
         (with_bytes(IMAGE, 40, dims(0, 10, 8)), r"Case01.nii.gz: found voxels \(0, 10, 8\); expected three axes"),
         # A process that takes denormal numbers for 0, as some libraries set it up, reads on to the axes.
         (with_bytes(IMAGE, 40, b"\x63\x00"), r"Case01.nii.gz: found (an unreadable volume|voxels \(3072, 2560,)"),
+        (with_bytes(IMAGE, 254, b"\x63\x0b"), r"Case01.nii.gz: found no orientation in its header; expected one, as"),
         (with_bytes(IMAGE, 280, np.zeros(12, "<f4").tobytes()), r"Case01.nii.gz: found an affine that does not tell"),
         (with_bytes(IMAGE, 280, np.full(12, np.nan, "<f4").tobytes()), r"Case01.nii.gz: found an affine that does not"),
         (
@@ -272,9 +273,12 @@ def rgb(voxels: np.ndarray, affine: np.ndarray) -> Any:
         ),
     ],
 )
-def test_what_is_no_mask_of_its_image_is_one_line(tmp_path: Path, spoil: Any, message: str) -> None:
+def test_what_is_no_mask_of_its_image_is_one_line(
+    tmp_path: Path, spoil: Any, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     root = write_site(tmp_path / "set" / "A")
     spoil(root)
     with pytest.raises(UserError, match=message) as caught:
         load(root)
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
