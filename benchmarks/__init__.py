@@ -1,1 +1,1 @@
-"""Commands that print the numbers in the README. Run from the repository's root."""
+"""Commands that print the numbers in docs/. Run from the repository's root."""

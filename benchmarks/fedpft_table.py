@@ -1,4 +1,4 @@
-"""The FedPFT tables in the README: FedPFT beside its baselines on texts and on images, three seeds each.
+"""The FedPFT tables in docs/fedpft.md: FedPFT beside its baselines on texts and on images, three seeds each.
 
     .venv/bin/python -m benchmarks.fedpft_table                         # all that is not there yet, then the tables
     .venv/bin/python -m benchmarks.fedpft_table text vision/fedot/10    # these runs, then the tables

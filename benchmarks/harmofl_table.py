@@ -1,4 +1,4 @@
-"""The HarmoFL table in the README: four methods on the four sites of the packaged cells, three seeds each.
+"""The HarmoFL table in docs/harmofl.md: four methods on the four sites of the packaged cells, three seeds each.
 
     .venv/bin/python -m benchmarks.harmofl_table [--choose] [--jobs 2]
 

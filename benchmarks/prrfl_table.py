@@ -1,4 +1,4 @@
-"""The PRR-FL table in the README: methods on the sites of the packaged brain MRI, three seeds each.
+"""The PRR-FL table in docs/prrfl.md: methods on the sites of the packaged brain MRI, three seeds each.
 
     .venv/bin/python -m benchmarks.prrfl_table [--jobs 2]
 

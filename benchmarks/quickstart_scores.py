@@ -1,4 +1,4 @@
-"""The scores in the README: quickstart beside its frozen encoder and beside centralised training, three seeds each.
+"""The scores in docs/results.md: quickstart, its frozen encoder and centralised training, three seeds each.
 
     .venv/bin/python -m benchmarks.quickstart_scores [--data brain_mri dermoscopy_pairs] [--jobs 2]
 

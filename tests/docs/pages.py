@@ -19,6 +19,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: Pages of methods from papers and of clusters; run by a test file of their own, so that two processes share the work.
+PAPERS = [page for page in PAGES if page.stem in ("deer", "fedpft", "harmofl", "prrfl", "clusters")]
 #: Fences that hold nothing to run: pseudocode, what a program shows, a table's or a file's content.
 SHOWN = ("text", "json")
 NO_RUN = "sh no-run"
@@ -32,10 +34,9 @@ SMALL = {
     "quickstart.yaml": f"{FEW} clients.partition.alpha=10",
     "my.yaml": f"{FEW} clients.partition.alpha=10",
     "harmofl_cells.yaml": "rounds=1 train.steps=1",
-    "prrfl_brain_mri.yaml": "rounds=1 train.epochs=2 data.max_train=100",
+    "prrfl_brain_mri.yaml": "rounds=1 train.epochs=1 data.max_train=100 evaluate.clients=false",
     "fedpft_sentences.yaml": f"{TEXTS} 'algorithm.distill={{epochs: 0.01, batch_size: 8}}'",
     "fedot_sentences.yaml": TEXTS,
-    "fedpetuning_sentences.yaml": TEXTS,
     "submodel_minilm.yaml": "distill.epochs=0.5 data.max_train=64",
 }
 #: Patterns in a command, each with what takes its place. Commands are on one line by then.

@@ -1,15 +1,18 @@
-"""Every command and program in the documentation is run, page by page; a page that is wrong fails."""
+"""Every command and program in the documentation is run, page by page; a page that is wrong fails.
+
+The pages of papers are run in ``test_blocks_of_papers.py``.
+"""
 
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import NO_RUN, PAGES, blocks, make_place, reduced, run_page
+from tests.docs.pages import NO_RUN, PAGES, PAPERS, blocks, make_place, reduced, run_page
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in PAPERS], ids=lambda page: page.name)
 def test_every_block_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     place = make_place(tmp_path / "place")
     run_page(page, place)
