@@ -5,16 +5,14 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from fedsim.algorithms import base
-from fedsim.algorithms.base import PARAMS, Aggregate, Payload, ServerState, Start, Tensors, Update
 
 OWN, MOVED = "own gradient", "moved"
 
 
 class FedDyn(base.Algorithm):
-    """Acar et al., Federated learning based on dynamic regularization, ICLR 2021, algorithm 1.
+    """Acar et al., ICLR 2021, algorithm 1: steps use g + alpha (w - w_server) - g_i, then g_i -= alpha (w_i - w_server).
 
-    Steps use g + alpha (w - w_server) - g_i; then g_i falls by alpha (w_i - w_server). The server's h falls by alpha
-    times the sum of these changes over the number of all clients; w becomes the clients' mean minus h / alpha.
+    The server's h -= alpha sum(w_i - w_server) / N, a sum over those who trained; w becomes their mean - h / alpha.
     """
 
     summary = "a dynamic regulariser against client drift (Acar et al., 2021)"
@@ -23,26 +21,25 @@ class FedDyn(base.Algorithm):
     class Config(base.Algorithm.Config):
         alpha: float = Field(0.1, gt=0, description="Strength of the regulariser.")
 
-    def init_server(self, params: Tensors) -> Tensors:
+    def init_server(self, params: base.Tensors) -> base.Tensors:
         return {name: value.double().new_zeros(value.shape) for name, value in self.with_gradient(params).items()}
 
-    def begin(self, state: ServerState, phase: base.Phase, kept: Sequence[Tensors]) -> Start:
+    def begin(self, state: base.ServerState, phase: base.Phase, kept: Sequence[base.Tensors]) -> base.Start:
         zeros = {name: value.new_zeros(value.shape) for name, value in self.with_gradient(state.params).items()}
-        return Start(context={OWN: base.recall(kept, OWN, zeros)})
+        return base.Start(context={OWN: base.recall(kept, OWN, zeros)})
 
-    def gradient(self, params: Tensors, grad_of: base.GradOf, step: base.Step) -> Tensors:
-        own, alpha = step.context[OWN], self.config.alpha
-        pull = {name: alpha * (params[name] - step.start[name]) - value for name, value in own.items()}
-        return {name: grad + pull.get(name, 0) for name, grad in grad_of(params).items()}
+    def gradient(self, params: base.Tensors, grad_of: base.GradOf, step: base.Step) -> base.Tensors:
+        pull = {n: self.config.alpha * (params[n] - step.start[n]) - v for n, v in step.context[OWN].items()}
+        return {n: grad + pull[n] if n in pull else grad for n, grad in grad_of(params).items()}
 
-    def pre_aggregate(self, update: Update) -> Payload:
+    def pre_aggregate(self, update: base.Update) -> base.Payload:
         own, moved = update.context[OWN], self.with_gradient(update.delta)
         base.keep(update.kept, OWN, {n: base.add_exact(own[n], -self.config.alpha * v) for n, v in moved.items()})
-        return Payload(mean={PARAMS: self.sent(update.delta)}, total={MOVED: moved})
+        return base.Payload(mean={base.PARAMS: self.sent(update.delta)}, total={MOVED: moved})
 
-    def post_aggregate(self, state: ServerState, aggregate: Aggregate) -> ServerState:
-        per_client = self.config.alpha / self.facts.num_clients
-        h = {name: value - per_client * aggregate.total[MOVED][name] for name, value in state.extra.items()}
-        change = {n: v - h.get(n, 0) / self.config.alpha for n, v in aggregate.mean[PARAMS].items()}
-        after = super().post_aggregate(state, Aggregate(aggregate.clients, {PARAMS: change}))
-        return ServerState(state.round, after.params, h)
+    def post_aggregate(self, state: base.ServerState, aggregate: base.Aggregate) -> base.ServerState:
+        moved, alpha, count = aggregate.total[MOVED], self.config.alpha, self.facts.num_clients
+        h = {n: value - alpha / count * moved[n] for n, value in state.extra.items()}
+        change = {n: v - h.get(n, 0) / alpha for n, v in aggregate.mean[base.PARAMS].items()}
+        after = super().post_aggregate(state, base.Aggregate(aggregate.clients, {base.PARAMS: change}))
+        return base.ServerState(state.round, after.params, h)

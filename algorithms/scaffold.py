@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from fedsim.algorithms import base
-from fedsim.algorithms.base import PARAMS, Aggregate, Payload, ServerState, Start, Tensors, Update
 
 SERVER, OWN = "server control", "own control"
 
@@ -23,24 +22,24 @@ class Scaffold(base.Algorithm):
             if train.optimizer != "sgd" or train.momentum:
                 raise base.KeyedError("train.momentum", f"{train.momentum:g} with {train.optimizer}", "0 with sgd")
 
-    def init_server(self, params: Tensors) -> Tensors:
+    def init_server(self, params: base.Tensors) -> base.Tensors:
         return {name: value.new_zeros(value.shape) for name, value in self.with_gradient(params).items()}
 
-    def begin(self, state: ServerState, phase: base.Phase, kept: Sequence[Tensors]) -> Start:
+    def begin(self, state: base.ServerState, phase: base.Phase, kept: Sequence[base.Tensors]) -> base.Start:
         own = base.recall(kept, OWN, self.init_server(state.params))
-        return Start(context={SERVER: {n: state.extra[n].expand_as(v) for n, v in own.items()}, OWN: own})
+        return base.Start(context={SERVER: {n: state.extra[n].expand_as(v) for n, v in own.items()}, OWN: own})
 
-    def gradient(self, params: Tensors, grad_of: base.GradOf, step: base.Step) -> Tensors:
+    def gradient(self, params: base.Tensors, grad_of: base.GradOf, step: base.Step) -> base.Tensors:
         server, own = step.context[SERVER], step.context[OWN]
         return {n: grad + server[n] - own[n] if n in own else grad for n, grad in grad_of(params).items()}
 
-    def pre_aggregate(self, update: Update) -> Payload:
+    def pre_aggregate(self, update: base.Update) -> base.Payload:
         server, own, length = update.context[SERVER], update.context[OWN], update.num_steps.double() * update.lr
         change = {n: -server[n].double() - update.delta[n] / base.beside(length, update.delta[n]) for n in own}
         base.keep(update.kept, OWN, {n: base.add_exact(own[n], value) for n, value in change.items()})
-        return Payload(mean={PARAMS: self.sent(update.delta)}, total={SERVER: change})
+        return base.Payload(mean={base.PARAMS: self.sent(update.delta)}, total={SERVER: change})
 
-    def post_aggregate(self, state: ServerState, aggregate: Aggregate) -> ServerState:
+    def post_aggregate(self, state: base.ServerState, aggregate: base.Aggregate) -> base.ServerState:
         params, change = super().post_aggregate(state, aggregate).params, aggregate.total[SERVER]
         moved = {n: base.add_exact(v, change[n] / self.facts.num_clients) for n, v in state.extra.items()}
-        return ServerState(state.round, params, moved)
+        return base.ServerState(state.round, params, moved)
