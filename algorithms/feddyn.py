@@ -10,7 +10,7 @@ OWN, MOVED = "own gradient", "moved"
 
 
 class FedDyn(base.Algorithm):
-    """Acar et al., ICLR 2021, algorithm 1: steps use g + alpha (w - w_server) - g_i, then g_i -= alpha (w_i - w_server).
+    """Acar et al., ICLR 2021, algorithm 1: steps use g + alpha (w - w_server) - g_i; g_i -= alpha (w_i - w_server).
 
     The server's h -= alpha sum(w_i - w_server) / N, a sum over those who trained; w becomes their mean - h / alpha.
     """
