@@ -25,6 +25,11 @@ from fedsim.errors import UserError
 
 # The last resort for a rank that lives (see comm/watch.py) and yet never comes: a long evaluation on one is no fault.
 COLLECTIVE_TIMEOUT_SECONDS = 3600
+#: What gloo and NCCL say where the process at the other end of a connection is gone.
+GONE = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused"),
+    "remote process exited or there was a network error",
+)
 
 
 class Group:
@@ -204,6 +209,9 @@ def _end_all(meeting: Meeting, rank: int, error: BaseException) -> NoReturn:
     def tell() -> None:
         if isinstance(error, UserError):
             print(f"error: {error}", file=sys.stderr)
+        elif isinstance(error, RuntimeError) and any(words in str(error) for words in GONE):
+            last = str(error).strip().splitlines()[0]
+            print(f"rank {rank}: another rank is gone, killed or out of memory ({last})", file=sys.stderr)
         else:
             print(f"rank {rank} failed:", file=sys.stderr)
             traceback.print_exception(error)

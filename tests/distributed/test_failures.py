@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -157,7 +158,8 @@ def start_waiting(folder: Path, agent: bool) -> tuple[list[subprocess.Popen[str]
         words = [*torchrun, "-m", "tests.distributed.waiting", str(folder)]
         started = [subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)]
     else:
-        started = bare_ranks(2, ["-m", "tests.distributed.waiting", folder], MASTER_PORT=str(free_port()))
+        quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # as under launch.py
+        started = bare_ranks(2, ["-m", "tests.distributed.waiting", folder], MASTER_PORT=str(free_port()), **quiet)
     files = [folder / f"{rank}.pid" for rank in range(2)]
     wait_for(lambda: all(file.exists() and file.read_text() for file in files), 120)
     return started, [int(file.read_text()) for file in files]
@@ -182,6 +184,18 @@ def test_a_stopped_rank_is_named_and_ends_the_others(stopped: int, agent: bool, 
         assert lines[0].startswith(f"rank {stopped} on {socket.gethostname()} ")
     else:
         assert lines[0].startswith("rank 1: rank 0, which keeps the store at 127.0.0.1, ")
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_is_one_line_of_the_other(killed: int, tmp_path: Path) -> None:
+    started, processes = start_waiting(tmp_path, agent=False)
+    os.kill(processes[killed], signal.SIGKILL)
+    (tmp_path / "end").touch()
+    error = started[1 - killed].communicate(timeout=60)[1]
+    assert started[1 - killed].returncode == 1
+    (line,) = error.splitlines()
+    gone = r"(another rank|rank 0, which keeps the store at \S+) is gone"
+    assert re.match(rf"rank {1 - killed}: {gone}", line), line
 
 
 def test_ranks_that_were_all_stopped_go_on(tmp_path: Path) -> None:
