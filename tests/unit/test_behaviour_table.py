@@ -49,7 +49,10 @@ def test_versions_are_those_that_run_here(cell: str) -> None:
     found = re.search(r"([\w.-]+) (\d+\.\d+[.\d]*)", cell)
     assert found is not None
     name, named = found.groups()
-    packaged = {asset.package: asset.version for asset in ASSETS.values()}
+    scripts = "".join(path.read_text() for path in (ROOT / "findings").glob("*.sh"))
+    packaged = {asset.package: asset.version for asset in ASSETS.values()} | dict(
+        re.findall(r"([\w-]+)==([\d.]+)", scripts)
+    )
     try:
         installed = version(DISTRIBUTIONS.get(name, name))
     except PackageNotFoundError:
