@@ -19,8 +19,8 @@ class Scaffold(base.Algorithm):
 
     class Config(base.Algorithm.Config):
         def check_training(self, train: base.TrainConfig) -> None:
-            if train.optimizer != "sgd" or train.momentum:
-                raise base.KeyedError("train.momentum", f"{train.momentum:g} with {train.optimizer}", "0 with sgd")
+            if (train.optimizer, train.momentum) != ("sgd", 0):
+                raise base.KeyedError("train", f"{train.optimizer}, momentum {train.momentum:g}", "sgd, momentum 0")
 
     def init_server(self, params: base.Tensors) -> base.Tensors:
         return {name: value.new_zeros(value.shape) for name, value in self.with_gradient(params).items()}

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, NoReturn
@@ -77,21 +77,6 @@ class Group:
             total = on_wire.to(values.device)
         self._met_at = time.perf_counter()
         return total
-
-    def gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor | None:
-        """Collect rows (counts[rank], ...) of every rank on the server, in rank order; None on the other ranks."""
-        assert rows.shape[0] == counts[self.rank]
-        if self._meeting is None:
-            return rows
-        own = rows.to(self._wire_device).contiguous()
-        if not self.is_server:
-            self._send_and_take({0: own}, {})
-            return None
-        everyone = own.new_empty(sum(counts), *rows.shape[1:])
-        parts = dict(enumerate(everyone.split(list(counts))))
-        parts.pop(0).copy_(own)
-        self._send_and_take({}, parts)
-        return everyone.to(rows.device)
 
     def gather_to_all(self, value: Any) -> list[Any]:
         """Give every rank the JSON value of each rank, in rank order."""

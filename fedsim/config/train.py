@@ -63,10 +63,10 @@ class TrainConfig(Words):
         default=0.0, description="Weight decay; adamw's apart from the moments, others add it to the gradient."
     )
     batch_size: Count = Field(default=32, description="Images per step and client.")
-    steps: Count | None = Field(default=None, description="Local steps per round; null: epochs counts instead.")
+    steps: Count | None = Field(default=None, description="Local steps per phase; null: epochs counts instead.")
     epochs: Count | None = Field(
         default_factory=lambda seen: 1 if seen.get("steps") is None else None,
-        description="Passes over the client's images per round. Default: 1 if steps is not given, else null.",
+        description="Passes over the client's images per phase. Default: 1 if steps is not given, else null.",
     )
     shuffle: bool = Field(default=True, description="Whether a client sees its images in a new order in each pass.")
     schedule: ScheduleConfig = Field(default=ConstantSchedule(), description="Learning rate over the rounds.")
