@@ -30,6 +30,7 @@ from fedsim.algorithms.contract import (
 )
 from fedsim.config.mistakes import KeyedError
 from fedsim.config.train import TrainConfig
+from fedsim.errors import UserError
 
 __all__ = [
     "PARAMS",
@@ -111,6 +112,9 @@ class Algorithm:
 
     def post_aggregate(self, state: ServerState, aggregate: Aggregate) -> ServerState:
         """Return the server's state after a phase. The same on every rank."""
+        if aggregate.mean and PARAMS not in aggregate.mean and not self.returns_aggregate:
+            found = f"means of {', '.join(map(repr, aggregate.mean))}, which nothing reads"
+            raise UserError(f"{type(self).__name__}.pre_aggregate", found, f"{PARAMS!r}, or a post_aggregate for them")
         params = dict(state.params)
         for name, change in aggregate.mean.get(PARAMS, {}).items():
             params[name] = add_exact(params[name], change)

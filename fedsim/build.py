@@ -23,6 +23,7 @@ from fedsim.inputs.public import PublicInputs, load_public
 from fedsim.inputs.texts import input_source
 from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.machine.memory import keep_freed_memory
+from fedsim.method_checks import check_names
 from fedsim.models.build import build_models
 from fedsim.models.encoders import Encoder
 from fedsim.models.stacked import StackedModel
@@ -93,6 +94,7 @@ def assemble(
     method = resolve(config.algorithm.name)
     facts = Facts(parts.client_model.specs, config.rounds, len(parts.clients), config.train)
     algorithm = method(method.Config(**config.algorithm.settings), facts)
+    check_names(algorithm)
 
     # The block size depends on the config alone, so that no result depends on the ranks.
     images = input_source(config, parts.dataset, parts.server_model)

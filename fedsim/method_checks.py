@@ -7,6 +7,7 @@ Shapes: K clients, M models of a client.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import torch
@@ -23,6 +24,15 @@ AGREEMENT = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 0.1}
 def refuse(method: Algorithm, hook: str, found: str, expected: str) -> NoReturn:
     """Raise the UserError of a hook that returned something else."""
     raise UserError(f"{type(method).__name__}.{hook}", found, expected)
+
+
+def check_names(method: Algorithm) -> None:
+    """No public method whose name is a hook's but for a letter or two: nobody would call it."""
+    hooks = [name for name, value in vars(Algorithm).items() if callable(value) and not name.startswith("_")]
+    own = type(method).__mro__[: type(method).__mro__.index(Algorithm)]
+    for name in {name for part in own for name, value in vars(part).items() if callable(value)} - set(hooks):
+        if near := get_close_matches(name, hooks, 1, 0.85):
+            refuse(method, name, "a name that is no hook's", f"{near[0]}, or another name for what is no hook")
 
 
 def check_phases(method: Algorithm, phases: Any) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from fedsim.algorithms import METHODS, resolve
 from fedsim.algorithms.base import Algorithm, Phase, ServerState, Start
 from fedsim.errors import UserError
-from tests.helpers import play, simulate, with_method
+from fedsim.method_checks import check_names
+from tests.helpers import facts_of, play, simulate, with_method
 
 FEW_STEPS = {"steps": 1, "epochs": None, "batch_size": 4}
 
@@ -73,6 +75,28 @@ def test_a_slip_is_one_line(hook: str, returns: Any, found: str) -> None:
     error = slip(hook, returns)
     assert found in str(error)
     assert "\n" not in str(error)
+
+
+def test_a_mean_that_nobody_reads_is_refused() -> None:
+    error = slip("pre_aggregate", lambda payload, _: replace(payload, mean={"weights": payload.mean["params"]}))
+    assert "means of 'weights', which nothing reads; expected 'params'" in str(error)
+
+
+def test_a_hook_that_is_misspelt_is_refused() -> None:
+    class Misspelt(Algorithm):
+        def pre_agregate(self, update: Any) -> Any:
+            return super().pre_aggregate(update)
+
+        def helper(self) -> None:
+            """No hook, and like none."""
+
+    with pytest.raises(UserError, match=r"^Misspelt.pre_agregate: .* expected pre_aggregate, or another name"):
+        check_names(Misspelt(Algorithm.Config(), facts_of({})))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_method_of_ours_has_a_name_like_a_hook(name: str) -> None:
+    check_names(object.__new__(resolve(name)))
 
 
 @pytest.mark.parametrize("name", ["fedavg", "deer", "fedsam", "moon", "prrfl"])
