@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING
 from fedsim.catalogue.functions import MOVED, function_of, import_own
 from fedsim.errors import UserError
 
-if (
-    __name__ in MOVED
-):  # found by its folder's name too, where the program's root is on the path: all would be there twice
+# With the program's root on the path this folder is found by its own name too, and all would be there twice.
+if __name__ in MOVED:
     raise ImportError("algorithms is fedsim.algorithms now", name=__name__)
 
 if TYPE_CHECKING:
@@ -42,9 +41,8 @@ def resolve(name: str) -> "type[Algorithm]":
     UserError for a path that leads nowhere or to no method, and for a module that ends the program. Whatever else a
     module raises while it is imported is raised here: it is its author's to read.
     """
-    from fedsim.algorithms.base import (
-        Algorithm,  # late: it brings torch, for which a mistake in a config should not wait
-    )
+    # Late: it brings torch, for which a mistake in a config should not wait.
+    from fedsim.algorithms.base import Algorithm
 
     if name in METHODS:
         known_method: type[Algorithm] = function_of(METHODS[name])
