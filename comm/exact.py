@@ -161,9 +161,9 @@ class _Columns:
         zeros = torch.zeros(sum(self.sizes), dtype=torch.int64, device=first.device)
         # A grid that no tensor fits any more is given up: peaks only grow.
         self._sums_P = dict.fromkeys(limits, zeros)
-        counts = torch.zeros(len(terms), dtype=torch.int64, device=first.device)
-        self._sent_T = counts
-        self._left_T = dict.fromkeys(limits, counts)
+        none = torch.zeros(len(terms), dtype=torch.int64, device=first.device)
+        self._num_sent = none.sum()
+        self._lost_T = dict.fromkeys(limits, none)
 
     def add(self, terms: Mapping[str, Tensor], weights_K: Tensor, refuse: Refuse) -> None:
         """Add the terms (K, ...) of a block, or raise what ``refuse`` makes of a tensor that no grid fits."""
@@ -177,21 +177,22 @@ class _Columns:
             raise next(refuse(name, part) for name, part, peak in parts if not peak <= max(self.limits.values()))
         self.peaks_T = torch.maximum(self.peaks_T, peaks_T)
         values_KP *= weights_K.to(values_KP.device)[:, None]
-        self._sent_T = self._sent_T + self._nonzero(values_KP)
+        num_sent = values_KP.count_nonzero()
+        self._num_sent = self._num_sent + num_sent
         scaled_KP = torch.empty_like(values_KP)
         for bits, limit in self.limits.items():
             if bits in self._sums_P and not (self.peaks_T <= limit).any():
-                del self._sums_P[bits], self._left_T[bits]
+                del self._sums_P[bits], self._lost_T[bits]
             elif bits in self._sums_P:
                 # What does not fit this grid becomes some number here that nobody reads.
                 multiples_KP = torch.mul(values_KP, 2.0**bits, out=scaled_KP).round_().to(torch.int64)
                 self._sums_P[bits] = self._sums_P[bits] + multiples_KP.sum(0)
-                self._left_T[bits] = self._left_T[bits] + self._nonzero(multiples_KP)
+                # Mostly nothing is lost, and counting in all is cheaper than by tensor.
+                if multiples_KP.count_nonzero() != num_sent:
+                    self._lost_T[bits] = self._lost_T[bits] + self._by_tensor((multiples_KP == 0) & (values_KP != 0))
 
-    def _nonzero(self, values_KP: Tensor) -> Tensor:
-        if len(self.sizes) == 1:
-            return values_KP.count_nonzero()[None]
-        return torch.stack([part.sum() for part in values_KP.count_nonzero(0).split(self.sizes)])
+    def _by_tensor(self, is_KP: Tensor) -> Tensor:
+        return torch.stack([part.sum() for part in is_KP.sum(0).split(self.sizes)])
 
     def finest(self, peak: float) -> int:
         """Return the finest grid with room for elements up to ``peak``."""
@@ -204,9 +205,8 @@ class _Columns:
 
     def counts(self, bits_T: Sequence[int]) -> Tensor:
         """Return how many numbers unlike zero were sent and how many of them became zero on their grids, int64 (2,)."""
-        left = torch.stack([self._left_T[bits][place] for place, bits in enumerate(bits_T)])
-        sent = self._sent_T.sum()
-        return torch.stack([sent, sent - left.sum()])
+        lost = torch.stack([self._lost_T[bits][place] for place, bits in enumerate(bits_T)])
+        return torch.stack([self._num_sent, lost.sum()])
 
     def read(self, sums: Sequence[Tensor], bits_T: Sequence[int]) -> dict[str, Tensor]:
         """Return the tensors by name from their sums on these grids."""

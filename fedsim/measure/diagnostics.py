@@ -23,14 +23,18 @@ A, B = ".lora_a", ".lora_b"
 EXACT_WIDTH = 64
 
 
-@cache
-def directions(width: int) -> Tensor:
-    """Return (D, C) float64: the identity for a narrow layer, else random signs over the root of C.
+def narrowed(a: Tensor) -> Tensor:
+    """Return factors (..., D) as (..., C) float64: as they are where the layer is narrow, else times random directions.
 
-    For signs S the expected ||M S||_F^2 is ||M||_F^2, with a relative standard deviation of at most sqrt(2 / C).
+    For signs S over the root of C the expected ||M S||_F^2 is ||M||_F^2, with a relative standard deviation of at most
+    sqrt(2 / C).
     """
-    if width <= EXACT_WIDTH:
-        return torch.eye(width, dtype=torch.float64)
+    width = a.shape[-1]
+    return a.double() if width <= EXACT_WIDTH else a.double() @ _directions(width).to(a.device)
+
+
+@cache
+def _directions(width: int) -> Tensor:
     signs = numpy_stream(0, f"diagnostics/{width}").choice([-1.0, 1.0], (width, EXACT_WIDTH))
     return torch.from_numpy(signs / np.sqrt(EXACT_WIDTH))
 
@@ -45,10 +49,9 @@ def block_products(update: Update, averaged: Tensors) -> dict[str, Tensor]:
     products = {}
     for layer in averaged_layers(averaged):
         a, b = (_factor(update, layer + letter) for letter in (A, B))
-        narrow = a.double() @ directions(a.shape[-1]).to(a.device)
         weighted = update.weights.to(b.device).view(-1, 1, 1, 1) * b.double()
         # With the clients side by side along the rank it is one product: (G, O, K R) times (G, K R, C).
-        side_by_side = weighted.permute(1, 2, 0, 3).flatten(2), narrow.transpose(0, 1).flatten(1, 2)
+        side_by_side = weighted.permute(1, 2, 0, 3).flatten(2), narrowed(a).transpose(0, 1).flatten(1, 2)
         products[layer] = (side_by_side[0] @ side_by_side[1])[None]
     return products
 
@@ -75,7 +78,7 @@ def lora_diagnostics(products: Mapping[str, Tensor], before: Tensors, change: Te
     ranks = []
     for layer, product in products.items():
         a, b = (before[name].double() + change.get(name, 0) for name in (layer + A, layer + B))
-        difference = product - b @ (a @ directions(a.shape[-1]).to(a.device))
+        difference = product - b @ narrowed(a)
         error, norm = (value.square().sum().item() for value in (difference, product))
         # What float64 leaves of a difference of equal numbers is none.
         error = error if error > 1e-24 * norm else 0.0
