@@ -55,19 +55,22 @@ class Phase:
 class ServerState:
     """What the server holds after ``round`` rounds; equal on every rank.
 
-    ``params``: the global model's trainable part, by name; ``extra``: the method's own tensors (moments ...).
+    ``params``: the global model's trainable part, by name; ``extra``: the method's own tensors (moments ...);
+    ``layers``: those of the privacy layers, which no method touches.
     """
 
     round: int
     params: dict[str, Tensor]
     extra: dict[str, Tensor] = field(default_factory=dict)
+    layers: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "ServerState":
         """Return the state with its tensors on ``device``."""
-        params, extra = (
-            {name: value.to(device) for name, value in tensors.items()} for tensors in (self.params, self.extra)
+        params, extra, layers = (
+            {name: value.to(device) for name, value in tensors.items()}
+            for tensors in (self.params, self.extra, self.layers)
         )
-        return replace(self, params=params, extra=extra)
+        return replace(self, params=params, extra=extra, layers=layers)
 
 
 @dataclass(frozen=True)

@@ -63,18 +63,21 @@ class Sums:
         self.payload = Payload()
         self.context: Groups = {}
 
-    def add(self, block: range, update: Update, payload: Payload, losses: Tensor) -> None:
-        """Take in a block, in which there may be no client: that tells the names and shapes of everything."""
+    def add(self, block: range, update: Update, raw: Payload, payload: Payload, losses: Tensor) -> None:
+        """Take in a block, in which there may be no client: that tells the names and shapes of everything.
+
+        ``payload``: what is released; ``raw``: the same before the layers, which is observed.
+        """
         first = self.cohort.clients[block.start : block.stop][:1] or (0,)
         self.released.add_mean(flattened(payload.mean), update.weights, update.clients)
         self.released.add_sum(flattened(payload.total), update.clients)
-        self.observed.add_sum(block_products(update, payload.mean.get(PARAMS, {})), first)
+        self.observed.add_sum(block_products(update, raw.mean.get(PARAMS, {})), first)
         for name, value in flattened(payload.gather).items():
             if name not in self.rows:
                 self.rows[name] = value.new_zeros(len(self.cohort.clients), *value.shape[1:])
             self.rows[name][block.start : block.stop] = value
         self.table[0, block.start : block.stop] = losses
-        self.table[1, block.start : block.stop] = squared_norms(payload, len(update.clients), self._specs)
+        self.table[1, block.start : block.stop] = squared_norms(raw, len(update.clients), self._specs)
         self.payload = payload
         self.context = {group: {n: v[:0] for n, v in tensors.items()} for group, tensors in update.context.items()}
 
@@ -93,10 +96,11 @@ def train_blocks(
             payload = sim.algorithm.pre_aggregate(update)
             check_payload(sim.algorithm, payload, len(clients))
             check_kept(sim.algorithm, kept)
+            raw = payload
             for layer in sim.layers:
-                payload = layer.pre_aggregate(update, payload)
+                payload = layer.pre_aggregate(state, update, payload)
             scores.measure_before(block, update, state.params)
-        sums.add(block, update, payload, losses)
+        sums.add(block, update, raw, payload, losses)
         sums.table[2, block.start : block.stop] = (time.perf_counter() - started) / max(1, len(clients))
     return sums
 

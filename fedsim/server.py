@@ -98,7 +98,7 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
         sums = train_blocks(sim, state, phase, cohort, mine, scores)
         released, observed = meet(sim.group, sums)
         for layer in reversed(sim.layers):
-            released = layer.post_aggregate(round, phase.name, released, float(cohort.weights.max()))
+            state, released = layer.post_aggregate(state, phase, released)
         # Same input, same output on every rank: the new state needs no broadcast.
         before, state = state, sim.algorithm.post_aggregate(state, released)
         check_state(sim.algorithm, before, state)

@@ -59,4 +59,5 @@ class Simulation:
     def initial_state(self) -> ServerState:
         """Return the server's state before the first round."""
         params = self.held.initial(self.config.seed)
-        return ServerState(0, params, dict(self.algorithm.init_server(params)))
+        layers = {name: value for layer in self.layers for name, value in layer.init_server().items()}
+        return ServerState(0, params, dict(self.algorithm.init_server(params)), layers)

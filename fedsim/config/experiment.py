@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from fedsim.config.data import ClientsConfig, DataConfig, FractionsConfig, PartitionConfig
 from fedsim.config.mistakes import KeyedError
 from fedsim.config.plain_yaml import to_yaml
+from fedsim.config.privacy import PrivacyConfig
 from fedsim.config.train import CheckpointConfig, EvaluateConfig, ScheduleConfig, StoreConfig, TrainConfig
 from fedsim.config.words import AlgorithmConfig, AmplitudeNormConfig, Count, LoraConfig, ModelConfig, Name, Seed, Words
 
@@ -22,6 +23,7 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "PartitionConfig",
+    "PrivacyConfig",
     "ScheduleConfig",
     "StoreConfig",
     "TrainConfig",
@@ -45,7 +47,9 @@ class Config(Words):
     deterministic: bool = Field(
         default=True, description="Whether a GPU uses only kernels that give the same bits every time."
     )
-    privacy: None = Field(default=None, description="No privacy mechanism; nothing else is known here yet.")
+    privacy: PrivacyConfig | None = Field(
+        default=None, description="Differential privacy and secure aggregation; null: none."
+    )
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Saving the state.")
     store: StoreConfig = Field(default=StoreConfig(), description="Memory for what clients keep between rounds.")
 

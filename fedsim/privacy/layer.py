@@ -6,7 +6,7 @@ first to see the aggregate. Shapes: K clients in a block.
 
 import numpy as np
 
-from fedsim.algorithms.base import Aggregate, Facts, Payload, Update
+from fedsim.algorithms.base import Aggregate, Facts, Payload, Phase, ServerState, Tensors, Update
 from fedsim.seeding import numpy_stream
 
 
@@ -25,13 +25,19 @@ class Layer:
         """Return the layer's own random stream for a round, a phase and perhaps a client."""
         return numpy_stream(self._seed, f"layer/{type(self).__name__}/{phase}", round=round, client=client)
 
-    def pre_aggregate(self, update: Update, payload: Payload) -> Payload:
+    def init_server(self) -> Tensors:
+        """Return the layer's own tensors before the first round, see ``ServerState.layers``."""
+        return {}
+
+    def pre_aggregate(self, state: ServerState, update: Update, payload: Payload) -> Payload:
         """Return what clients let out in place of ``payload``; also called for zero clients."""
         return payload
 
-    def post_aggregate(self, round: int, phase: str, aggregate: Aggregate, largest_weight: float) -> Aggregate:
-        """Return what the server goes on with; the same on every rank.
+    def post_aggregate(
+        self, state: ServerState, phase: Phase, aggregate: Aggregate
+    ) -> tuple[ServerState, Aggregate]:
+        """Return what the server goes on with; the same on every rank. Of the state a layer changes ``layers`` alone.
 
-        ``round`` counts from 1. ``largest_weight``: that of a client in a mean, 0..1.
+        ``state``: the server's before the phase, its ``round`` that before the round.
         """
-        return aggregate
+        return state, aggregate

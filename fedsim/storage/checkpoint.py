@@ -193,9 +193,9 @@ class Checkpoints:
             raise UserError(*damages[0])
         if record.config_sha256 != self._config_digest:
             raise UserError(str(folder), "a checkpoint of another config", "one of this run's config")
-        params, extra = (_below(tensors, start) for start in ("params/", "extra/"))
+        params, extra, layers = (_below(tensors, start) for start in ("params/", "extra/", "layers/"))
         clients = [StatesFile(folder / name) for name in files]
-        return Saved(ServerState(record.round, params, extra), clients, record.progress, record.log)
+        return Saved(ServerState(record.round, params, extra, layers), clients, record.progress, record.log)
 
 
 def _read_record(folder: Path) -> Record:
@@ -229,6 +229,7 @@ def server_tensors(state: ServerState) -> dict[str, Tensor]:
     """Return all tensors of a server state under one naming."""
     named = {f"params/{name}": value for name, value in state.params.items()}
     named |= {f"extra/{name}": value for name, value in state.extra.items()}
+    named |= {f"layers/{name}": value for name, value in state.layers.items()}
     return {name: value.cpu().contiguous() for name, value in named.items()}
 
 
