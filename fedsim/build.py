@@ -28,6 +28,7 @@ from fedsim.models.build import build_models
 from fedsim.models.encoders import Encoder
 from fedsim.models.stacked import StackedModel
 from fedsim.models.whole_net import WholeNet
+from fedsim.privacy.choose import privacy_layers
 from fedsim.privacy.layer import Layer
 from fedsim.schedule.block_size import choose_block_size
 from fedsim.schedule.pace import Pace
@@ -88,7 +89,7 @@ def assemble(
 
     The simulation's config is the one that counts: it says what ``config`` leaves open.
     ``scratch``: a folder for the states of clients that the config's budget keeps out of memory; without it
-    all of them stay there.
+    all of them stay there. ``layers``: what wraps the method beside the config's privacy, nearer to the method.
     """
     # The method is told what there is, and refuses a model that has not what it is about.
     method = resolve(config.algorithm.name)
@@ -124,7 +125,7 @@ def assemble(
         model=parts.server_model,
         held=parts.client_model,
         algorithm=algorithm,
-        layers=layers,
+        layers=[*layers, *privacy_layers(config, facts, [len(part) for part in parts.clients])],
         images=images,
         trainer=trainer,
         store=store,

@@ -191,14 +191,17 @@ class ClientsConfig(Words):
     per_round: Literal["all"] | Count | Share = Field(
         default="all", description="Clients per round: all, a number, or a fraction below 1."
     )
-    sampling: Literal["uniform", "volume", "multinomial"] = Field(
+    sampling: Literal["uniform", "poisson", "volume", "multinomial"] = Field(
         default="uniform",
-        description="Who takes part: all alike; in proportion to the number of images; multinomial: the same with "
+        description="Who takes part: all alike; poisson: each by a coin of its own, so that a round has per_round "
+        "clients on average; volume: in proportion to the number of images; multinomial: the same with "
         "replacement, a client drawn twice counts twice (FedProx, MLSys 2020). Of volume's cohorts of several clients "
         "a large one is in less often than its images are worth, so only multinomial's mean weight is exactly that.",
     )
     weighting: Literal["samples", "uniform"] = Field(
-        default_factory=lambda seen: "samples" if seen.get("sampling", "uniform") == "uniform" else "uniform",
+        default_factory=lambda seen: (
+            "samples" if seen.get("sampling", "uniform") in ("uniform", "poisson") else "uniform"
+        ),
         description="Weight of a client's update: its number of images, or all alike. Default: samples; uniform where "
         "sampling goes by the number of images already.",
     )
@@ -213,11 +216,12 @@ class ClientsConfig(Words):
     def _enough_clients(self) -> Self:
         if isinstance(self.per_round, int) and self.per_round > self.count:
             raise KeyedError("per_round", str(self.per_round), f"at most clients.count = {self.count}")
-        if self.sampling != "uniform" and self.weighting == "samples":
+        if self.sampling in ("volume", "multinomial") and self.weighting == "samples":
             found = f"samples with sampling: {self.sampling}, which counts a client's images twice"
             raise KeyedError("weighting", found, "uniform")
-        if self.sampling == "volume" and self.num_per_round == self.count:
-            raise KeyedError("sampling", f"volume with per_round: {self.per_round}", "fewer clients than all per round")
+        if self.sampling in ("volume", "poisson") and self.num_per_round == self.count:
+            found = f"{self.sampling} with per_round: {self.per_round}"
+            raise KeyedError("sampling", found, "fewer clients than all per round")
         fewest = self.partition.min_size if isinstance(self.partition, DirichletPartition) else 0
         if self.min_samples is not None and self.min_samples <= fewest:
             raise KeyedError("min_samples", str(self.min_samples), f"null, or more than partition.min_size = {fewest}")

@@ -49,6 +49,12 @@ class ClientLevel(Words):
         description="Who adds noise: the server; every client a share, so that the sum has it all; every client all.",
     )
 
+    @model_validator(mode="after")
+    def _one_drawer(self) -> Self:
+        if isinstance(self.clipping, QuantileClipping) and self.noise != "central":
+            raise KeyedError("clipping.name", f"quantile with noise: {self.noise}", "flat, or central noise")
+        return self
+
 
 class NoiseRegulator(Words):
     """DEeR's noise for one LoRA factor, shaped by the other (Zhu et al., IEEE TMI 2024)."""
@@ -58,8 +64,17 @@ class NoiseRegulator(Words):
     form: Literal["whitened", "released"] = Field(
         default="whitened",
         description="whitened: clips in the geometry of the noise, so that the sensitivity is the bound; released: "
-        "clips every matrix as it is, as the paper's code does.",
+        "clips every matrix as it is, as the paper's code does, whose sensitivity depends on the factors.",
     )
+    regulated: bool = Field(
+        default=True, description="false: plain noise on every matrix, the released form without its regulator."
+    )
+
+    @model_validator(mode="after")
+    def _plain_as_released(self) -> Self:
+        if not self.regulated and self.form == "whitened":
+            raise KeyedError("regulated", "false with form: whitened", "true, or the mechanism client")
+        return self
 
 
 class RecordLevel(Words):

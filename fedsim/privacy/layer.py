@@ -33,9 +33,7 @@ class Layer:
         """Return what clients let out in place of ``payload``; also called for zero clients."""
         return payload
 
-    def post_aggregate(
-        self, state: ServerState, phase: Phase, aggregate: Aggregate
-    ) -> tuple[ServerState, Aggregate]:
+    def post_aggregate(self, state: ServerState, phase: Phase, aggregate: Aggregate) -> tuple[ServerState, Aggregate]:
         """Return what the server goes on with; the same on every rank. Of the state a layer changes ``layers`` alone.
 
         ``state``: the server's before the phase, its ``round`` that before the round.

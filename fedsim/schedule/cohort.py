@@ -45,14 +45,18 @@ class Cohort:
 def draw_cohort(config: ClientsConfig, train: TrainConfig, sizes: Sequence[int], seed: int, round: int) -> Cohort:
     """Draw the cohort of a round; ``sizes`` is the number of training images per client.
 
-    A client that is drawn several times, with ``multinomial``, takes part once and counts as often in the weights.
+    A client that is drawn several times, with ``multinomial``, takes part once and counts as often in the weights. With
+    ``poisson`` there may be no client.
     """
     present = [client for client, size in enumerate(sizes) if size > 0]
     if not present:
         raise UserError("clients.partition", "no client with training images", "at least one")
     number = min(config.num_per_round, len(present))
     drawn = np.array(present)
-    if number < len(present) or config.sampling == "multinomial":
+    if config.sampling == "poisson":
+        coins = numpy_stream(seed, "cohort", round=round).random(len(present))
+        drawn = drawn[coins < config.num_per_round / config.count]
+    elif number < len(present) or config.sampling == "multinomial":
         drawn = draw_clients(config, sizes, present, number, numpy_stream(seed, "cohort", round=round))
     times = Counter(int(client) for client in drawn)
     clients = sorted(times, key=lambda c: (-num_local_steps(train, sizes[c]), -sizes[c], c))
@@ -81,7 +85,7 @@ def client_weights(
     """
     counts = [1 if times is None else times[client] for client in clients]
     volume = np.array(counts) * [sizes[client] if config.weighting == "samples" else 1 for client in clients]
-    return torch.from_numpy(volume / volume.sum())
+    return torch.from_numpy(volume / volume.sum() if len(volume) else np.zeros(0))
 
 
 def num_local_steps(train: TrainConfig, size: int) -> int:

@@ -23,10 +23,31 @@ READ: dict[str, dict[str, list[str]]] = {
     },
     "deer_lora": {"test_lora": ["base/*", "x", "tokens", "base_*", "r[0-9]*", "loss/*", "metrics/*"]},
     "deer_rounds": {
-        "test_rounds": ["base/*", "init/*", "X", "Y", "text_features", "batch_size", "lora_r", "lora_alpha", "*_dp0/*"],
+        "test_rounds": [
+            "base/*",
+            "init/*",
+            "X",
+            "Y",
+            "text_features",
+            "batch_size",
+            "lora_r",
+            "lora_alpha",
+            "*_dp[01]/*",
+        ],
     },
     "deer_server": {
-        "test_deer_server": ["cases", "central_in/*", "clients_*", "size_weights_*", "nodp_*/out/*"],
+        "test_deer_server": [
+            *(
+                "cases",
+                "central_in/*",
+                "clients_*",
+                "size_weights_*",
+                "node_num",
+                "*/out/*",
+                "*/noise/*",
+                "*/noise_std",
+            ),
+        ],
     },
     "fedpft_construct_*": {
         "test_submodel": [
@@ -82,9 +103,7 @@ UNREAD: dict[str, dict[str, str]] = {
     "deer_dirichlet": {"case*/client_partition_returned": "not what the last client gets; sizes and indices say more"},
     "deer_lora": {"dylora/*": DYLORA},
     "deer_noise_multiplier": {"*": PRIVACY},
-    "deer_rounds": {"*_dp1/*": PRIVACY},
     "deer_server": {
-        **dict.fromkeys(("node_num", "clip_*", "noise_*", "singular_*"), PRIVACY),
         **dict.fromkeys(("keys", "select_*"), "also in central_in and in cases"),
         "meta": NOTE,
     },

@@ -1,21 +1,17 @@
 """SCAFFOLD and FedDyn: a step of two clients worked out by hand, and what a layer does around any method."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import PARAMS, Aggregate, Algorithm, Payload, Phase, ServerState, Start, Step, Tensors
+from fedsim.algorithms.base import PARAMS, Aggregate, Algorithm, Payload, Phase, ServerState, Start, Step
 from fedsim.algorithms.feddyn import MOVED, FedDyn
 from fedsim.algorithms.feddyn import OWN as OWN_GRADIENT
 from fedsim.algorithms.scaffold import OWN, SERVER, Scaffold
 from fedsim.config.mistakes import KeyedError
 from fedsim.config.train import TrainConfig
-from fedsim.errors import UserError
 from fedsim.models.specs import ParamSpec
-from fedsim.privacy.clip_and_noise import ClipAndNoise
-from tests.helpers import facts_of, play, same_bits, simulate, step_of, update_of
+from tests.helpers import facts_of, play, simulate, step_of, update_of
 
 SPECS = {"x": ParamSpec((), "body")}
 #: Both clients minimise (x - target)^2 / 2, so that a gradient is x - target.
@@ -106,30 +102,3 @@ def test_what_the_server_tells_is_counted() -> None:
         rows[name] = play(sim, 1)[1][0].row
     assert rows["scaffold"]["bytes_up"] == rows["scaffold"]["bytes_down"] == 2 * rows["fedavg"]["bytes_down"]
     assert rows["moon"]["bytes_down"] == rows["fedavg"]["bytes_down"]
-
-
-def layered(bound: float, noise: float, method: dict[str, Any], sizes: list[int]) -> tuple[Tensors, Tensors]:
-    """The server's parameters before and after a round with a layer around a method."""
-    sim = simulate(sizes, 2, algorithm=method, train={"momentum": 0.0})
-    vars(sim)["layers"] = (ClipAndNoise(sim.algorithm.facts, 3, bound, noise),)
-    start = sim.initial_state()
-    return start.params, play(sim, 1, start)[0].params
-
-
-def test_a_layer_clips_and_adds_noise_to_every_method() -> None:
-    start, plain = layered(1e6, 0.0, {"name": "fedavg"}, [8, 8, 8])
-    assert same_bits(plain, play(simulate([8, 8, 8], 2, train={"momentum": 0.0}), 1)[0].params)
-    for method in ({"name": "fedprox"}, {"name": "deer"}):
-        start, clipped = layered(1e-3, 0.0, method, [8, 8, 8])
-        change = torch.cat([(clipped[name] - start[name]).flatten() for name in start])
-        assert 0 < change.norm() <= (1 if method["name"] == "fedprox" else 2) * 1.001e-3
-    start, noisy = layered(1e-6, 1e6, {"name": "fedavg"}, [8, 8, 8])
-    change = torch.cat([(noisy[name] - start[name]).flatten() for name in start])
-    # Three clients of equal weight: the deviation is 1e6 * 1e-6 / 3.
-    assert change.std().item() == pytest.approx(1 / 3, rel=0.1)
-    assert same_bits(noisy, layered(1e-6, 1e6, {"name": "fedavg"}, [8, 8, 8])[1])
-
-
-def test_a_layer_refuses_what_it_does_not_protect() -> None:
-    with pytest.raises(UserError, match=r"privacy: found a method that lets out 'server control'"):
-        layered(1.0, 1.0, {"name": "scaffold"}, [8, 8])
