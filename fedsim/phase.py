@@ -53,8 +53,9 @@ class Sums:
     def __init__(self, cohort: Cohort, group: Group, specs: Mapping[str, ParamSpec]) -> None:
         self.cohort = cohort
         self._specs = specs
-        self.released = ExactSum(len(cohort.clients))
-        self.observed = ExactSum(len(cohort.clients), "the clients from")
+        num_terms = max(1, len(cohort.clients))
+        self.released = ExactSum(num_terms)
+        self.observed = ExactSum(num_terms, "the clients from")
         # Losses, squared norms and seconds, zero but for this rank's clients.
         self.table = torch.zeros(3, len(cohort.clients), dtype=torch.float64)
         self.busy = torch.zeros(group.num_ranks, dtype=torch.float64)

@@ -82,6 +82,9 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
     round = state.round + 1
     # Every rank draws the same clients and cuts the same blocks; only who trains a block depends on the ranks.
     cohort = draw_cohort(sim.config.clients, sim.config.train, sim.sizes, sim.config.seed, round)
+    if not cohort.clients and not sim.layers:
+        # Noise hides that nobody was there; without it nothing happens.
+        return replace(state, round=round)
     blocks = cohort.blocks(sim.per_block)
     shares = assign_blocks(sim.pace.expected_seconds(cohort, blocks), sim.pace.expected_busy())
     plan = [[blocks[index] for index in share] for share in shares]

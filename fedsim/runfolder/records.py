@@ -26,6 +26,11 @@ class RoundRecord:
         self._known_clients = frozenset(sim.store.holder)
         self._known_params: dict[str, Tensor] = {}
         self._losses: list[float] = []
+        privacy = sim.config.privacy
+        self._observes = privacy is None or privacy.observe
+        if privacy is not None and privacy.observe:
+            # What no server could know of clients that are protected.
+            self.row["simulation_only"] = ["train_loss", "diagnostics", "clients.jsonl"]
         self.row: dict[str, Any] = {"round": round, "train_loss": None}
         self.row |= {"val": None, "test": None, "bytes_up": 0, "bytes_down": 0, "diagnostics": {}}
         self.client_rows: list[dict[str, Any]] = []
@@ -42,20 +47,23 @@ class RoundRecord:
     ) -> None:
         """Take in a phase: ``before`` and ``after`` are the server's states around it."""
         row, method = self.row, self._sim.algorithm
-        self._losses.append(float((cohort.weights * observed.losses).sum()))
-        row["train_loss"] = sum(self._losses) / len(self._losses)
+        if cohort.clients and self._observes:
+            self._losses.append(float((cohort.weights * observed.losses).sum()))
+            row["train_loss"] = sum(self._losses) / len(self._losses)
         bytes_up = observed.sent_per_client * len(cohort.clients)
         row["bytes_up"] += bytes_up
         row["bytes_down"] += self._bytes_down(before, cohort, bytes_up, observed)
         diagnostics: dict[str, Any] = {"below_grid": observed.below_grid} if bytes_up else {}
-        if change := drifting(released.mean, method.specs):
+        change = drifting(released.mean, method.specs)
+        if change and self._observes:
             mean_square = float((cohort.weights * observed.squared_norms).sum())
             diagnostics["client_drift"] = client_drift(mean_square, change)
-        if observed.products:
+        if observed.products and self._observes:
             diagnostics |= lora_diagnostics(observed.products, before.params, change)
         diagnostics |= method.diagnostics(after, released)
         row["diagnostics"][phase.name] = diagnostics
-        for client, weight, loss in zip(cohort.clients, cohort.weights.tolist(), observed.losses.tolist(), strict=True):
+        rows = zip(cohort.clients, cohort.weights.tolist(), observed.losses.tolist(), strict=True)
+        for client, weight, loss in rows if self._observes else ():
             self.client_rows.append(
                 {
                     "round": row["round"],

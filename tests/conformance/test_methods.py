@@ -142,6 +142,40 @@ def test_twice_gives_the_same_bits(method: str) -> None:
 
 
 @every_method
+def test_clipping_without_effect_and_without_noise_changes_no_bit(method: str) -> None:
+    mechanism = {"name": "client", "bound": 1e6}
+    quiet = {"mechanism": mechanism, "noise_multiplier": 0.0, "delta": 1e-5}
+    private, plain = (simulate(SIZES, 2, **active(method), privacy=privacy) for privacy in (quiet, None))
+    (end, _), (other, _) = play(private, 2), play(plain, 2)
+    assert same_bits(everything(private, end), everything(plain, other))
+
+
+@every_method
+def test_a_round_of_nobody_changes_nothing(method: str) -> None:
+    """With seed 1 the second round's coins leave all three clients out."""
+    clients = {"count": 3, "sampling": "poisson", "per_round": 1}
+    sim = simulate([8, 8, 8], 2, **active(method), clients=clients, seed=1, rounds=3)
+    first, (record,) = play(sim, 1)
+    before = everything(sim, first)
+    second, (empty,) = play(sim, 1, first)
+    assert record.client_rows
+    assert not empty.client_rows
+    assert empty.row["train_loss"] is None
+    assert same_bits(everything(sim, second), before)
+    assert play(sim, 1, second)[1][0].client_rows
+
+
+def test_noise_hides_a_round_of_nobody() -> None:
+    privacy = {"mechanism": {"name": "client", "bound": 0.1}, "noise_multiplier": 1.0, "delta": 1e-5}
+    clients = {"count": 3, "sampling": "poisson", "per_round": 1}
+    sim = simulate([8, 8, 8], 2, clients=clients, seed=1, rounds=3, privacy=privacy)
+    first = play(sim, 1)[0]
+    second, (empty,) = play(sim, 1, first)
+    assert not empty.client_rows
+    assert all(not torch.equal(second.params[name], first.params[name]) for name in first.params)
+
+
+@every_method
 def test_any_order_of_blocks_gives_the_same_bits(method: str) -> None:
     sim = simulate(SIZES, 1, **active(method))
     present = [client for client, size in enumerate(SIZES) if size]

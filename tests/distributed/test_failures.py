@@ -55,6 +55,15 @@ def pid_of_rank(parent: int, rank: int) -> int:
         (0, [*HARMOFL, "train={lr: 0.05, momentum: 0.9, batch_size: 8, keep_optimizer: true}"]),
         (1, [*HARMOFL, "train={lr: 0.01, optimizer: adam, batch_size: 8, keep_optimizer: true}"]),
         (1, ["algorithm.name=fedadam"]),
+        # The bound that follows the clients' norms is the layer's own state.
+        (
+            0,
+            [
+                "algorithm.name=fedavg",
+                "privacy={mechanism: {name: client, bound: 0.1, clipping: {name: quantile, count_noise: 2.0}}, "
+                "noise_multiplier: 0.5, delta: 1.0e-5}",
+            ],
+        ),
     ],
 )
 def test_a_killed_rank_costs_nothing(victim, options, tmp_path):

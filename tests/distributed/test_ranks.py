@@ -53,6 +53,21 @@ CASES = {
     "fednova": ["algorithm.name=fednova"],
     "fedyogi": ["algorithm.name=fedyogi"],
     "moon": ["algorithm.name=moon", "clients.per_round=4"],
+    "noise regulator": [
+        "algorithm.name=deer",
+        "privacy={mechanism: {name: noise_regulator, bound: 0.1}, noise_multiplier: 0.5, delta: 1.0e-5}",
+    ],
+    "every client's own noise, Poisson cohorts": [
+        "clients.sampling=poisson",
+        "clients.per_round=2",
+        "privacy={mechanism: {name: client, bound: 0.1, noise: local}, noise_multiplier: 0.5, delta: 1.0e-5}",
+    ],
+    "totals with noise, a bound that follows a quantile": [
+        "algorithm.name=scaffold",
+        "train={lr: 0.05, momentum: 0.0, batch_size: 8}",
+        "privacy={mechanism: {name: client, bound: 0.1, clipping: {name: quantile, count_noise: 2.0}}, "
+        "noise_multiplier: 0.5, delta: 1.0e-5}",
+    ],
     "more ranks than blocks": ["clients.per_block=4", "clients.per_round=4"],
 }
 
@@ -60,7 +75,7 @@ CASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_any_number_of_ranks_gives_the_same_bits(case, tmp_path):
-    counts = (0, 1, 2, 3) if case in ("deer", "prrfl", "harmofl") else (0, 3)
+    counts = (0, 1, 2, 3) if case in ("deer", "prrfl", "harmofl", "noise regulator") else (0, 3)
     compare(write_config(tmp_path), CASES[case], counts, tmp_path)
 
 

@@ -53,6 +53,18 @@ def test_same_seed_and_round_same_cohort() -> None:
     assert len(set(draws[:20])) > 1
 
 
+def test_poisson_tosses_a_coin_for_everyone() -> None:
+    """Each of five clients is in with 2/7, whoever else is; sometimes nobody is."""
+    rounds = [cohort(round, per_round=2, sampling="poisson") for round in range(1, 2001)]
+    seen = Counter(client for one in rounds for client in one.clients)
+    assert all(abs(seen[client] / 2000 - 2 / 7) < 0.04 for client in (0, 2, 3, 4, 6))
+    # The number of clients is binomial: variance 5 * 2/7 * 5/7.
+    sizes = torch.tensor([float(len(one.clients)) for one in rounds])
+    assert sizes.var().item() == pytest.approx(5 * 2 / 7 * 5 / 7, rel=0.15)
+    assert sizes.min() == 0
+    assert {one.weights.sum().item() for one in rounds if not one.clients} == {0.0}
+
+
 def test_odds() -> None:
     """One of five clients per round: alike, or in proportion to the images."""
     for sampling, odds in (("uniform", dict.fromkeys((0, 2, 3, 4, 6), 0.2)), ("volume", {0: 0.1, 2: 0.3, 3: 0.05})):
