@@ -28,11 +28,11 @@ class RoundRecord:
         self._losses: list[float] = []
         privacy = sim.config.privacy
         self._observes = privacy is None or privacy.observe
+        self.row: dict[str, Any] = {"round": round, "train_loss": None}
+        self.row |= {"val": None, "test": None, "bytes_up": 0, "bytes_down": 0, "diagnostics": {}}
         if privacy is not None and privacy.observe:
             # What no server could know of clients that are protected.
             self.row["simulation_only"] = ["train_loss", "diagnostics", "clients.jsonl"]
-        self.row: dict[str, Any] = {"round": round, "train_loss": None}
-        self.row |= {"val": None, "test": None, "bytes_up": 0, "bytes_down": 0, "diagnostics": {}}
         self.client_rows: list[dict[str, Any]] = []
         self.timing: dict[str, Any] = {"round": round, "phases": []}
 
