@@ -74,6 +74,8 @@ class ClientLevelLayer(Layer):
 
     def pre_aggregate(self, state: ServerState, update: Update, payload: Payload) -> Payload:
         message = self.to_clip(state, message_of(payload))
+        if not message:
+            return payload
         clipped, unclipped_K = self._clipped(message, len(update.clients), self.bound(state))
         if self.noise.multiplier == 0:
             return Payload(**groups_of(clipped))
