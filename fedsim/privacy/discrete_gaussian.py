@@ -41,8 +41,9 @@ class Lattice:
 
     def round(self, values: Tensor) -> Tensor:
         """Return float64 values as whole numbers of steps, int64; UserError beyond what float64 counts."""
-        steps = (values / self.step).round()
-        if not bool((steps.abs() < 2.0**52).all()):
+        # Division by a power of two is exact.
+        steps = (values / self.step).round_()
+        if steps.numel() and not bool(steps.abs().amax() < 2.0**52):
             found = f"a change of {values.abs().max().item():g} beside noise of {self.deviation * self.step:g}"
             raise UserError("privacy.noise_multiplier", found, "more noise, or a smaller bound")
         return steps.to(torch.int64)
