@@ -57,8 +57,7 @@ class SecuredPhase:
         started = time.perf_counter()
         #: How many must stay. What rounding leaves above a whole number does not count.
         self.threshold = math.ceil(settings.threshold * len(clients) - 1e-9)
-        draws = {c: numpy_stream(seed, f"dropout/{phase}", round=round, client=c).random() for c in clients}
-        self.lost = frozenset(client for client, draw in draws.items() if draw < settings.dropout)
+        self.lost = lost_clients(settings.dropout, seed, round, phase, clients)
         self.stayed = tuple(client for client in clients if client not in self.lost)
         if len(self.stayed) < self.threshold:
             found = f"{len(self.stayed)} of {len(clients)} clients left in {place}"
@@ -126,6 +125,12 @@ class Unmasking:
         started = time.perf_counter()
         self._server.take_away(numbers_P.numpy().view(np.uint64), stream)
         self.seconds += time.perf_counter() - started
+
+
+def lost_clients(dropout: float, seed: int, round: int, phase: str, clients: Sequence[int]) -> frozenset[int]:
+    """Draw who of the clients is lost in a phase, each with the probability ``dropout``."""
+    draws = {client: numpy_stream(seed, f"dropout/{phase}", round=round, client=client).random() for client in clients}
+    return frozenset(client for client, draw in draws.items() if draw < dropout)
 
 
 def require_sums(method: Algorithm, payload: Payload) -> None:

@@ -13,7 +13,7 @@ from fedsim.config.privacy import SecureAggregationConfig
 from fedsim.errors import UserError
 from fedsim.measure.client_scores import ClientScores
 from fedsim.phase import Sums, meet, train_blocks
-from fedsim.privacy.secured_phase import SecuredPhase
+from fedsim.privacy.secured_phase import SecuredPhase, lost_clients
 from fedsim.schedule.cohort import Cohort, draw_cohort
 from fedsim.simulation import Simulation
 from tests.conformance.test_methods import ACTIVE, MODEL, OWN_MODEL
@@ -21,6 +21,7 @@ from tests.helpers import LORA, TINY_VIT, everything, play, same_bits, simulate,
 from tests.unit.privacy.test_secure_aggregation import UNIFORM, p_uniform
 
 SIZES = [20, 5, 18, 9, 12]
+OTHER_PLACES = [(1, 1, "train"), (0, 2, "train"), (0, 1, "B")]
 LORA_MODEL = {**TINY_VIT, "lora": LORA}
 
 
@@ -42,13 +43,7 @@ def phase_of(clients: int, seed: int = 0, **words: Any) -> SecuredPhase:
 
 def seed_that_loses(number: int, clients: int, dropout: float) -> int:
     """The first seed by which so many are lost, in round 1."""
-    for seed in range(200):
-        try:
-            if len(phase_of(clients, seed, threshold=0.51, dropout=dropout).lost) == number:
-                return seed
-        except UserError:
-            continue
-    raise AssertionError
+    return next(seed for seed in range(200) if len(lost_clients(dropout, seed, 1, "train", range(clients))) == number)
 
 
 def terms_of(number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -266,7 +261,7 @@ def test_threshold_is_a_share_rounded_up(threshold: float, clients: int, expecte
 
 def test_every_phase_and_round_has_keys_of_its_own() -> None:
     settings = SecureAggregationConfig()
-    places = [(0, 1, "a"), (1, 1, "a"), (0, 2, "a"), (0, 1, "b")]
+    places = [(0, 1, "train"), *OTHER_PLACES]
     keys = {
         key.mask_key for seed, round, phase in places for key in SecuredPhase(settings, seed, round, phase, (0, 1)).keys
     }
@@ -274,11 +269,9 @@ def test_every_phase_and_round_has_keys_of_its_own() -> None:
 
 
 def test_who_is_lost_depends_on_seed_round_phase_and_client_alone() -> None:
-    settings = SecureAggregationConfig(dropout=0.5)
-    many = lost_of(settings, range(100))
-    assert 25 < len(many) < 75
-    assert lost_of(settings, range(99, -1, -1)) == many
-
-
-def lost_of(settings: SecureAggregationConfig, clients: Any) -> frozenset[int]:
-    return SecuredPhase(settings.model_copy(update={"threshold": 0.01}), 0, 1, "train", clients).lost
+    many = lost_clients(0.5, 0, 1, "train", range(1000))
+    assert 430 < len(many) < 570
+    assert lost_clients(0.5, 0, 1, "train", range(500, 600)) == {client for client in many if 500 <= client < 600}
+    others = [lost_clients(0.5, seed, round, phase, range(1000)) for seed, round, phase in OTHER_PLACES]
+    assert all(400 < len(many ^ other) < 600 for other in others)
+    assert not lost_clients(0.0, 0, 1, "train", range(1000))
