@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.secure_aggregation
 
-One process plays all clients. A tenth of them, or one, is lost. Numbers are those of one grid; a simulator masks those
-of two or three, since it adds up before it knows which one is read.
+One process plays all clients, three times; the fastest counts. A tenth of them, or one, is lost. Numbers are those of
+one grid; a simulator masks those of two or three, since it adds up before it knows which one is read.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config.privacy import SecureAggregationConfig
-from fedsim.privacy.secured_phase import SecuredPhase, lost_clients
+from fedsim.privacy.secured_phase import SecuredCosts, SecuredPhase, lost_clients
 
 STREAM = "mean/0/60"
 
@@ -38,6 +38,16 @@ def add_up(phase: SecuredPhase, size: int) -> tuple[Tensor, float]:
     return total, seconds
 
 
+def measure(num_clients: int, size: int) -> tuple[SecuredPhase, SecuredCosts, float]:
+    """Return a phase, what it took, and the seconds of adding a client's message that is masked already."""
+    phase = phase_with_losses(num_clients, 0.1)
+    total, adding = add_up(phase, size)
+    unmasking = phase.unmask()
+    unmasking.take_away(total, STREAM)
+    assert (total == len(phase.stayed)).all()
+    return phase, phase.costs(size, unmasking), adding / len(phase.stayed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=[5, 20, 100])
@@ -56,22 +66,20 @@ def main() -> None:
     )
     print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
     for num_clients in words.clients:
-        phase = phase_with_losses(num_clients, 0.1)
-        total, adding = add_up(phase, words.numbers)
-        unmasking = phase.unmask()
-        unmasking.take_away(total, STREAM)
-        assert (total == len(phase.stayed)).all()
-        costs = phase.costs(words.numbers, unmasking)
+        phases, costs, adding = zip(*(measure(num_clients, words.numbers) for _ in range(3)), strict=True)
+        keys, masks, unmasking = (
+            min(getattr(cost, f"{name}_seconds") for cost in costs) for name in ("key", "mask", "unmask")
+        )
         row = (
             num_clients,
-            len(phase.lost),
-            f"{1e3 * costs.key_seconds:.2f}",
-            f"{1e3 * costs.mask_seconds:.2f}",
-            f"{1e9 * costs.mask_seconds / words.numbers:.2f}",
-            f"{1e9 * adding / len(phase.stayed) / words.numbers:.2f}",
-            f"{1e3 * costs.unmask_seconds:.1f}",
-            f"{costs.bytes_sent:,}",
-            f"{costs.bytes_received:,}",
+            len(phases[0].lost),
+            f"{1e3 * keys:.2f}",
+            f"{1e3 * masks:.2f}",
+            f"{1e9 * masks / words.numbers:.1f}",
+            f"{1e9 * min(adding) / words.numbers:.1f}",
+            f"{1e3 * unmasking:.1f}",
+            f"{costs[0].bytes_sent:,}",
+            f"{costs[0].bytes_received:,}",
         )
         print("| " + " | ".join(map(str, row)) + " |")
 
