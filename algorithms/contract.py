@@ -174,7 +174,8 @@ class Payload:
 class Aggregate:
     """The payloads of all clients together, the same bits on every rank.
 
-    Means and totals in float64; what was gathered is (K, ...), K all ``clients`` of the round in their order.
+    Means and totals in float64; what was gathered is (K, ...), K all ``clients`` of the round in their order. Where
+    secure aggregation loses some, ``clients`` are the others, and means are weighted among them.
     """
 
     clients: tuple[int, ...]

@@ -9,6 +9,7 @@ Shapes: K clients in a block, T tensors with P numbers in all.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,7 +28,12 @@ WHOLE_BITS = 53
 # Small tensors are summed side by side up to so many numbers, since each operation has a price of its own.
 COLUMNS_AT_ONCE = 2**16
 
+# How many numbers stand behind the sums, see ``ExactSum.flat``.
+NUM_COUNTS = 2
+
 Refuse = Callable[[str, Tensor], UserError]
+#: What is added to the clients' multiples under a stream's name, of so many numbers: int64 (K, P).
+Masks = Callable[[Sequence[int], str, int], Tensor]
 
 
 class ExactSum:
@@ -36,11 +42,16 @@ class ExactSum:
     ``num_terms`` bounds the number of clients that all ranks together will add. Complex numbers travel as pairs.
     ``who``: what the terms belong to, if not to clients, for messages. Ranks that each hold a part ``agree`` on the
     largest of their ``peaks``, add up their ``flat`` and ``read`` that; a sum of one rank is read as it is.
+
+    With ``masks`` what a client adds is masked first, on each grid anew, and sums wrap modulo 2^64. ``unmask`` comes
+    before ``read``, which then has the bits that it has without. Peaks are plain: every client tells its own, and the
+    largest is agreed upon. The counts behind ``below_grid`` are plain, too; no client tells them.
     """
 
-    def __init__(self, num_terms: int, who: str = "client") -> None:
+    def __init__(self, num_terms: int, who: str = "client", masks: Masks | None = None) -> None:
         self.num_terms = num_terms
         self._who = who
+        self._masks = masks
         self._columns: dict[str, list[_Columns]] = {}
         self._agreed: Tensor | None = None
 
@@ -68,9 +79,11 @@ class ExactSum:
         self, how: str, terms: Mapping[str, Tensor], weights: Tensor, limits: dict[int, float], clients: Sequence[int]
     ) -> None:
         if how not in self._columns:
-            self._columns[how] = [_Columns(some, limits) for some in side_by_side(terms)]
+            parts = enumerate(side_by_side(terms))
+            self._columns[how] = [_Columns(how, place, some, limits) for place, some in parts]
+        mask = None if self._masks is None else partial(self._masks, clients)
         for columns in self._columns[how]:
-            columns.add(terms, weights, lambda name, values: self._refuse(how, name, values, limits, clients))
+            columns.add(terms, weights, lambda name, values: self._refuse(how, name, values, limits, clients), mask)
 
     def _refuse(
         self, how: str, name: str, values: Tensor, limits: Mapping[int, float], clients: Sequence[int]
@@ -96,20 +109,39 @@ class ExactSum:
     def flat(self) -> Tensor:
         """What the ranks add up: all sums, then how many numbers unlike zero were sent, and how many fell to zero.
 
-        int64 (P + 2,), in an order that depends on the names and shapes alone.
+        int64 (P + NUM_COUNTS,), in an order that depends on the names and shapes alone.
         """
         parts, counts = [], []
         for columns, bits in self._chosen():
             parts += columns.sums(bits)
             counts.append(columns.counts(bits))
-        return torch.cat([*parts, torch.stack(counts).sum(0)]) if counts else torch.zeros(2, dtype=torch.int64)
+        return torch.cat([*parts, torch.stack(counts).sum(0)]) if counts else torch.zeros(NUM_COUNTS, dtype=torch.int64)
 
-    def read(self, flat: Tensor) -> dict[str, Tensor]:
-        """Cut a reduced ``flat`` back into named float64 or complex128 tensors, integers into their own dtype."""
+    def unmask(self, flat: Tensor, take_away: Callable[[Tensor, str], None]) -> Tensor:
+        """Return a reduced ``flat`` without masks; ``take_away`` subtracts in place, int64 (P,) on the CPU, by stream.
+
+        Of each group of columns the grids that are read are unmasked, and of these the tensors that are on them kept.
+        """
+        masked, parts = flat.cpu(), []
+        for columns, bits_T in self._chosen():
+            own, masked = masked.split([sum(columns.sizes), len(masked) - sum(columns.sizes)])
+            by_grid = {}
+            for bits in set(bits_T):
+                by_grid[bits] = own.clone()
+                take_away(by_grid[bits], columns.stream(bits))
+            grids = {bits: plain.split(columns.sizes) for bits, plain in by_grid.items()}
+            parts += [grids[bits][place] for place, bits in enumerate(bits_T)]
+        return torch.cat([*parts, masked]).to(flat.device)
+
+    def read(self, flat: Tensor, growth: float = 1.0) -> dict[str, Tensor]:
+        """Cut a reduced ``flat`` back into named float64 or complex128 tensors, integers into their own dtype.
+
+        ``growth``: what means are multiplied with, where the weights of those who were added do not sum to one.
+        """
         result: dict[str, Tensor] = {}
         for columns, bits in self._chosen():
             parts = flat.split([*columns.sizes, len(flat) - sum(columns.sizes)])
-            result |= columns.read(parts[:-1], bits)
+            result |= columns.read(parts[:-1], bits, growth if columns.how == "mean" else 1.0)
             flat = parts[-1]
         return result
 
@@ -120,7 +152,7 @@ class ExactSum:
 
     def below_grid(self, flat: Tensor) -> float:
         """Return the share of the numbers unlike zero that became zero on their grid, 0..1, from a reduced ``flat``."""
-        sent, lost = (int(count) for count in flat[-2:])
+        sent, lost = (int(count) for count in flat[-NUM_COUNTS:])
         return lost / max(1, sent)
 
     def _all(self) -> list["_Columns"]:
@@ -151,7 +183,9 @@ def side_by_side(terms: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 class _Columns:
     """Tensors side by side, P numbers of T tensors, summed on every grid that some of them have fitted so far."""
 
-    def __init__(self, terms: Mapping[str, Tensor], limits: Mapping[int, float]) -> None:
+    def __init__(self, how: str, place: int, terms: Mapping[str, Tensor], limits: Mapping[int, float]) -> None:
+        self.how = how
+        self._place = place
         self.limits = limits
         first = next(iter(terms.values()))
         self._dtypes = {name: value.dtype for name, value in terms.items()}
@@ -165,8 +199,21 @@ class _Columns:
         self._num_sent = none.sum()
         self._lost_T = dict.fromkeys(limits, none)
 
-    def add(self, terms: Mapping[str, Tensor], weights_K: Tensor, refuse: Refuse) -> None:
-        """Add the terms (K, ...) of a block, or raise what ``refuse`` makes of a tensor that no grid fits."""
+    def stream(self, bits: int) -> str:
+        """Return the name of the masks on a grid."""
+        return f"{self.how}/{self._place}/{bits}"
+
+    def add(
+        self,
+        terms: Mapping[str, Tensor],
+        weights_K: Tensor,
+        refuse: Refuse,
+        mask: Callable[[str, int], Tensor] | None = None,
+    ) -> None:
+        """Add the terms (K, ...) of a block, or raise what ``refuse`` makes of a tensor that no grid fits.
+
+        ``mask``: by stream and number of columns, int64 (K, P) to add before anything is summed.
+        """
         if not len(weights_K):
             return
         num_clients = len(weights_K)
@@ -186,10 +233,12 @@ class _Columns:
             elif bits in self._sums_P:
                 # What does not fit this grid becomes some number here that nobody reads.
                 multiples_KP = torch.mul(values_KP, 2.0**bits, out=scaled_KP).round_().to(torch.int64)
-                self._sums_P[bits] = self._sums_P[bits] + multiples_KP.sum(0)
                 # Mostly nothing is lost, and counting in all is cheaper than by tensor.
                 if multiples_KP.count_nonzero() != num_sent:
                     self._lost_T[bits] = self._lost_T[bits] + self._by_tensor((multiples_KP == 0) & (values_KP != 0))
+                if mask is not None:
+                    multiples_KP += mask(self.stream(bits), sum(self.sizes)).to(multiples_KP.device)
+                self._sums_P[bits] = self._sums_P[bits] + multiples_KP.sum(0)
 
     def _by_tensor(self, is_KP: Tensor) -> Tensor:
         return torch.stack([part.sum() for part in is_KP.sum(0).split(self.sizes)])
@@ -208,11 +257,11 @@ class _Columns:
         lost = torch.stack([self._lost_T[bits][place] for place, bits in enumerate(bits_T)])
         return torch.stack([self._num_sent, lost.sum()])
 
-    def read(self, sums: Sequence[Tensor], bits_T: Sequence[int]) -> dict[str, Tensor]:
-        """Return the tensors by name from their sums on these grids."""
+    def read(self, sums: Sequence[Tensor], bits_T: Sequence[int], factor: float) -> dict[str, Tensor]:
+        """Return the tensors by name, ``factor`` times their sums on these grids."""
         result = {}
         for (name, shape), part, bits in zip(self._shapes.items(), sums, bits_T, strict=True):
-            value, dtype = part.reshape(shape).double() * 2.0**-bits, self._dtypes[name]
+            value, dtype = part.reshape(shape).double() * 2.0**-bits * factor, self._dtypes[name]
             if dtype.is_complex:
                 value = torch.view_as_complex(value)
             # Whole numbers that were averaged are whole no more, but for rounding.

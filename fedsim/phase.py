@@ -10,19 +10,20 @@ Shapes: K clients of the cohort.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import PARAMS, Aggregate, Groups, Payload, Phase, ServerState, Update
-from fedsim.comm.exact import ExactSum
+from fedsim.comm.exact import NUM_COUNTS, ExactSum
 from fedsim.comm.group import Group
 from fedsim.measure.client_scores import ClientScores
 from fedsim.measure.diagnostics import block_products
 from fedsim.measure.traffic import sent_by_client
 from fedsim.method_checks import check_kept, check_payload
 from fedsim.models.specs import ParamSpec
+from fedsim.privacy.secured_phase import SecuredCosts, SecuredPhase, require_sums
 from fedsim.schedule.cohort import Cohort
 from fedsim.simulation import Simulation
 
@@ -35,6 +36,7 @@ class Observed:
     clients send to be averaged, but for running statistics. ``busy``: every rank's seconds from the last meeting to its
     training. ``products``: see ``diagnostics.block_products``. ``below_grid``: share of the numbers sent, unlike zero,
     that the exact sum could not hold. ``sent_per_client``: bytes. ``context``: of no client, for its shapes.
+    ``secured``: what secure aggregation took on this rank, where there is some.
     """
 
     losses: Tensor
@@ -45,16 +47,23 @@ class Observed:
     below_grid: float
     sent_per_client: int
     context: Groups
+    secured: SecuredCosts | None
 
 
 class Sums:
     """What the blocks of a rank add up to."""
 
-    def __init__(self, cohort: Cohort, group: Group, specs: Mapping[str, ParamSpec]) -> None:
+    def __init__(
+        self, cohort: Cohort, group: Group, specs: Mapping[str, ParamSpec], secured: SecuredPhase | None = None
+    ) -> None:
         self.cohort = cohort
+        self.secured = secured
+        #: The clients whose messages arrive, and the weights (K,) that they then have in a mean, the others zero.
+        self.arrived = cohort.clients if secured is None else secured.stayed
+        self.weights = cohort.weights_among(self.arrived)
         self._specs = specs
         num_terms = max(1, len(cohort.clients))
-        self.released = ExactSum(num_terms)
+        self.released = ExactSum(num_terms, masks=None if secured is None else secured.masks)
         self.observed = ExactSum(num_terms, "the clients from")
         # Losses, squared norms and seconds, zero but for this rank's clients.
         self.table = torch.zeros(3, len(cohort.clients), dtype=torch.float64)
@@ -70,9 +79,9 @@ class Sums:
         ``payload``: what is released; ``raw``: the same before the layers, which is observed.
         """
         first = self.cohort.clients[block.start : block.stop][:1] or (0,)
-        self.released.add_mean(flattened(payload.mean), update.weights, update.clients)
-        self.released.add_sum(flattened(payload.total), update.clients)
-        self.observed.add_sum(block_products(update, raw.mean.get(PARAMS, {})), first)
+        self._release(update, payload)
+        among = replace(update, weights=self.weights[block.start : block.stop])
+        self.observed.add_sum(block_products(among, raw.mean.get(PARAMS, {})), first)
         for name, value in flattened(payload.gather).items():
             if name not in self.rows:
                 self.rows[name] = value.new_zeros(len(self.cohort.clients), *value.shape[1:])
@@ -82,12 +91,24 @@ class Sums:
         self.payload = payload
         self.context = {group: {n: v[:0] for n, v in tensors.items()} for group, tensors in update.context.items()}
 
+    def _release(self, update: Update, payload: Payload) -> None:
+        clients, weights = update.clients, update.weights
+        mean, total = flattened(payload.mean), flattened(payload.total)
+        if len(self.arrived) < len(self.cohort.clients):
+            # The whole message of a client that is lost is lost, with its peaks.
+            here = [place for place, client in enumerate(clients) if client in self.arrived]
+            clients, weights = tuple(clients[place] for place in here), weights[here]
+            mean, total = ({name: value[here] for name, value in part.items()} for part in (mean, total))
+        self.released.add_mean(mean, weights, clients)
+        self.released.add_sum(total, clients)
+
 
 def train_blocks(
     sim: Simulation, state: ServerState, phase: Phase, cohort: Cohort, mine: Sequence[range], scores: ClientScores
 ) -> Sums:
     """Train the blocks ``mine``, ranges of positions in the cohort, and add up what they let out."""
-    sums = Sums(cohort, sim.group, sim.held.specs)
+    secured = secured_phase(sim, state, phase, cohort)
+    sums = Sums(cohort, sim.group, sim.held.specs, secured)
     # A rank without blocks trains one without clients.
     for block in mine or [range(0)]:
         started = time.perf_counter()
@@ -100,6 +121,8 @@ def train_blocks(
             raw = payload
             for layer in sim.layers:
                 payload = layer.pre_aggregate(state, update, payload)
+            if secured is not None:
+                require_sums(sim.algorithm, payload)
             scores.measure_before(block, update, state.params)
         sums.add(block, update, raw, payload, losses)
         sums.table[2, block.start : block.stop] = (time.perf_counter() - started) / max(1, len(clients))
@@ -128,9 +151,11 @@ def meet(group: Group, sums: Sums) -> tuple[Aggregate, Observed]:
     num_clients = len(sums.cohort.clients)
     numbers = numbers.cpu().view(torch.float64)
     losses, norms, seconds, busy = numbers.split([num_clients] * 3 + [len(sums.busy)])
-    values = released.read(exact)
+    exact, costs = unmasked(sums, exact)
+    # Only now is it known whose weights should sum to one.
+    values = released.read(exact, sums.cohort.growth(sums.arrived))
     aggregate = Aggregate(
-        sums.cohort.clients,
+        sums.arrived,
         regrouped(sums.payload.mean, values),
         regrouped(sums.payload.total, values),
         regrouped(sums.payload.gather, from_int64(gathered, sums.rows)),
@@ -144,7 +169,25 @@ def meet(group: Group, sums: Sums) -> tuple[Aggregate, Observed]:
         below_grid=released.below_grid(exact),
         sent_per_client=sent_by_client(sums.payload),
         context=sums.context,
+        secured=costs,
     )
+
+
+def secured_phase(sim: Simulation, state: ServerState, phase: Phase, cohort: Cohort) -> SecuredPhase | None:
+    """Return the protocol's run of a phase, if the config wants it and anybody takes part."""
+    settings = None if sim.config.privacy is None else sim.config.privacy.secure_aggregation
+    if settings is None or not cohort.clients:
+        return None
+    return SecuredPhase(settings, sim.config.seed, state.round + 1, phase.name, cohort.clients)
+
+
+def unmasked(sums: Sums, exact: Tensor) -> tuple[Tensor, SecuredCosts | None]:
+    """Return what the ranks have added up without masks, and what that took."""
+    if sums.secured is None:
+        return exact, None
+    unmasking = sums.secured.unmask()
+    exact = sums.released.unmask(exact, unmasking.take_away)
+    return exact, sums.secured.costs(len(exact) - NUM_COUNTS, unmasking)
 
 
 def squared_norms(payload: Payload, num_clients: int, specs: Mapping[str, ParamSpec]) -> Tensor:

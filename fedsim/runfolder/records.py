@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -56,12 +57,13 @@ class RoundRecord:
         diagnostics: dict[str, Any] = {"below_grid": observed.below_grid} if bytes_up else {}
         change = drifting(released.mean, method.specs)
         if change and self._observes:
-            mean_square = float((cohort.weights * observed.squared_norms).sum())
+            mean_square = float((cohort.weights_among(released.clients) * observed.squared_norms).sum())
             diagnostics["client_drift"] = client_drift(mean_square, change)
         if observed.products and self._observes:
             diagnostics |= lora_diagnostics(observed.products, before.params, change)
         diagnostics |= method.diagnostics(after, released)
         row["diagnostics"][phase.name] = diagnostics
+        arrived = set(released.clients)
         rows = zip(cohort.clients, cohort.weights.tolist(), observed.losses.tolist(), strict=True)
         for client, weight, loss in rows if self._observes else ():
             self.client_rows.append(
@@ -74,8 +76,12 @@ class RoundRecord:
                     "train_loss": loss,
                 }
             )
+            if client not in arrived:
+                self.client_rows[-1]["lost"] = True
         seconds = dict(zip(cohort.clients, observed.seconds.tolist(), strict=True))
         self.timing["phases"].append({"name": phase.name, "train_seconds_per_client": seconds})
+        if observed.secured is not None:
+            self.timing["phases"][-1]["secure_aggregation"] = asdict(observed.secured)
 
     def _bytes_down(self, before: ServerState, cohort: Cohort, bytes_up: int, observed: Observed) -> int:
         """Bytes that the server sends all clients of a phase.

@@ -31,6 +31,17 @@ class Cohort:
         """Return the weights of some of the clients, float64 (K,)."""
         return self.weights[[self._places[client] for client in clients]]
 
+    def growth(self, clients: Sequence[int]) -> float:
+        """Return what makes a mean over some of the clients of a sum with their weights among all; one for all."""
+        if len(clients) == len(self.clients):
+            return 1.0
+        return float(self.weights.sum() / self.weights_of(clients).sum())
+
+    def weights_among(self, clients: Sequence[int]) -> Tensor:
+        """Return the weights of all in a mean over some alone, float64 (K,): zero for the others, the sum the same."""
+        is_among = torch.tensor([client in set(clients) for client in self.clients], dtype=torch.bool)
+        return torch.where(is_among, self.weights, 0) * self.growth(clients)
+
     @cached_property
     def _places(self) -> dict[int, int]:
         return {client: place for place, client in enumerate(self.clients)}

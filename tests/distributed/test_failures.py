@@ -64,6 +64,7 @@ def pid_of_rank(parent: int, rank: int) -> int:
                 "noise_multiplier: 0.5, delta: 1.0e-5}",
             ],
         ),
+        (1, ["algorithm.name=fedprox", "privacy={secure_aggregation: {threshold: 0.6, dropout: 0.1}}"]),
     ],
 )
 def test_a_killed_rank_costs_nothing(victim, options, tmp_path):
