@@ -166,15 +166,15 @@ class Ledger:
         numbers = 0 if self.is_record_level else self.facts.numbers
         delta = accounting.before_lattice(self.delta) if numbers else self.delta
         found: tuple[float, int | None] = (-1.0, None)
-        # The other accountant's figure is never smaller, and quick: who spends less by it than another by this is left.
+        # Who spends less by a quick bound than another one truly does need not be looked at more closely.
+        times = {spending: spending.times * rounds for spending in self.spendings(multiplier)}
         bounds = {
-            spending: accounting.epsilon(spending.event, spending.times * rounds, delta, "rdp")
-            for spending in self.spendings(multiplier)
+            spending: accounting.epsilon_bound(spending.event, number, delta) for spending, number in times.items()
         }
-        for spending, bound in sorted(bounds.items(), key=lambda item: -item[1]):
-            if bound <= found[0]:
+        for spending in sorted(bounds, key=lambda one: -bounds[one]):
+            if bounds[spending] <= found[0]:
                 break
-            spent = accounting.epsilon(spending.event, spending.times * rounds, delta, accountant)
+            spent = accounting.epsilon(spending.event, times[spending], delta, accountant)
             found = max(found, (spent, spending.client), key=lambda pair: pair[0])
         if numbers:
             return accounting.after_lattice(found[0], self.delta, numbers, self.facts.phases * rounds), found[1]
