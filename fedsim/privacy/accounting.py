@@ -43,10 +43,10 @@ LEAST_EPSILON = 1e-12
 
 
 def gaussian(multiplier: float, releases: float = 1, rate: float = 1.0) -> Event:
-    """The event of ``releases`` Gaussian releases to the same sample of the units, each in it with probability ``rate``.
+    """The event of Gaussian releases about the same sample of the units, which has each with probability ``rate``.
 
     Releases that follow on each other cost what one costs whose multiplier is smaller by their root (Dong, Roth and Su,
-    JRSS B 2022, on composition). Of the sample it is that one release, not several of samples of their own.
+    JRSS B 2022, on composition). It is this one that the sampling amplifies: the releases share their sample.
     """
     event = dp_accounting.GaussianDpEvent(multiplier / math.sqrt(releases))
     return event if rate >= 1 else dp_accounting.PoissonSampledDpEvent(rate, event)
@@ -141,9 +141,10 @@ def on_lattice(multiplier: float, numbers: int, steps: float = LEAST_STEPS) -> f
 
 
 def lattice_loss(numbers: int, releases: int, log_tail: float, steps: float = LEAST_STEPS) -> float:
-    """Return eta: the logarithms of the probabilities of the two kinds of noise differ by at most so much in R releases.
+    """Return eta: in R releases the logarithms of the two kinds of noise's probabilities differ by at most so much.
 
-    Outside of a set whose probability is at most R exp(-``log_tail``) for either. docs/privacy_lattice.md has the proof.
+    This holds outside of a set that for either kind has a probability of at most R exp(-``log_tail``). The proof is in
+    docs/privacy_lattice.md.
     """
     squared_norm = numbers + 2 * math.sqrt(numbers * log_tail) + 2 * log_tail
     squared_norm = (math.sqrt(squared_norm) + math.sqrt(numbers) / (2 * steps)) ** 2

@@ -51,8 +51,9 @@ class Ledger:
     the config gives an epsilon, with a line to ``progress`` for every try, since one takes seconds.
     """
 
-    def __init__(self, config: Config, facts: PublicFacts, progress: Callable[[str], None] = lambda text: None) -> None:
-        assert config.privacy is not None and config.privacy.mechanism is not None, "there is something to account"
+    def __init__(self, config: Config, facts: PublicFacts, progress: Callable[[str], object] = str) -> None:
+        assert config.privacy is not None
+        assert config.privacy.mechanism is not None, "there is something to account"
         check_claims(config, facts.sizes)
         self.config, self.facts = config, facts
         self.words: PrivacyConfig = config.privacy
@@ -70,7 +71,7 @@ class Ledger:
 
     @property
     def is_measured(self) -> bool:
-        """Whether the sensitivity depends on what was released before, so that the layer has to add up what is spent."""
+        """Whether the sensitivity depends on earlier releases, so that the layer has to add up what is spent."""
         return isinstance(self.mechanism, NoiseRegulator) and self.mechanism.form == "released"
 
     @property
@@ -144,7 +145,7 @@ class Ledger:
         is_sampled = not self.is_record_level and not self.is_local and self.rate < 1
         return is_sampled and self.config.clients.sampling == "uniform"
 
-    def _solved(self, progress: Callable[[str], None]) -> float:
+    def _solved(self, progress: Callable[[str], object]) -> float:
         target, rounds = self.words.epsilon, self.config.rounds
         assert target is not None, "the config's words say so"
 
@@ -217,7 +218,7 @@ class Ledger:
 def beside_count(multiplier: float, count_noise: float) -> float:
     """Return the multiplier of the update's noise so that update and count together cost what ``multiplier`` says.
 
-    ``count_noise``: the deviation of the noise on the sum of clients' bits, which are one half or minus one half. Andrew
-    et al., NeurIPS 2021, theorem 1.
+    ``count_noise``: the deviation of the noise on the sum of clients' bits, which are one half or minus one half.
+    Andrew et al., NeurIPS 2021, theorem 1.
     """
     return float((multiplier**-2 - (2 * count_noise) ** -2) ** -0.5)

@@ -18,7 +18,7 @@ from fedsim.simulation import Simulation
 Rows = Iterator[tuple[str, str]]
 
 
-def describe(config: Config, progress: Callable[[str], None] = lambda text: None) -> list[tuple[str, str]]:
+def describe(config: Config, progress: Callable[[str], object] = str) -> list[tuple[str, str]]:
     """Load data and model and return the ledger as rows of name and text; ``progress`` gets a line per slow step."""
     if config.privacy is None:
         expected = "a section, such as privacy='{mechanism: {name: client, bound: 1.0}, epsilon: 8, delta: 1e-3}'"
