@@ -132,6 +132,15 @@ def solve(epsilon_of: Callable[[float], float], target: float, start: float = 1.
     return found
 
 
+def beside_count(multiplier: float, count_noise: float) -> float:
+    """Return the multiplier of the update's noise so that update and count together cost what ``multiplier`` says.
+
+    ``count_noise``: the deviation of the noise on the sum of clients' bits, which are one half or minus one half.
+    Andrew et al., NeurIPS 2021, theorem 1.
+    """
+    return float((multiplier**-2 - (2 * count_noise) ** -2) ** -0.5)
+
+
 def on_lattice(multiplier: float, numbers: int, steps: float = LEAST_STEPS) -> float:
     """Return the multiplier that is left when each of P = ``numbers`` of a unit's message is rounded to the lattice.
 

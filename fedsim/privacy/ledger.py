@@ -10,21 +10,22 @@ from dataclasses import dataclass
 
 from fedsim.config.experiment import Config
 from fedsim.config.privacy import ClientLevel, NoiseRegulator, PrivacyConfig, QuantileClipping, RecordLevel
-from fedsim.errors import UserError
 from fedsim.privacy import accounting
 from fedsim.privacy.accounting import Event
-from fedsim.privacy.refusals import check_claims, drawn_share
+from fedsim.privacy.refusals import check_claims, drawn_share, is_drawn_in_secret
 
 
 @dataclass(frozen=True)
 class PublicFacts:
     """What everybody may know: ``sizes``, each client's training images; ``steps``, its local steps in a phase.
 
-    ``phases``: releases of a round; ``numbers``: how many numbers the largest of them has.
+    ``trainings``: the phases of a round; ``phases``: those of them in which clients send something; ``numbers``: how
+    many numbers the largest message has.
     """
 
     sizes: tuple[int, ...]
     steps: tuple[int, ...]
+    trainings: int
     phases: int
     numbers: int
 
@@ -62,7 +63,6 @@ class Ledger:
         self.delta = self.words.delta
         multiplier = self.words.noise_multiplier
         self.multiplier = self._solved(progress) if multiplier is None else multiplier
-        self._check_count_noise()
 
     @property
     def is_record_level(self) -> bool:
@@ -80,6 +80,11 @@ class Ledger:
         return isinstance(self.mechanism, ClientLevel) and self.mechanism.noise == "local"
 
     @property
+    def is_amplified(self) -> bool:
+        """Whether it counts that not all clients are in a round: only where whom noise protects from cannot see it."""
+        return not self.is_record_level and is_drawn_in_secret(self.mechanism) and self.rate < 1
+
+    @property
     def rate(self) -> float:
         """The share of the clients that a round draws."""
         return drawn_share(self.config, len(self.facts.present))
@@ -95,16 +100,26 @@ class Ledger:
         return share / self.rate
 
     @property
+    def numbers(self) -> int:
+        """How many numbers of a message get noise on a lattice: none at record level, one more with quantile clipping."""
+        if self.is_record_level:
+            return 0
+        has_count = isinstance(self.mechanism, ClientLevel) and isinstance(self.mechanism.clipping, QuantileClipping)
+        return self.facts.numbers + has_count
+
+    @property
     def update_multiplier(self) -> float:
         """The multiplier of the noise on the update itself, which quantile clipping shares with that on its count."""
         clipping = self.mechanism.clipping if isinstance(self.mechanism, ClientLevel) else None
         if not isinstance(clipping, QuantileClipping) or not self.multiplier:
             return self.multiplier
-        return beside_count(self.multiplier, clipping.count_noise)
+        return accounting.beside_count(self.multiplier, clipping.count_noise)
 
     def releases(self, rounds: int) -> int:
         """Return how often the server is told something of a client, or at record level how many steps one takes."""
-        return rounds * (max(self.facts.steps) if self.is_record_level else 1) * self.facts.phases
+        if self.is_record_level:
+            return rounds * max(self.facts.steps) * self.facts.trainings
+        return rounds * self.facts.phases
 
     def worst_client(self, rounds: int) -> int | None:
         """Return at record level the client whose images spend most; None where all clients spend alike."""
@@ -138,12 +153,11 @@ class Ledger:
         """
         mu = math.sqrt(squared_mu) * (2 if self.words.adjacency == "replace_one" else 1)
         continuous = accounting.exact_epsilon(mu, accounting.before_lattice(self.delta))
-        return accounting.after_lattice(continuous, self.delta, self.facts.numbers, releases)
+        return accounting.after_lattice(continuous, self.delta, self.numbers, releases)
 
     @property
     def _has_fixed_size(self) -> bool:
-        is_sampled = not self.is_record_level and not self.is_local and self.rate < 1
-        return is_sampled and self.config.clients.sampling == "uniform"
+        return self.is_amplified and self.config.clients.sampling == "uniform"
 
     def _solved(self, progress: Callable[[str], object]) -> float:
         target, rounds = self.words.epsilon, self.config.rounds
@@ -164,8 +178,7 @@ class Ledger:
             return 0.0, None
         if multiplier == 0:
             return math.inf, None
-        numbers = 0 if self.is_record_level else self.facts.numbers
-        delta = accounting.before_lattice(self.delta) if numbers else self.delta
+        delta = accounting.before_lattice(self.delta) if self.numbers else self.delta
         found: tuple[float, int | None] = (-1.0, None)
         # Who spends less by a quick bound than another one truly does need not be looked at more closely.
         times = {spending: spending.times * rounds for spending in self.spendings(multiplier)}
@@ -177,8 +190,8 @@ class Ledger:
                 break
             spent = accounting.epsilon(spending.event, times[spending], delta, accountant)
             found = max(found, (spent, spending.client), key=lambda pair: pair[0])
-        if numbers:
-            return accounting.after_lattice(found[0], self.delta, numbers, self.facts.phases * rounds), found[1]
+        if self.numbers:
+            return accounting.after_lattice(found[0], self.delta, self.numbers, self.releases(rounds)), found[1]
         return found
 
     def spendings(self, multiplier: float) -> Iterator[Spending]:
@@ -187,7 +200,7 @@ class Ledger:
         if self.is_record_level:
             yield from self._record_spendings(multiplier)
             return
-        multiplier = accounting.on_lattice(multiplier, self.facts.numbers)
+        multiplier = accounting.on_lattice(multiplier, self.numbers)
         if self.words.adjacency == "replace_one":
             multiplier /= 2  # one client's term goes and another's comes: twice the sensitivity
         if self._has_fixed_size:
@@ -195,8 +208,7 @@ class Ledger:
             drawn = min(self.config.clients.num_per_round, population)
             yield Spending(accounting.fixed_size(multiplier, phases, drawn, population))
         else:
-            rate = 1.0 if self.is_local else self.rate  # who sends a message of its own is seen to take part
-            yield Spending(accounting.gaussian(multiplier, phases, rate))
+            yield Spending(accounting.gaussian(multiplier, phases, self.rate if self.is_amplified else 1.0))
 
     def _record_spendings(self, multiplier: float) -> Iterator[Spending]:
         """Of the clients that take as many steps the smallest one, whose images are drawn most often."""
@@ -205,20 +217,12 @@ class Ledger:
             smallest[self.facts.steps[client]] = client
         for steps, client in smallest.items():
             rate = min(1.0, batch / self.facts.sizes[client])
-            yield Spending(accounting.gaussian(multiplier, rate=rate), steps * self.facts.phases, client)
-
-    def _check_count_noise(self) -> None:
-        clipping = self.mechanism.clipping if isinstance(self.mechanism, ClientLevel) else None
-        if isinstance(clipping, QuantileClipping) and self.multiplier >= 2 * clipping.count_noise:
-            found = f"{clipping.count_noise:g} with a noise multiplier of {self.multiplier:g}"
-            where = "privacy.mechanism.clipping.count_noise"
-            raise UserError(where, found, f"more than {self.multiplier / 2:g}: the count alone spends more")
+            # What is trained and not sent shapes what is sent later.
+            yield Spending(accounting.gaussian(multiplier, rate=rate), steps * self.facts.trainings, client)
 
 
-def beside_count(multiplier: float, count_noise: float) -> float:
-    """Return the multiplier of the update's noise so that update and count together cost what ``multiplier`` says.
-
-    ``count_noise``: the deviation of the noise on the sum of clients' bits, which are one half or minus one half.
-    Andrew et al., NeurIPS 2021, theorem 1.
-    """
-    return float((multiplier**-2 - (2 * count_noise) ** -2) ** -0.5)
+def settled(config: Config, multiplier: float) -> Config:
+    """Return the config with a noise multiplier in the place of the epsilon that it was solved for."""
+    assert config.privacy is not None
+    words = config.privacy.model_copy(update={"noise_multiplier": multiplier, "epsilon": None})
+    return config.model_copy(update={"privacy": words})

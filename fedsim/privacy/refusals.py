@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fedsim.config.experiment import Config
-from fedsim.config.privacy import ClientLevel, NoiseRegulator, PrivacyConfig, RecordLevel
+from fedsim.config.privacy import ClientLevel, Mechanism, NoiseRegulator, PrivacyConfig, RecordLevel
 from fedsim.errors import UserError
 
 
@@ -30,8 +30,16 @@ def check_claims(config: Config, sizes: Sequence[int]) -> None:
         if words.adjacency != "replace_one":
             found = "add_remove with noise: local: who gets each message knows who takes part"
             raise UserError("privacy.adjacency", found, "replace_one")
-    else:
+    elif is_drawn_in_secret(words.mechanism):
         _check_sampling(config, words, sum(size > 0 for size in sizes))
+
+
+def is_drawn_in_secret(mechanism: Mechanism) -> bool:
+    """Whether a client's noise has to protect it only from those who do not see who takes part in a round.
+
+    The server sees it. Where noise is there to protect from the server, too, sampling the clients hides nothing.
+    """
+    return not isinstance(mechanism, ClientLevel) or mechanism.noise == "central"
 
 
 def drawn_share(config: Config, number: int) -> float:

@@ -3,17 +3,16 @@
 import math
 from collections.abc import Callable, Iterator
 
-from fedsim.algorithms.base import Phase
-from fedsim.build import build_simulation
+from fedsim.algorithms.base import Algorithm, Phase
+from fedsim.build import assemble, load_parts, make_algorithm
 from fedsim.comm.group import open_group
 from fedsim.config.experiment import Config
 from fedsim.config.privacy import ClientLevel, NoiseRegulator, PrivacyConfig
 from fedsim.errors import UserError
 from fedsim.privacy import deer_release
 from fedsim.privacy.facts import public_facts
-from fedsim.privacy.ledger import Ledger
+from fedsim.privacy.ledger import Ledger, settled
 from fedsim.privacy.refusals import check_claims
-from fedsim.simulation import Simulation
 
 Rows = Iterator[tuple[str, str]]
 
@@ -23,14 +22,17 @@ def describe(config: Config, progress: Callable[[str], object] = str) -> list[tu
     if config.privacy is None:
         expected = "a section, such as privacy='{mechanism: {name: client, bound: 1.0}, epsilon: 8, delta: 1e-3}'"
         raise UserError("privacy", "null", expected)
-    with open_group() as group:
-        sim = build_simulation(config, group)
     words = config.privacy
-    if words.mechanism is None:
-        check_claims(sim.config, sim.sizes)
-        return [("protects", "nothing: there is no mechanism, and epsilon is infinite"), *seen(words)]
-    ledger = Ledger(sim.config, public_facts(sim.config, sim.algorithm, sim.sizes), progress)
-    return [*statement(ledger), *noise(ledger), *spent(ledger), *seen(words), *released(ledger, sim)]
+    with open_group() as group:
+        parts = load_parts(config, group.device)
+        sizes = [len(part) for part in parts.clients]
+        if words.mechanism is None:
+            check_claims(config, sizes)
+            return [("protects", "nothing: there is no mechanism, and epsilon is infinite"), *seen(words)]
+        algorithm = make_algorithm(config, parts)
+        ledger = Ledger(config, public_facts(config, algorithm, sizes), progress)
+        assemble(settled(config, ledger.multiplier), group, parts)  # which refuses what cannot be run
+    return [*statement(ledger), *noise(ledger), *spent(ledger), *seen(words), *released(ledger, algorithm)]
 
 
 def statement(ledger: Ledger) -> Rows:
@@ -43,8 +45,9 @@ def statement(ledger: Ledger) -> Rows:
     if ledger.is_record_level:
         size = ledger.config.train.batch_size
         yield "sampling", f"Poisson: every image is in a batch with probability {size} over its client's images"
-    elif ledger.is_local or ledger.rate == 1:
-        yield "sampling", "not counted on: every client is taken to be in every round"
+    elif not ledger.is_amplified:
+        reason = "" if ledger.rate == 1 else ", since the server sees who takes part"
+        yield "sampling", f"not counted on: every client is taken to be in every round{reason}"
     else:
         scheme = "Poisson" if clients.sampling == "poisson" else "a fixed number without replacement"
         yield "sampling", f"{scheme}: a client is in a round with probability {ledger.rate:g}"
@@ -63,6 +66,11 @@ def noise(ledger: Ledger) -> Rows:
     if ledger.is_record_level:
         yield "sensitivity", f"{mechanism.bound:g}, of the sum of a batch's gradients"
         yield "sigma", f"{ledger.multiplier * mechanism.bound:g}, on that sum"
+        return
+    if ledger.is_measured:
+        yield "sensitivity", f"depends on the factors: every matrix by itself is clipped to {mechanism.bound:g}"
+        deviation = ledger.multiplier * mechanism.bound / math.sqrt(len(ledger.facts.sizes))
+        yield "sigma", f"{deviation:g}, of every client's noise before the other factor shapes it"
         return
     weight = 1.0 if ledger.is_local else ledger.largest_weight
     of = "of a client's message" if ledger.is_local else f"of the mean: the largest weight {weight:g} times the bound"
@@ -116,7 +124,7 @@ def seen(words: PrivacyConfig) -> Rows:
     yield "noise", "follows from the config's seed: in a simulation who knows that knows the noise"
 
 
-def released(ledger: Ledger, sim: Simulation) -> Rows:
+def released(ledger: Ledger, algorithm: Algorithm) -> Rows:
     """What DEeR's published code claims for this noise, beside what is true of it."""
     if not isinstance(ledger.mechanism, NoiseRegulator) and ledger.config.algorithm.name != "deer":
         return
@@ -129,7 +137,7 @@ def released(ledger: Ledger, sim: Simulation) -> Rows:
         claimed = deer_release.claimed_epsilon(multiplier, 1 / clients, *deer_release.plan(*plan))
     else:
         multiplier = deer_release.noise_multiplier(claimed, 1 / clients, *plan)
-    matrices = max(count_matrices(sim, phase) for phase in sim.algorithm.phases(1))
+    matrices = max(count_matrices(algorithm, phase) for phase in algorithm.phases(1))
     true = deer_release.true_epsilon(multiplier, matrices, ledger.releases(rounds), ledger.delta)
     yield (
         "DEeR's release",
@@ -142,7 +150,7 @@ def released(ledger: Ledger, sim: Simulation) -> Rows:
     )
 
 
-def count_matrices(sim: Simulation, phase: Phase) -> int:
+def count_matrices(algorithm: Algorithm, phase: Phase) -> int:
     """Return how many LoRA matrices a phase trains: q, k and v of a layer are one tensor and three matrices."""
-    lora = [spec for spec in sim.algorithm.specs.values() if spec.kind in ("lora_a", "lora_b")]
+    lora = [spec for spec in algorithm.specs.values() if spec.kind in ("lora_a", "lora_b")]
     return sum(math.prod(spec.shape[:-2]) for spec in lora if spec.kind in phase.kinds)
