@@ -94,6 +94,16 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def privacy(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Show what a config spends of privacy, and who sees what; trains nothing."""
+    settings = load_own(config, overrides or [])
+    from fedsim.verbs.privacy import describe
+
+    if IS_FIRST_RANK:
+        show_rows(describe(settings, lambda text: print(text, file=sys.stderr)))
+
+
+@app.command()
 def distill(config: ConfigPath, overrides: Overrides = None, out: Out = None, resume: Resume = False) -> None:
     """Make the sub-model that a run names in model.submodel, and distil it."""
     settings = load_own_distillation(config, overrides or [], out)

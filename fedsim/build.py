@@ -92,10 +92,7 @@ def assemble(
     all of them stay there. ``layers``: what wraps the method beside the config's privacy, nearer to the method.
     """
     # The method is told what there is, and refuses a model that has not what it is about.
-    method = resolve(config.algorithm.name)
-    facts = Facts(parts.client_model.specs, config.rounds, len(parts.clients), config.train)
-    algorithm = method(method.Config(**config.algorithm.settings), facts)
-    check_names(algorithm)
+    algorithm = make_algorithm(config, parts)
 
     # The block size depends on the config alone, so that no result depends on the ranks.
     images = input_source(config, parts.dataset, parts.server_model)
@@ -125,13 +122,22 @@ def assemble(
         model=parts.server_model,
         held=parts.client_model,
         algorithm=algorithm,
-        layers=[*layers, *privacy_layers(config, facts, [len(part) for part in parts.clients])],
+        layers=[*layers, *privacy_layers(config, algorithm.facts, [len(part) for part in parts.clients])],
         images=images,
         trainer=trainer,
         store=store,
         pace=Pace(config.train, [len(part) for part in parts.clients], group.num_ranks),
         public=public,
     )
+
+
+def make_algorithm(config: Config, parts: Parts) -> Algorithm:
+    """Make the method; UserError where the model has not what it is about."""
+    method = resolve(config.algorithm.name)
+    facts = Facts(parts.client_model.specs, config.rounds, len(parts.clients), config.train)
+    algorithm = method(method.Config(**config.algorithm.settings), facts)
+    check_names(algorithm)
+    return algorithm
 
 
 def new_state(client: int) -> dict[str, Tensor]:

@@ -1,0 +1,57 @@
+"""What is public about a run, from its method and its clients.
+
+Shapes: K = 0 clients, M models of a client.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedsim.algorithms.base import Algorithm, Payload, Phase, ServerState, Update
+from fedsim.config.experiment import Config
+from fedsim.privacy.ledger import PublicFacts
+from fedsim.schedule.cohort import num_local_steps
+
+
+def public_facts(config: Config, algorithm: Algorithm, sizes: Sequence[int]) -> PublicFacts:
+    """Return what a run's privacy is accounted from; ``sizes``: the number of training images of each client.
+
+    All rounds are taken to have the first one's phases. A phase in which nothing is sent is no release.
+    """
+    numbers = [count_numbers(nobodys_payload(algorithm, phase)) for phase in algorithm.phases(1)]
+    released = [count for count in numbers if count]
+    steps = tuple(num_local_steps(config.train, size) if size else 0 for size in sizes)
+    return PublicFacts(tuple(sizes), steps, len(numbers), len(released), max(released, default=0))
+
+
+def nobodys_payload(algorithm: Algorithm, phase: Phase) -> Payload:
+    """Return what clients send in a phase of the first round, with no client in it: the shapes are those of any."""
+    nothing = torch.zeros(())
+    params = {name: nothing.expand(spec.shape) for name, spec in algorithm.specs.items()}
+    state = ServerState(0, params, dict(algorithm.init_server(params)))
+    models = (phase.models,) if phase.models > 1 else ()
+    trained = {name: spec for name, spec in algorithm.specs.items() if spec.kind in phase.kinds}
+    update = Update(
+        round=1,
+        phase=phase,
+        clients=(),
+        cohort=(),
+        weights=torch.zeros(0, dtype=torch.float64),
+        before={name: params[name] for name in trained},
+        after={name: torch.zeros(0, *models, *spec.shape) for name, spec in trained.items()},
+        context=algorithm.begin(state, phase, []).context,
+        kept=[],
+        num_steps=torch.zeros(0, dtype=torch.int64),
+        lr=algorithm.facts.train.lr,
+        momentum=algorithm.facts.train.momentum,
+    )
+    return algorithm.pre_aggregate(update)
+
+
+def count_numbers(payload: Payload) -> int:
+    """Return how many numbers one client sends."""
+    groups = [*payload.mean.values(), *payload.total.values(), *payload.gather.values()]
+    values: list[Tensor] = [value for group in groups for value in group.values()]
+    return sum(math.prod(value.shape[1:]) * (2 if value.is_complex() else 1) for value in values)
