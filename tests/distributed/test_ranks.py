@@ -50,6 +50,7 @@ CASES = {
         "clients.partition={name: iid}",
         "evaluate.clients=true",
     ],
+    "dp_dylora": ["algorithm.name=dp_dylora", "train.epochs=2"],
     "fednova": ["algorithm.name=fednova"],
     "fedyogi": ["algorithm.name=fedyogi"],
     "moon": ["algorithm.name=moon", "clients.per_round=4"],
