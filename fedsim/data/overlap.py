@@ -74,7 +74,10 @@ def _same_text(data: Dataset) -> str:
 
 
 def same_pictures(images: Pixels) -> Indices:
-    """Number the images (N, C, H, H), or volumes (N, S, C, H, H): those of the same pixels, in any of eight orientations, get one number (N,)."""
+    """Number the images (N, C, H, H), or volumes (N, S, C, H, H), from 0: (N,).
+
+    Those of the same pixels, in any of eight orientations, get one number.
+    """
     # What no orientation changes tells nearly all images apart, without turning any.
     sums = np.concatenate([_sums(images[at : at + IMAGES_AT_ONCE]) for at in range(0, len(images), IMAGES_AT_ONCE)])
     _, numbers, counts = np.unique(sums, axis=0, return_inverse=True, return_counts=True)

@@ -10,8 +10,8 @@ import torch
 from fedsim.build import Parts, assemble
 from fedsim.comm.group import open_group
 from fedsim.data import Dataset
-from fedsim.inputs.texts import input_source
 from fedsim.errors import UserError
+from fedsim.inputs.texts import input_source
 from fedsim.models.build import build_models
 from fedsim.models.stacked import StackedModel
 from fedsim.schedule.block_size import choose_block_size
@@ -29,6 +29,9 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 SIZES = [20, 5, 9]
 
+# Of vmap, under which a whole transformer's attention is not batched.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
+
 
 def make_volumes(sizes: list[int], slices: int = SLICES) -> tuple[Dataset, list[np.ndarray]]:
     """The made-up images, each with noisy copies beside it as the slices of a volume."""
@@ -43,12 +46,22 @@ def build(words: dict[str, Any], slices: int | None = SLICES) -> StackedModel:
     return build_models(config, IMAGE_SIZE, ["a", "b", "c"], 0, CPU, slices)[0]
 
 
+def in_double(model: StackedModel) -> None:
+    """BatchNorm over a handful of values makes much of float32's rounding."""
+    start = model.initial(0)
+    model.net.double()
+    model._mean = model._mean.double()
+    vars(model)["initial"] = lambda _: {n: v.double() if v.is_floating_point() else v for n, v in start.items()}
+
+
 def simulate_volumes(model: str, per_block: int, **train: Any) -> Simulation:
     dataset, parts = make_volumes(SIZES)
     config = make_config(
         model=MODELS[model], clients={"count": len(SIZES), "per_block": per_block}, train={"batch_size": 4, **train}
     )
     built = build(MODELS[model])
+    if model == "batch norm":
+        in_double(built)
     return assemble(config, open_group(), Parts(dataset, parts, built, built))
 
 
@@ -65,10 +78,9 @@ def test_features_are_the_mean_of_the_slices_features(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_stacked_is_sequential(kind: str) -> None:
-    sims = [simulate_volumes(kind, per_block) for per_block in (1, len(SIZES))]
-    (alone, _), (together, records) = (play(sim, 2) for sim in sims)
-    assert furthest(everything(sims[1], together), everything(sims[0], alone))[0] < 1e-5
-    assert records[-1].row["train_loss"] < 2
+    sims = [simulate_volumes(kind, per_block, lr=0.01) for per_block in (1, len(SIZES))]
+    alone, together = (play(sim, 1)[0] for sim in sims)
+    assert furthest(everything(sims[1], together), everything(sims[0], alone)) < (1e-5, "")
 
 
 def test_twice_gives_the_same_bits() -> None:
@@ -91,7 +103,7 @@ def test_the_frozen_prefix_of_every_slice_is_kept() -> None:
 
 
 def test_the_guess_of_memory_counts_slices() -> None:
-    config = make_config(model=MODELS["lora"], clients={"count": 60}, train={"batch_size": 64})
+    config = make_config(model=MODELS["lora"], clients={"count": 600}, train={"batch_size": 64})
     elements, sizes = [], []
     for slices in (1, 4):
         dataset, _ = make_volumes(SIZES, slices)
