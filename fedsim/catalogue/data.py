@@ -70,6 +70,18 @@ _ROWS = (
         "needed",
     ),
     DataRow(
+        "kvasir",
+        "Kvasir v2, 8 kinds of endoscopic images (your copy: ROOT/esophagitis/*.jpg ..., or with splits)",
+        "fedsim.data.datasets.named_folders:kvasir",
+        "needed",
+    ),
+    DataRow(
+        "oct_c8",
+        "Retinal OCT-C8, 8 kinds of OCT images (your copy: ROOT/{train,val,test}/AMD/*.jpg ...)",
+        "fedsim.data.datasets.named_folders:oct_c8",
+        "needed",
+    ),
+    DataRow(
         "camelyon17",
         "HarmoFL's lymph node patches, tumour or none (your copy; sites: five hospitals)",
         "fedsim.data.datasets.camelyon:camelyon17",
