@@ -60,7 +60,8 @@ class ImageSource:
         if inputs.dim() == 4:
             return augment(inputs, self.augmentations, draws_NU)
         draws = draws_NU.repeat_interleave(inputs.shape[1], 0)
-        return augment(inputs.flatten(0, 1), self.augmentations, draws).unflatten(0, inputs.shape[:2])
+        slices: Tensor = augment(inputs.flatten(0, 1), self.augmentations, draws).unflatten(0, inputs.shape[:2])
+        return slices
 
     def prepare(self, clients_images: Sequence[np.ndarray]) -> None:
         """Compute the prefixes that the clients' training will ask for, client by client."""

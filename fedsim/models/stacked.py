@@ -149,7 +149,8 @@ class StackedModel(ABC):
             return inputs
         if self.encoder.slices is None:
             return self._frozen(inputs)
-        return self._frozen(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+        slices: Tensor = self._frozen(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+        return slices
 
     def _frozen(self, inputs: Tensor) -> Tensor:
         with torch.no_grad():

@@ -53,7 +53,8 @@ def plan_steps(
             weights[row, step, : len(images)] = 1 / len(images)
     active = [sum(length > step for length in lengths) for step in range(num_steps)]
     widths = [int((weights[:, step] > 0).sum(1).max()) for step in range(num_steps)]
-    return Steps(*map(torch.from_numpy, (index, weights, chances)), active, widths)
+    index_KSB, weights_KSB, chances_KS = map(torch.from_numpy, (index, weights, chances))
+    return Steps(index_KSB, weights_KSB, chances_KS, active, widths)
 
 
 def _client_batches(
