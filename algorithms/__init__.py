@@ -20,6 +20,7 @@ METHODS = {
     "feddyn": "fedsim.algorithms.feddyn:FedDyn",
     "ffa_lora": "fedsim.algorithms.ffa_lora:FFALoRA",
     "deer": "fedsim.algorithms.deer:DEeR",
+    "dp_dylora": "fedsim.algorithms.dp_dylora:DPDyLoRA",
     "local": "fedsim.algorithms.local:Local",
     "fedbn": "fedsim.algorithms.fedbn:FedBN",
     "fedrep": "fedsim.algorithms.fedrep:FedRep",

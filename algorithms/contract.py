@@ -93,7 +93,8 @@ class Step:
     ``targets`` (K, B), or what else the task has. ``weights`` (K, B): one over the client's batch size for its images,
     zero for the places that a smaller batch leaves empty. ``trained``: the names of the parameters that the phase
     trains. ``start``: the server's parameters that the phase began from, without a client axis. ``context``: see
-    ``Start``. ``lr``: the step's learning rate.
+    ``Start``. ``lr``: the step's learning rate. ``chance`` (K,): a number of each client's own, float64, uniform over
+    0..1 without the 1; it stays for one pass over the client's images, for what a method draws anew in each.
     """
 
     phase: Phase
@@ -103,6 +104,7 @@ class Step:
     start: Tensors
     context: Groups
     lr: float
+    chance: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

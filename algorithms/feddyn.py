@@ -1,6 +1,7 @@
 """FedDyn: a dynamic regulariser makes the clients' optima agree with the server's."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pydantic import Field
 
@@ -42,4 +43,4 @@ class FedDyn(base.Algorithm):
         h = {n: value - alpha / count * moved[n] for n, value in state.extra.items()}
         change = {n: v - h.get(n, 0) / alpha for n, v in aggregate.mean[base.PARAMS].items()}
         after = super().post_aggregate(state, base.Aggregate(aggregate.clients, {base.PARAMS: change}))
-        return base.ServerState(state.round, after.params, h)
+        return replace(after, extra=h)

@@ -1,6 +1,7 @@
 """SCAFFOLD: control variates take the drift of unequal clients out of every local step."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fedsim.algorithms import base
 
@@ -42,4 +43,4 @@ class Scaffold(base.Algorithm):
     def post_aggregate(self, state: base.ServerState, aggregate: base.Aggregate) -> base.ServerState:
         params, change = super().post_aggregate(state, aggregate).params, aggregate.total[SERVER]
         moved = {n: base.add_exact(v, change[n] / self.facts.num_clients) for n, v in state.extra.items()}
-        return base.ServerState(state.round, params, moved)
+        return replace(state, params=params, extra=moved)

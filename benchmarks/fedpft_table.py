@@ -141,7 +141,7 @@ def accuracies(folder: Path) -> dict[str, float]:
         assert saved is not None, "the run has finished"
         sim = build_simulation(config, group)
         sim.store.adopt(saved.clients)
-        params = global_model(sim, saved.state)
+        params = global_model(sim, saved.state).params
         places, size = sim.dataset.test, config.evaluate.batch_size
         rows = evaluation_rows(sim.task, sim.model, params, sim.images, places, size, group)
     hits = (rows.argmax(1) == sim.dataset.labels[torch.from_numpy(places)]).double()

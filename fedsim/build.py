@@ -64,7 +64,7 @@ def load_parts(config: Config, device: torch.device) -> Parts:
     task_of(dataset, config).check_decisive(config.evaluate.best_by, dataset)
     clients = without_small(partition_clients(dataset, config.clients, config.seed), config.clients.min_samples)
     size, names = config.data.image_size, dataset.class_names
-    server_model, client_model = build_models(config.model, size, names, config.seed, device)
+    server_model, client_model = build_models(config.model, size, names, config.seed, device, dataset.num_slices)
     check_outputs(config, server_model, dataset)
     check_batches(config, server_model, clients)
     return Parts(dataset, clients, server_model, client_model)

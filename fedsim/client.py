@@ -163,6 +163,7 @@ class BlockTrainer:
                 start=block.state.params,
                 context=rows_of(block.context, slice(active)),
                 lr=lr,
+                chance=steps.chances[:active, number].to(flat_RP.device),
             )
             inputs = StepInputs(fixed, counts_SK[number][:active], step)
             if self.agreement is None and active > 1:

@@ -128,6 +128,8 @@ def check_state(method: Algorithm, before: ServerState, after: Any) -> None:
         new = after.params[name]
         if not isinstance(new, Tensor) or (new.shape, new.dtype) != (value.shape, value.dtype):
             refuse(method, "post_aggregate", f"{name}: {shown(new)}", shown(value))
+    if after.layers.keys() != before.layers.keys() or any(after.layers[n] is not v for n, v in before.layers.items()):
+        refuse(method, "post_aggregate", "other layers", "those of the state before: dataclasses.replace keeps them")
     for name, extra in after.extra.items():
         if not isinstance(extra, Tensor):
             refuse(method, "post_aggregate", f"extra: {name}: {shown(extra)}", "a tensor")

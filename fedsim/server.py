@@ -23,7 +23,7 @@ from fedsim.machine.sealed import digest_tensors
 from fedsim.measure.client_scores import ClientScores
 from fedsim.measure.costs import costs
 from fedsim.measure.global_model import global_model
-from fedsim.measure.scores import evaluate
+from fedsim.measure.scores import evaluate, worth
 from fedsim.method_checks import check_phases, check_state
 from fedsim.models.tuned_tower import TunedTower
 from fedsim.phase import meet, train_blocks
@@ -65,7 +65,8 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
             # Measure the new global model, and keep it if it is the best so far.
             is_last = state.round == config.rounds
             if is_evaluated(config, state.round):
-                record.measure(evaluate(sim, global_model(sim, state)))
+                model = global_model(sim, state)
+                record.measure(evaluate(sim, model.params), model.chosen)
                 if note_evaluation(best_by, progress, record):
                     checkpoints.save_best(state, sim.store, progress)
 
@@ -146,9 +147,7 @@ def note_evaluation(best_by: str, progress: Progress, record: RoundRecord) -> bo
 
     A metric that is not a number is never better; of equal ones the earlier round stays the best.
     """
-    value: float = record.row["val"][best_by]
-    if best_by == "loss":
-        value = -value
+    value = worth(record.row["val"], best_by)
     is_best = not math.isnan(value) and (progress.best_value is None or value > progress.best_value)
     if is_best:
         progress.best_round, progress.best_value = record.row["round"], value
@@ -177,7 +176,7 @@ def finish(
         "state_sha256": sim.store.digest(digest),
         "costs": costs(sim),
     }
-    last = global_model(sim, state)
+    last = global_model(sim, state).params
     is_last = progress.best_round in (0, state.round)
     best = last if is_last else best_model(sim, checkpoints)
     if sim.group.is_server and isinstance(sim.model, TunedTower):
@@ -197,4 +196,4 @@ def best_model(sim: Simulation, checkpoints: Checkpoints) -> Mapping[str, Tensor
     assert saved is not None, "the best round was saved"
     store = sim.store.emptied("best")
     store.adopt(saved.clients)
-    return global_model(sim, saved.state.to(sim.group.device), store)
+    return global_model(sim, saved.state.to(sim.group.device), store).params

@@ -232,6 +232,7 @@ def step_of(**words: Any) -> dict[str, Any]:
         start={},
         context={},
         lr=0.1,
+        chance=torch.zeros(2, dtype=torch.float64),
     )
     return {**vars(step), **words}
 

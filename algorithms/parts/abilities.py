@@ -6,7 +6,7 @@ Shapes: K clients in a block, M models of a client.
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -31,6 +31,23 @@ class Assessing(Algorithm):
 
         ``previous``: what was returned before the pass before, empty before the first. Hooks find the result, tensors
         (K, ...), in their step's context in the group ``ASSESSED``. Not called in a round of one local pass.
+        """
+
+
+class Choosing(Algorithm):
+    """A method with several global models, of which validation chooses one wherever one is measured or exported.
+
+    Clients know nothing of the choice, and no state depends on it.
+    """
+
+    #: What is chosen, in the log.
+    chosen: ClassVar[str]
+
+    @abstractmethod
+    def choices(self, params: Tensors) -> Mapping[int, Tensors]:
+        """Return the models to choose from, by their numbers in the log, from the server's ``params``.
+
+        Each has the names and shapes of ``params``. Of equally good ones the first is taken.
         """
 
 

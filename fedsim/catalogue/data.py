@@ -13,7 +13,8 @@ class DataRow:
 
     ``reader``, "module:function", takes the config's data section and returns a ``Source``. ``root``: whether that
     section names a folder. ``texts``: whether the set has texts in place of images; None where only reading it tells.
-    ``columns``, ``lesions``: whether it takes data.columns, and data.split, which tells lesions apart.
+    ``columns``, ``lesions``: whether it takes data.columns, and data.split, which tells lesions apart. ``volumes``:
+    whether it has volumes, of which data.slices slices are read.
     """
 
     name: str
@@ -23,6 +24,7 @@ class DataRow:
     texts: bool | None = False
     columns: bool = False
     lesions: bool = False
+    volumes: bool = False
 
 
 def _glue(task: str, about: str) -> DataRow:
@@ -31,6 +33,10 @@ def _glue(task: str, about: str) -> DataRow:
 
 def _medmnist(flag: str, about: str) -> DataRow:
     return DataRow(f"medmnist:{flag}", about, "fedsim.data.datasets.med:medmnist_set", "optional")
+
+
+def _medmnist_3d(flag: str, about: str) -> DataRow:
+    return DataRow(f"medmnist:{flag}", about, "fedsim.data.datasets.med:medmnist_set", "optional", volumes=True)
 
 
 _ROWS = (
@@ -61,6 +67,18 @@ _ROWS = (
         "image_folder",
         "your own images: ROOT/CLASS/*.png, or ROOT/{train,val,test}/CLASS/*.png",
         "fedsim.data.datasets.folder:image_folder",
+        "needed",
+    ),
+    DataRow(
+        "kvasir",
+        "Kvasir v2, 8 kinds of endoscopic images (your copy: ROOT/esophagitis/*.jpg ..., or with splits)",
+        "fedsim.data.datasets.named_folders:kvasir",
+        "needed",
+    ),
+    DataRow(
+        "oct_c8",
+        "Retinal OCT-C8, 8 kinds of OCT images (your copy: ROOT/{train,val,test}/AMD/*.jpg ...)",
+        "fedsim.data.datasets.named_folders:oct_c8",
         "needed",
     ),
     DataRow(
@@ -152,6 +170,12 @@ _ROWS = (
     _medmnist("organamnist", "abdominal CT, axial, 11 organs"),
     _medmnist("organcmnist", "abdominal CT, coronal, 11 organs"),
     _medmnist("organsmnist", "abdominal CT, sagittal, 11 organs"),
+    _medmnist_3d("organmnist3d", "volumes of abdominal CT, 11 organs"),
+    _medmnist_3d("nodulemnist3d", "volumes of chest CT, benign or malignant nodule"),
+    _medmnist_3d("fracturemnist3d", "volumes of chest CT, 3 kinds of rib fracture"),
+    _medmnist_3d("adrenalmnist3d", "shapes of adrenal glands from CT, normal or hyperplasia"),
+    _medmnist_3d("vesselmnist3d", "shapes of brain vessels from MRA, healthy or aneurysm"),
+    _medmnist_3d("synapsemnist3d", "volumes of electron microscopy, excitatory or inhibitory synapse"),
 )
 DATA = {row.name: row for row in _ROWS}
 #: What holds for every set that is named by its import path.

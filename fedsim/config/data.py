@@ -46,6 +46,12 @@ class ColumnsConfig(Words):
         return self
 
 
+def has_volumes(name: object) -> bool:
+    """Whether a set of that name has volumes."""
+    row = data_row(name) if isinstance(name, str) else None
+    return row is not None and row.volumes
+
+
 class DataConfig(Words):
     """The images or texts and how they are split and prepared."""
 
@@ -53,6 +59,11 @@ class DataConfig(Words):
     root: Text | None = Field(default=None, description="Folder that holds the data set, where it is not packaged.")
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
         default=28, description="Side of the square images, in pixels."
+    )
+    slices: Count | None = Field(
+        default_factory=lambda seen: 8 if has_volumes(seen.get("name")) else None,
+        description="Slices of a volume, evenly spaced along its first axis; the encoder sees one at a time and their "
+        "features are averaged. Default: 8 for the medmnist: sets in 3D, else null.",
     )
     max_tokens: Count | None = Field(
         default=None, description="Tokens of a text at most, longer ones are cut; null: as many as the model takes."
@@ -82,13 +93,15 @@ class DataConfig(Words):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        if self.name.startswith("medmnist:") and self.name.endswith("mnist3d"):
-            raise KeyedError("name", repr(self.name), "a two-dimensional set: three-dimensional sets are not read")
         row = data_row(self.name)
         if row is None:
             raise KeyedError("name", repr(self.name), nearest(self.name, DATA))
         if row.root == "needed" and self.root is None:
             raise KeyedError("root", f"null with name: {self.name}", "the folder of the images or tables")
+        if row.volumes != (self.slices is not None):
+            found = "null" if self.slices is None else str(self.slices)
+            expected = "a number of slices" if row.volumes else "null: only volumes have slices"
+            raise KeyedError("slices", f"{found} with name: {self.name}", expected)
         if row.columns != (self.columns is not None):
             given = "columns" if self.columns is not None else "no columns"
             takes = " or ".join(other.name for other in DATA.values() if other.columns)

@@ -1,6 +1,6 @@
 """A labelled set of images or texts, ready for training, and the same before it is split.
 
-Shapes: N images or texts, C channels, H and W pixels (H = W = ``data.image_size``).
+Shapes: N images, volumes or texts, S slices of a volume, C channels, H and W pixels (H = W = ``data.image_size``).
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,8 @@ class Dataset:
     ``test`` are sorted, disjoint indices into ``images``; with ``data.max_train`` some images are in none.
     ``groups`` (N,) marks images that belong together (one lesion, near-duplicates): no group is in two
     splits, unless the set's own split has it so. ``sites`` (N,) are indices into ``site_names``: natural clients.
-    Grey images share one channel in memory, so ``images`` may not be written to.
+    Grey images share one channel in memory, so ``images`` may not be written to. Volumes are ``images``
+    (N, S, 3, H, W).
 
     A segmentation set has ``masks`` (N, H, W) uint8, the class of every pixel as an index into ``class_names``, of
     which 0 is the background; a label is then the foreground class with most pixels, or 0 where there is none.
@@ -61,15 +62,23 @@ class Dataset:
 
     @property
     def unit(self) -> str:
-        """What the set is made of: images or texts."""
-        return "images" if self.texts is None else "texts"
+        """What the set is made of: images, volumes or texts."""
+        if self.texts is not None:
+            return "texts"
+        return "images" if self.num_slices is None else "volumes"
+
+    @property
+    def num_slices(self) -> int | None:
+        """Slices of each volume; None where there are images or texts."""
+        return self.images.shape[1] if self.images.dim() == 5 else None
 
 
 @dataclass(frozen=True)
 class Source:
     """What the reader of one set returns: ``images`` (N, C, H, W) uint8 with C 1 or 3, and its own split if any.
 
-    ``labels`` (N,) int64; ``groups`` and ``sites`` as in ``Dataset``. A set of texts has ``images`` (N, 0).
+    ``labels`` (N,) int64; ``groups`` and ``sites`` as in ``Dataset``. A set of texts has ``images`` (N, 0), one of
+    volumes (N, S, C, H, W).
 
     ``fixed`` (N,) holds ``splits.TRAIN``, ``VAL`` or ``TEST``; a split that does not occur is drawn from
     TRAIN. ``strata`` (N,), small whole numbers, say what a drawn split and ``data.max_train`` keep in proportion

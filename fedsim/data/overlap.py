@@ -25,12 +25,12 @@ def overlap_rows(data: Dataset) -> list[tuple[str, str]]:
     """Return rows of name and text: near-duplicates, same pixels and groups across the splits, as the set has them.
 
     A near-duplicate may be turned, mirrored, brighter or compressed again; the same pixels may be turned or mirrored,
-    and are compared at ``data.image_size``.
+    and are compared at ``data.image_size``. Of volumes only the pixels are compared.
     """
-    pictures = (
-        [] if data.texts is not None else [("near-duplicates", _near_text(data)), ("same pixels", _same_text(data))]
-    )
-    return pictures + group_rows(data)
+    rows = [] if data.unit != "images" else [("near-duplicates", _near_text(data))]
+    if data.texts is None:
+        rows.append(("same pixels", _same_text(data)))
+    return rows + group_rows(data)
 
 
 def group_rows(data: Dataset) -> list[tuple[str, str]]:
@@ -74,7 +74,10 @@ def _same_text(data: Dataset) -> str:
 
 
 def same_pictures(images: Pixels) -> Indices:
-    """Number the images (N, C, H, H): those of the same pixels, in any of eight orientations, get one number (N,)."""
+    """Number the images (N, C, H, H), or volumes (N, S, C, H, H), from 0: (N,).
+
+    Those of the same pixels, in any of eight orientations, get one number.
+    """
     # What no orientation changes tells nearly all images apart, without turning any.
     sums = np.concatenate([_sums(images[at : at + IMAGES_AT_ONCE]) for at in range(0, len(images), IMAGES_AT_ONCE)])
     _, numbers, counts = np.unique(sums, axis=0, return_inverse=True, return_counts=True)
@@ -86,14 +89,15 @@ def same_pictures(images: Pixels) -> Indices:
 
 
 def _sums(images: Pixels) -> Indices:
-    return np.stack([images.sum((1, 2, 3), np.int64), np.square(images, dtype=np.int32).sum((1, 2, 3), np.int64)], 1)
+    axes = tuple(range(1, images.ndim))
+    return np.stack([images.sum(axes, np.int64), np.square(images, dtype=np.int32).sum(axes, np.int64)], 1)
 
 
 def _digest(image: Pixels) -> bytes:
-    """Return what is the same for all orientations of an image (C, H, H), and for no other image."""
-    mirrored = (image, image[:, :, ::-1])
+    """Return what is the same for all orientations of an image (..., H, H), and for no other image."""
+    mirrored = (image, image[..., ::-1])
     return min(
-        hashlib.sha256(np.rot90(one, turns, (1, 2)).tobytes()).digest() for one in mirrored for turns in range(4)
+        hashlib.sha256(np.rot90(one, turns, (-2, -1)).tobytes()).digest() for one in mirrored for turns in range(4)
     )
 
 

@@ -49,11 +49,19 @@ class ImageSource:
         if draws_KBU is None:
             return self.plain_batch(places_KB), self.targets[places_KB]
         flat, draws = places_KB.flatten(), draws_KBU.flatten(0, 1)
-        fixed = self._model.prefix(augment(self._inputs(flat), self.augmentations, draws))
+        fixed = self._model.prefix(self._augmented(self._inputs(flat), draws))
         targets = self.targets[flat]
         if self._has_masks:
             targets = augment_masks(targets, self.augmentations, draws)
         return fixed.reshape(*places_KB.shape, *fixed.shape[1:]), targets.reshape(*places_KB.shape, *targets.shape[1:])
+
+    def _augmented(self, inputs: Tensor, draws_NU: Tensor) -> Tensor:
+        """Return images augmented; all slices of a volume (N, S, 3, H, W) in the same way."""
+        if inputs.dim() == 4:
+            return augment(inputs, self.augmentations, draws_NU)
+        draws = draws_NU.repeat_interleave(inputs.shape[1], 0)
+        slices: Tensor = augment(inputs.flatten(0, 1), self.augmentations, draws).unflatten(0, inputs.shape[:2])
+        return slices
 
     def prepare(self, clients_images: Sequence[np.ndarray]) -> None:
         """Compute the prefixes that the clients' training will ask for, client by client."""
@@ -96,5 +104,5 @@ class ImageSource:
         self._known[places] = True
 
     def _inputs(self, places: Tensor) -> Tensor:
-        """Return the pixels of images, (N, 3, H, W) in 0..1."""
+        """Return the pixels of images, (N, 3, H, W) in 0..1, or of volumes, (N, S, 3, H, W)."""
         return self.images[places].float() / 255

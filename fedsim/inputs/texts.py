@@ -94,6 +94,9 @@ def input_source(config: Config | DistillConfig, dataset: Dataset, model: Stacke
         raise UserError(
             "model.name", f"{config.model.name}, which takes {own}, with {dataset.name}", f"one for {other}"
         )
+    if dataset.num_slices != model.encoder.slices:
+        found = f"{dataset.name} with {dataset.num_slices or 'no'} slices"
+        raise UserError("data.slices", found, f"{model.encoder.slices or 'none'}, as the model's other inputs have")
     if takes_texts and config.model.amplitude_norm is not None:
         raise UserError("model.amplitude_norm", f"given with {config.model.name}", "null: only images have amplitudes")
     if takes_texts:

@@ -1,18 +1,44 @@
 """The global model that is measured, drawn and exported: made for that and thrown away, so no training sees it."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, ServerState, Tensors, add_exact
+from fedsim.algorithms.parts.abilities import Choosing
 from fedsim.comm.exact import ExactSum
+from fedsim.measure.scores import measure_split, worth
 from fedsim.schedule.cohort import client_weights
 from fedsim.simulation import Simulation
 from fedsim.storage.store import ClientStore
 
 
-def global_model(sim: Simulation, state: ServerState, store: ClientStore | None = None) -> Mapping[str, Tensor]:
+@dataclass(frozen=True)
+class GlobalModel:
+    """All parameters, and what validation chose where the method leaves a choice, by its name in the log."""
+
+    params: Mapping[str, Tensor]
+    chosen: Mapping[str, int] = field(default_factory=dict)
+
+
+def global_model(sim: Simulation, state: ServerState, store: ClientStore | None = None) -> GlobalModel:
+    """Return the model that a state stands for; ``store``: see ``all_params``. Every rank calls this."""
+    params = all_params(sim, state, store)
+    method = sim.algorithm
+    if not isinstance(method, Choosing):
+        return GlobalModel(params)
+    best_by = sim.task.decisive(sim.config.evaluate.best_by)
+    models = method.choices(params)
+    worths = {number: worth(measure_split(sim, model, "val"), best_by) for number, model in models.items()}
+    # What is not a number is never better.
+    best = max(worths, key=lambda number: (not math.isnan(worths[number]), worths[number]))
+    return GlobalModel(models[best], {method.chosen: best})
+
+
+def all_params(sim: Simulation, state: ServerState, store: ClientStore | None = None) -> Mapping[str, Tensor]:
     """Return the server's parameters, and for what only clients hold the mean over those that hold a state.
 
     Of the models that they exchange, or else of those that they use, that is what is never sent; the clients are

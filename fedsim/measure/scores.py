@@ -42,9 +42,16 @@ def evaluation_rows(
 
 def evaluate(sim: Simulation, params: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
     """Return the metrics of the validation and the test images, the same on every rank."""
-    metrics = {}
-    for split, places in (("val", sim.dataset.val), ("test", sim.dataset.test)):
-        size = sim.config.evaluate.batch_size
-        rows = evaluation_rows(sim.task, sim.model, params, sim.images, places, size, sim.group)
-        metrics[split] = sim.task.measure(rows, sim.dataset.labels[torch.from_numpy(places)])
-    return metrics
+    return {split: measure_split(sim, params, split) for split in ("val", "test")}
+
+
+def measure_split(sim: Simulation, params: Mapping[str, Tensor], split: str) -> dict[str, float]:
+    """Return the metrics of a split's images, the same on every rank."""
+    places, size = vars(sim.dataset)[split], sim.config.evaluate.batch_size
+    rows = evaluation_rows(sim.task, sim.model, params, sim.images, places, size, sim.group)
+    return sim.task.measure(rows, sim.dataset.labels[torch.from_numpy(places)])
+
+
+def worth(metrics: Mapping[str, float], best_by: str) -> float:
+    """Return the metric named ``best_by``, with the sign with which more is better."""
+    return -metrics[best_by] if best_by == "loss" else metrics[best_by]

@@ -1,6 +1,7 @@
 """From the ``model`` section of a config to the server's model and the clients'."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,13 +28,19 @@ def stack(config: ModelConfig, encoder: Encoder, num_classes: int, device: torch
 
 @own_pages()
 def build_models(
-    config: ModelConfig, image_size: int, class_names: Sequence[str], seed: int, device: torch.device
+    config: ModelConfig,
+    image_size: int,
+    class_names: Sequence[str],
+    seed: int,
+    device: torch.device,
+    slices: int | None = None,
 ) -> tuple[StackedModel, StackedModel]:
     """Build the server's full model and the one that clients hold, the same object where there is no sub-model.
 
+    ``slices``: those of a volume, where the inputs are volumes.
     UserError for ``submodel.layers`` that the model has not, and for a folder that is no sub-model of this model.
     """
-    encoder = load_encoder(config, image_size, class_names, seed)
+    encoder = replace(load_encoder(config, image_size, class_names, seed), slices=slices)
     if config.submodel is None:
         full = stack(config, encoder, len(class_names), device)
         return full, full

@@ -65,6 +65,9 @@ norm.load_state_dict(safetensors.torch.load_file(FOLDER + "/amplitude_norm.safet
 images = norm(images)
 ```
 """
+VOLUMES = """
+They are the {slices} slices of one volume after those of another; the mean of a volume's features is what the
+classifier sees."""
 TEXTS = """`texts` is a list of strings, or of pairs of them."""
 TOKENS = """import transformers
 from fedsim.models.hugging import source_of
@@ -184,6 +187,9 @@ def _readme(config: ModelConfig, encoder: Encoder, max_tokens: int | None) -> st
     words = "" if norm is None else ", ".join(f"{name}={value!r}" for name, value in norm.model_dump().items())
     features = "model.encode_image(images, normalize=False)" if whole_clip else encoder.tower.library_features
     tokens, inputs = "", IMAGES.format(size=size, mean=encoder.mean, std=encoder.std)
+    if encoder.slices is not None:
+        inputs += VOLUMES.format(slices=encoder.slices)
+        features += f".unflatten(0, (-1, {encoder.slices})).mean(1)"
     if encoder.tokenizer is not None:
         tokens, inputs = TOKENS.format(max_length=max_tokens or encoder.tokenizer.model_max_length), TEXTS
     logits = LINEAR_LOGITS if encoder.text_features is None else TEXT_LOGITS

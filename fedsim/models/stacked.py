@@ -6,7 +6,10 @@ classifier. Kinds of models differ in the first two: the encoder trains nothing 
 (``tuned_tower.py``), or everything (``whole_net.py``). With ``amplitude_norm`` the prefix is empty, since a client's
 target moves with what it sees.
 
-Shapes: K clients in a block, B images per client, N images in all, W feature width, C classes.
+Where inputs are volumes, each slice goes through the first two parts by itself, and the classifier sees the mean of a
+volume's slices.
+
+Shapes: K clients in a block, B images per client, N images in all, S slices of a volume, W feature width, C classes.
 """
 
 from abc import ABC, abstractmethod
@@ -140,9 +143,14 @@ class StackedModel(ABC):
 
         Images (N, 3, H, W), floats in 0..1, become tokens, features or normalised pixels; they stay as they are where
         their amplitudes are normalised first, since that follows the images that a client sees. Texts (N, 2, T) become
-        features or stay.
+        features or stay. Of volumes (N, S, 3, H, W) it is the same slice by slice, (N, S, ...).
         """
-        return inputs if self._amplitude_norm is not None else self._frozen(inputs)
+        if self._amplitude_norm is not None:
+            return inputs
+        if self.encoder.slices is None:
+            return self._frozen(inputs)
+        slices: Tensor = self._frozen(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+        return slices
 
     def _frozen(self, inputs: Tensor) -> Tensor:
         with torch.no_grad():
@@ -173,8 +181,14 @@ class StackedModel(ABC):
         """
         if sizes is not None and len(set(sizes)) > 1 and self.mixes_images(training=training):
             return self._ragged(params, fixed, sizes, training, counting)
+        slices = self.encoder.slices
+        if slices is not None:
+            # The slices of a client's volumes stand side by side, as images would.
+            fixed = fixed.flatten(1, 2)
+            counting = counting and replace(counting, places=counting.places.repeat_interleave(slices, 1))
         fixed = self._harmonised(params, fixed, training)
-        return self.encode(params, fixed, training=training, counting=counting).to(float_type(fixed))
+        found = self.encode(params, fixed, training=training, counting=counting).to(float_type(fixed))
+        return found if slices is None else found.unflatten(1, (-1, slices)).mean(2)
 
     def _ragged(
         self,

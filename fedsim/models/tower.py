@@ -127,6 +127,9 @@ class Encoder:
     the scores of every pixel itself, (N, width, image_size, image_size), and no classifier follows. ``sha256``: the
     digest of the tensors of a network named by its import path, None for others.
 
+    ``slices``: how many slices an input has where these are volumes; ``net`` sees one slice at a time and the mean of
+    their features is the volume's. None where inputs are images or texts.
+
     For texts ``tokenizer``, a fast tokenizer of Hugging Face's, tells what the numbers (N, 2, T) mean that ``net``
     takes: token ids, -1 after a text's end, and segments; ``mean``, ``std`` and ``image_size`` are then idle.
     """
@@ -143,6 +146,7 @@ class Encoder:
     per_pixel: bool = False
     tokenizer: Any | None = None
     sha256: str | None = None
+    slices: int | None = None
 
     @property
     def tower(self) -> Tower | None:

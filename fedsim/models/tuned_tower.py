@@ -68,8 +68,10 @@ class TunedTower(StackedModel):
     def states(self, params: Mapping[str, Tensor], fixed: Tensor) -> list[Tensor]:
         """Return every block's output (N, T, D), of padding too, for prefixes (N, ...) of inputs.
 
-        ``params`` have no client axis; whatever of them requires a gradient gets one.
+        ``params`` have no client axis; whatever of them requires a gradient gets one. Slices of volumes are N inputs.
         """
+        if self.encoder.slices is not None:
+            fixed = fixed.flatten(0, 1)
         tokens = self._harmonised(params, fixed[None], training=False)[0]
         self.bind(params, tokens, None)
         with self._precision():

@@ -44,7 +44,7 @@ class WholeNet(StackedModel):
         if self.encoder.tokenizer is not None:
             return False
         state = {name: value.clone() for name, value in self.net.state_dict().items()}
-        image = torch.zeros(1, 3, image_size, image_size, device=self.device)
+        image = torch.zeros(self.encoder.slices or 1, 3, image_size, image_size, device=self.device)
         self.net.train()
         try:
             with torch.no_grad():

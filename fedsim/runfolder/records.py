@@ -1,7 +1,7 @@
 """What a round leaves in the log. Everything but the timing is a function of the config alone."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -110,9 +110,10 @@ class RoundRecord:
         self.row["diagnostics"]["alignment"] = {"steps": len(steps), "first_loss": first, "last_loss": last}
         self.timing["alignment_seconds"] = seconds
 
-    def measure(self, metrics: dict[str, dict[str, float]]) -> None:
-        """Take in the round's evaluation."""
+    def measure(self, metrics: dict[str, dict[str, float]], chosen: Mapping[str, int]) -> None:
+        """Take in the round's evaluation, and what validation chose of the method's models."""
         self.row |= metrics
+        self.row["diagnostics"] |= chosen
 
     def close(self) -> None:
         """Stop the clock."""

@@ -70,7 +70,8 @@ class StepInputs:
         """Return one client's part, no wider than its batch."""
         own, width, step = slice(client, client + 1), self.counts[client], self.step
         targets, weights = (value[own, :width] for value in (step.targets, step.weights))
-        step = replace(step, targets=targets, weights=weights, context=rows_of(step.context, own))
+        context = rows_of(step.context, own)
+        step = replace(step, targets=targets, weights=weights, context=context, chance=step.chance[own])
         return StepInputs(self.fixed[own, :width], self.counts[own], step)
 
 

@@ -3,6 +3,7 @@
 Shapes: K clients in a block, S local steps, B images per step.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,11 +20,13 @@ from fedsim.seeding import numpy_stream
 class Steps:
     """Which images a block's clients see: ``index`` int64 (K, S, B) into the data set, ``weights`` (K, S, B).
 
-    ``active[s]`` clients have a step s and ``widths[s]`` is the largest batch among them.
+    ``active[s]`` clients have a step s and ``widths[s]`` is the largest batch among them. ``chances`` float64 (K, S):
+    see ``Step.chance``.
     """
 
     index: Tensor
     weights: Tensor
+    chances: Tensor
     active: list[int]
     widths: list[int]
 
@@ -38,7 +41,11 @@ def plan_steps(
     num_steps, width = max(lengths, default=0), max((len(b) for own in batches for b in own), default=0)
     index = np.zeros((len(clients), num_steps, width), dtype=np.int64)
     weights = np.zeros(index.shape, dtype=np.float32)
+    chances = np.zeros((len(clients), num_steps))
     for row, own in enumerate(batches):
+        of_pass = np.arange(len(own)) // math.ceil(max(1, len(parts[clients[row]])) / train.batch_size)
+        stream = numpy_stream(seed, f"chance/{phase}", round=round, client=clients[row])
+        chances[row, : len(own)] = stream.random(len(own))[of_pass]
         for step, images in enumerate(own):
             # A place that stays empty repeats an image of the same client and has weight zero.
             index[row, step] = images[0]
@@ -46,7 +53,8 @@ def plan_steps(
             weights[row, step, : len(images)] = 1 / len(images)
     active = [sum(length > step for length in lengths) for step in range(num_steps)]
     widths = [int((weights[:, step] > 0).sum(1).max()) for step in range(num_steps)]
-    return Steps(torch.from_numpy(index), torch.from_numpy(weights), active, widths)
+    index_KSB, weights_KSB, chances_KS = map(torch.from_numpy, (index, weights, chances))
+    return Steps(index_KSB, weights_KSB, chances_KS, active, widths)
 
 
 def _client_batches(

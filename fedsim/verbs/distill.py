@@ -97,6 +97,7 @@ def build_job(config: DistillConfig, group: Group) -> Job:
     keep_freed_memory()
     dataset = load_dataset(config.data)
     encoder = load_encoder(config.model, config.data.image_size, dataset.class_names, config.seed)
+    encoder = replace(encoder, slices=dataset.num_slices)
     check_own_code(group, dataset, encoder)
     assert encoder.tower is not None, "load_encoder refuses LoRA without blocks"
     submodel, digest = make_submodel(config, encoder.tower.blocks), fingerprint(encoder.tower.blocks)

@@ -24,4 +24,4 @@ def evaluate_run(run_dir: Path, which: str, trust: bool = False) -> dict[str, di
             raise UserError(str(run_dir / "checkpoints"), "no checkpoint", "a run with at least one finished round")
         sim = build_simulation(config, group)
         sim.store.adopt(saved.clients)
-        return evaluate(sim, global_model(sim, saved.state.to(group.device)))
+        return evaluate(sim, global_model(sim, saved.state.to(group.device)).params)

@@ -44,11 +44,11 @@ def list_assets() -> Rows:
 
 
 def list_configs() -> Rows:
-    """The experiments in configs/, each with the comment on its first line."""
-    files = sorted((ROOT / "configs").glob("*.yaml"))
+    """The experiments in configs/ and its folders, each with the comment on its first line."""
+    files = sorted((ROOT / "configs").rglob("*.yaml"))
     firsts = [(file.read_text().splitlines() or [""])[0] for file in files]
     return [
-        (f"configs/{file.name}", first.lstrip("# ") if first.startswith("#") else "")
+        (file.relative_to(ROOT).as_posix(), first.lstrip("# ") if first.startswith("#") else "")
         for file, first in zip(files, firsts, strict=True)
     ]
 

@@ -36,6 +36,7 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "feddyn": {"alpha": 0.5},
     "ffa_lora": {},
     "deer": {},
+    "dp_dylora": {},
     "local": {},
     "fedbn": {},
     "fedrep": {},
@@ -60,6 +61,8 @@ OWN_MODEL: dict[str, dict[str, Any]] = {"fedbn": {"name": "timm:test_resnet", "w
 # Settings, and the model, with which a method is FedAvg.
 NEUTRAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fedprox": ({"mu": 0.0}, {**TINY_VIT, "lora": LORA}),
+    # There is but one rank to draw.
+    "dp_dylora": ({}, {**TINY_VIT, "lora": {**LORA, "r": 1}}),
     # Without BatchNorm FedBN keeps nothing; Ditto's server never hears of the personal models.
     "fedbn": ({}, {**TINY_VIT, "lora": LORA}),
     "ditto": ({"strength": 0.5}, {**TINY_VIT, "lora": LORA}),

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.distributed.runs import launch, results, same_log, write_config, write_masked_config
+from tests.unit.data.datasets.test_data_medmnist_3d import write_volumes
 
 CASES = {
     "deer": [],
@@ -50,6 +51,7 @@ CASES = {
         "clients.partition={name: iid}",
         "evaluate.clients=true",
     ],
+    "dp_dylora": ["algorithm.name=dp_dylora", "train.epochs=2"],
     "fednova": ["algorithm.name=fednova"],
     "fedyogi": ["algorithm.name=fedyogi"],
     "moon": ["algorithm.name=moon", "clients.per_round=4"],
@@ -83,6 +85,14 @@ def test_any_number_of_ranks_gives_the_same_bits(case, tmp_path):
 @pytest.mark.parametrize("method", ["harmofl", "fedbn"])
 def test_masks_on_any_number_of_ranks(method, tmp_path):
     compare(write_masked_config(tmp_path), [f"algorithm.name={method}"], (1, 2, 3), tmp_path)
+
+
+@pytest.mark.slow
+def test_volumes_on_any_number_of_ranks(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
+    write_volumes(tmp_path / "adrenalmnist3d.npz")
+    volumes = f"data={{name: 'medmnist:adrenalmnist3d', root: {tmp_path}, image_size: 14, slices: 3}}"
+    compare(write_config(tmp_path), [volumes, "clients.partition={name: iid}"], (1, 2, 3), tmp_path)
 
 
 def compare(config, options, counts, folder):

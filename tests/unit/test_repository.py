@@ -83,7 +83,7 @@ def test_files_are_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= MAX_LINES
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=name_of)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.yaml")), ids=name_of)
 def test_example_configs_load_and_are_named_like_their_file(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,8 +91,11 @@ def test_example_configs_load_and_are_named_like_their_file(
     if made := re.search(r"submodel: {folder: runs/(\w+)}", path.read_text()):
         assert (path.parent / f"{made[1]}.yaml").is_file(), "the config that launch.py distill makes the folder with"
         (tmp_path / "runs" / made[1]).mkdir(parents=True)
+    if own := re.search(r"root: ([\w/-]+)", path.read_text()):
+        (tmp_path / own[1]).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert load(path).name == path.stem
+    # The name of the run's folder: that of the file, after those of the folders that it lies in.
+    assert load(path).name == "_".join(path.relative_to(ROOT / "configs").with_suffix("").parts)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/slurm/*.sbatch")), ids=name_of)

@@ -28,7 +28,7 @@ def load_dataset(config: DataConfig) -> Dataset:
     repeats = repeated_texts(source.texts, train, {"val": val, "test": test}) if source.texts is not None else ()
     return Dataset(
         name=config.name,
-        images=images.expand(-1, 3, -1, -1) if source.texts is None else images,
+        images=images.expand(*images.shape[:-3], 3, -1, -1) if source.texts is None else images,
         labels=torch.from_numpy(source.labels),
         class_names=source.class_names,
         train=train,

@@ -1,4 +1,7 @@
-"""The two-dimensional sets of MedMNIST v2 and its larger sizes (Yang et al., Scientific Data 10:41, 2023)."""
+"""The sets of MedMNIST v2 and their larger sizes (Yang et al., Scientific Data 10:41, 2023).
+
+Shapes: N images or volumes, S slices of a volume, C channels.
+"""
 
 import math
 import tempfile
@@ -21,10 +24,11 @@ from fedsim.errors import UserError, reading
 from fedsim.machine.cache import alone, cache_root, cached_folder, load_mapped
 
 PUBLISHED_SIDES = (28, 64, 128, 224)
-ROWS_AT_ONCE = 512
+PUBLISHED_SIDES_OF_VOLUMES = (28, 64)
+BYTES_AT_ONCE = 2**18
 FORM = (
     f"a MedMNIST file: {', '.join(f'{name}_images, {name}_labels' for name in NAMES)}; "
-    "square uint8 images, one label per image, every class in train"
+    "square uint8 images or cubes, one label for each, every class in train"
 )
 
 
@@ -32,17 +36,21 @@ def medmnist_set(config: DataConfig) -> Source:
     """Read a MedMNIST set with its official split, from ``<root>/<flag>[_<size>].npz``.
 
     ``root`` is the package's own folder (``~/.medmnist``) unless given. Of the published sizes 28, 64, 128
-    and 224 the smallest is taken that is not below ``image_size``, and resized where they differ. A file that
+    and 224, of volumes 28 and 64, the smallest is taken that is not below ``image_size``, and resized where they
+    differ. Of a volume only ``config.slices`` slices are kept, see ``evenly_spaced``. A file that
     is not there is downloaded by the package. retinamnist's five grades are taken as classes. A
     remark tells of a file whose counts or MD5 are not the published ones. UserError for chestmnist (its images
-    have several labels at once), and for a file that is missing or of another form.
+    have several labels at once), for more slices than there are, and for a file that is missing or of another form.
     """
     from medmnist import INFO  # here, since importing it creates ~/.medmnist, which other sets need not have
 
     flag = config.name.removeprefix("medmnist:")
     if flag == "chestmnist":
         raise UserError("data.name", "medmnist:chestmnist, a multi-label set", "a set with one label per image")
-    side = next((side for side in PUBLISHED_SIDES if side >= config.image_size), PUBLISHED_SIDES[-1])
+    sides = PUBLISHED_SIDES if config.slices is None else PUBLISHED_SIDES_OF_VOLUMES
+    side = next((side for side in sides if side >= config.image_size), sides[-1])
+    if config.slices is not None and config.slices > side:
+        raise UserError("data.slices", str(config.slices), f"at most the {side} of a published volume")
     path = _find(flag, side, config.root)
     class_names = tuple(INFO[flag]["label"][str(code)] for code in range(len(INFO[flag]["label"])))
     parts = _read_labels(path, len(class_names))
@@ -50,8 +58,8 @@ def medmnist_set(config: DataConfig) -> Source:
     stat = path.stat()
     prepared = cached_folder(
         f"medmnist-{path.stem}",
-        [str(path.resolve()), stat.st_size, stat.st_mtime_ns, config.image_size],
-        partial(_unpack, path, counts, side, config.image_size),
+        [str(path.resolve()), stat.st_size, stat.st_mtime_ns, config.image_size, config.slices],
+        partial(_unpack, path, counts, side, config.image_size, config.slices),
     )
     return Source(
         images=load_mapped(prepared / "images.npy"),
@@ -148,31 +156,40 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return np.lib.format.read_array_header_2_0(file)
 
 
-def _unpack(path: Path, counts: list[int], published_side: int, side: int, folder: Path) -> None:
-    """Write images.npy (N, C, side, side) from the compressed file, a few hundred images at a time."""
+def _unpack(
+    path: Path, counts: list[int], published_side: int, side: int, num_slices: int | None, folder: Path
+) -> None:
+    """Write images.npy (N, C, side, side), or (N, S, 1, side, side), from the compressed file, a few at a time."""
     out: Pixels | None = None
     done = 0
-    for rows in _blocks(path, counts, published_side):
+    for rows in _blocks(path, counts, published_side, is_volume=num_slices is not None):
+        if num_slices is None:
+            part = _to_channels_first(rows, side)
+        else:
+            chosen = rows[:, evenly_spaced(published_side, num_slices)]
+            part = _to_channels_first(chosen.reshape(-1, published_side, published_side), side)
+            part = part.reshape(len(rows), num_slices, 1, side, side)
         if out is None:
-            out = _create(folder / "images.npy", sum(counts), rows, side)
-        out[done : done + len(rows)] = _to_channels_first(rows, side)
+            shape = (sum(counts), *part.shape[1:])
+            out = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+        out[done : done + len(rows)] = part
         done += len(rows)
 
 
-def _create(path: Path, num_images: int, rows: Pixels, side: int) -> Pixels:
-    channels = 1 if rows.ndim == 3 else 3
-    out: Pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(num_images, channels, side, side))
-    return out
+def evenly_spaced(depth: int, num_slices: int) -> Indices:
+    """Return which of ``depth`` slices are the middles of ``num_slices`` equal parts, int64 (S,)."""
+    return (2 * np.arange(num_slices, dtype=np.int64) + 1) * depth // (2 * num_slices)
 
 
-def _blocks(path: Path, counts: list[int], side: int) -> Iterator[Pixels]:
-    """Yield (n, side, side) or (n, side, side, 3) uint8 blocks of the images, in the order train, val, test."""
+def _blocks(path: Path, counts: list[int], side: int, *, is_volume: bool) -> Iterator[Pixels]:
+    """Yield uint8 blocks (n, side, side) or (n, side, side, 3), of volumes (n, side, side, side): train, val, test."""
+    shapes = ([side, side, side],) if is_volume else ([side, side], [side, side, 3])
     shape: tuple[int, ...] | None = None
     with reading(str(path), FORM), zipfile.ZipFile(path) as archive:
         for name, count in zip(NAMES, counts, strict=True):
             with archive.open(f"{name}_images.npy") as file:
                 (num_images, *one), column_major, dtype = _header(file)
-                if dtype != np.uint8 or column_major or one not in ([side, side], [side, side, 3]):
+                if dtype != np.uint8 or column_major or one not in shapes:
                     raise ValueError(f"{name}_images {dtype}{(num_images, *one)} in a file of side {side}")
                 if num_images != count:
                     raise ValueError(f"{num_images} {name}_images with {count} labels")
@@ -184,8 +201,9 @@ def _blocks(path: Path, counts: list[int], side: int) -> Iterator[Pixels]:
 
 def _rows(file: IO[bytes], shape: tuple[int, ...]) -> Iterator[Pixels]:
     size = math.prod(shape[1:])
-    for start in range(0, shape[0], ROWS_AT_ONCE):
-        count = min(ROWS_AT_ONCE, shape[0] - start)
+    at_once = max(1, BYTES_AT_ONCE // size)
+    for start in range(0, shape[0], at_once):
+        count = min(at_once, shape[0] - start)
         yield np.frombuffer(file.read(count * size), np.uint8).reshape(count, *shape[1:])
     if file.read(1):
         raise ValueError(f"more bytes than an array {shape} has")

@@ -67,6 +67,7 @@ def slip(hook: str, returns: Any) -> UserError:
             lambda state, *_: replace(state, params={n: v.double() for n, v in state.params.items()}),
             "float64",
         ),
+        ("post_aggregate", lambda state, *_: replace(state, layers={"bound": torch.zeros(1)}), "other layers"),
         ("phases", lambda *_: (), "tuple"),
         ("phases", lambda *_: (Phase("a"), Phase("a")), "names ['a', 'a']"),
     ],

@@ -158,6 +158,7 @@ METHODS_WITHOUT = [
     ("deer", {**TINY_VIT, "train": "all"}, "model.lora: found null with algorithm.name: deer"),
     ("ffa_lora", HEAD, "model.lora: found null with algorithm.name: ffa_lora"),
     ("ffa_lora", {**TINY_VIT, "train": "all"}, "model.lora: found null with algorithm.name: ffa_lora"),
+    ("dp_dylora", HEAD, "model.lora: found null with algorithm.name: dp_dylora"),
     ("moon", HEAD, "algorithm.name: found moon on a model that trains ['head'], and no features"),
     ("fedrep", HEAD, "algorithm.name: found fedrep on a model that trains ['head']"),
     ("harmofl", HEAD, "model.amplitude_norm: found null with algorithm.name: harmofl"),

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedsim.config.data import DataConfig
 from fedsim.data.datasets import med
 from fedsim.data.images import resized
 from fedsim.errors import UserError
@@ -205,13 +204,6 @@ def test_a_file_that_is_not_the_published_one_is_remarked_upon(tmp_path: Path, m
     assert remarks() == (f"{where} file of breastmnist, whose counts it has: MD5 {digest}, published {published}",)
     monkeypatch.setitem(medmnist.INFO["breastmnist"], "MD5", digest)
     assert remarks() == ()
-
-
-@pytest.mark.parametrize("flag", ["adrenalmnist3d", "organmnist3d"])
-def test_three_dimensional_sets_are_not_read_and_not_taken_for_a_slip(flag: str) -> None:
-    with pytest.raises(ValueError, match="three-dimensional sets are not read") as caught:
-        DataConfig.model_validate({"name": f"medmnist:{flag}"})
-    assert "nearest" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("cache")

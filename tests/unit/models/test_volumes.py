@@ -1,0 +1,120 @@
+"""Volumes through an encoder of images: one slice at a time, the mean of a volume's features, the same in any block."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedsim.build import Parts, assemble
+from fedsim.comm.group import open_group
+from fedsim.data import Dataset
+from fedsim.errors import UserError
+from fedsim.inputs.texts import input_source
+from fedsim.models.build import build_models
+from fedsim.models.stacked import StackedModel
+from fedsim.schedule.block_size import choose_block_size
+from fedsim.simulation import Simulation
+from tests.helpers import IMAGE_SIZE, LORA, TINY_VIT, everything, furthest, make_config, make_dataset, play, same_bits
+
+SLICES = 3
+CPU = torch.device("cpu")
+MODELS: dict[str, dict[str, Any]] = {
+    "lora": {**TINY_VIT, "lora": LORA},
+    "head": {**TINY_VIT, "train": "head"},
+    "all": {**TINY_VIT, "train": "all"},
+    "batch norm": {"name": "timm:test_resnet", "weights": "random", "train": "all"},
+    "amplitudes": {**TINY_VIT, "lora": LORA, "amplitude_norm": {}},
+}
+SIZES = [20, 5, 9]
+
+# Of vmap, under which a whole transformer's attention is not batched.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
+
+
+def make_volumes(sizes: list[int], slices: int = SLICES) -> tuple[Dataset, list[np.ndarray]]:
+    """The made-up images, each with noisy copies beside it as the slices of a volume."""
+    flat, parts = make_dataset(sizes)
+    noise = np.random.default_rng(7).integers(0, 60, (len(flat.images), slices, 3, IMAGE_SIZE, IMAGE_SIZE))
+    images = flat.images[:, None].long() + torch.from_numpy(noise)
+    return replace(flat, images=images.clamp(max=255).byte()), parts
+
+
+def build(words: dict[str, Any], slices: int | None = SLICES) -> StackedModel:
+    config = make_config(model=words).model
+    return build_models(config, IMAGE_SIZE, ["a", "b", "c"], 0, CPU, slices)[0]
+
+
+def in_double(model: StackedModel) -> None:
+    """BatchNorm over a handful of values makes much of float32's rounding."""
+    start = model.initial(0)
+    model.net.double()
+    model._mean = model._mean.double()
+    vars(model)["initial"] = lambda _: {n: v.double() if v.is_floating_point() else v for n, v in start.items()}
+
+
+def simulate_volumes(model: str, per_block: int, **train: Any) -> Simulation:
+    dataset, parts = make_volumes(SIZES)
+    config = make_config(
+        model=MODELS[model], clients={"count": len(SIZES), "per_block": per_block}, train={"batch_size": 4, **train}
+    )
+    built = build(MODELS[model])
+    if model == "batch norm":
+        in_double(built)
+    return assemble(config, open_group(), Parts(dataset, parts, built, built))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_features_are_the_mean_of_the_slices_features(kind: str) -> None:
+    volumes, flat = build(MODELS[kind]), build(MODELS[kind], None)
+    params = flat.initial(0)
+    pixels = torch.rand(4, SLICES, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(1))
+    found = volumes.features(params, volumes.prefix(pixels)[None], training=False)
+    alone = [flat.features(params, flat.prefix(pixels[:, number])[None], training=False) for number in range(SLICES)]
+    assert found.shape == (1, 4, flat.width)
+    torch.testing.assert_close(found, torch.stack(alone).mean(0))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_stacked_is_sequential(kind: str) -> None:
+    sims = [simulate_volumes(kind, per_block, lr=0.01) for per_block in (1, len(SIZES))]
+    alone, together = (play(sim, 1)[0] for sim in sims)
+    assert furthest(everything(sims[1], together), everything(sims[0], alone)) < (1e-5, "")
+
+
+def test_twice_gives_the_same_bits() -> None:
+    ends = [play(simulate_volumes("lora", 2), 2)[0].params for _ in range(2)]
+    assert same_bits(*ends)
+
+
+def test_the_frozen_prefix_of_every_slice_is_kept() -> None:
+    dataset, _ = make_volumes(SIZES)
+    model = build(MODELS["lora"])
+    config = make_config(model=MODELS["lora"])
+    source = input_source(config, dataset, model)
+    places = np.arange(5)
+    first = source.evaluation_batch(places)
+    assert first.shape[:3] == (1, 5, SLICES)
+    calls: list[int] = []
+    vars(model)["prefix"] = lambda inputs: calls.append(len(inputs))
+    torch.testing.assert_close(source.evaluation_batch(places), first, rtol=0, atol=0)
+    assert not calls
+
+
+def test_the_guess_of_memory_counts_slices() -> None:
+    config = make_config(model=MODELS["lora"], clients={"count": 600}, train={"batch_size": 64})
+    elements, sizes = [], []
+    for slices in (1, 4):
+        dataset, _ = make_volumes(SIZES, slices)
+        source = input_source(config, dataset, build(MODELS["lora"], slices))
+        elements.append(source.num_elements)
+        sizes.append(choose_block_size(config, source.num_elements, 2, CPU))
+    assert elements[1] == 4 * elements[0]
+    assert sizes[0] > sizes[1]
+
+
+def test_a_model_of_other_slices_is_refused() -> None:
+    dataset, _ = make_volumes(SIZES)
+    with pytest.raises(UserError, match=r"data.slices: found made up with 3 slices; expected none"):
+        input_source(make_config(), dataset, build(MODELS["lora"], None))
