@@ -91,9 +91,9 @@ class Step:
     """One local step of a block, before the model has seen its images.
 
     ``targets`` (K, B), or what else the task has. ``weights`` (K, B): one over the client's batch size for its images
-    (the expected one of a Poisson sample), zero for the places that a smaller batch leaves empty. ``trained``: the names of the parameters that the phase
-    trains. ``start``: the server's parameters that the phase began from, without a client axis. ``context``: see
-    ``Start``. ``lr``: the step's learning rate.
+    (the expected one of a Poisson sample), zero for the places that a smaller batch leaves empty. ``trained``: the
+    names of the parameters that the phase trains. ``start``: the server's parameters that the phase began from, without
+    a client axis. ``context``: see ``Start``. ``lr``: the step's learning rate.
     """
 
     phase: Phase

@@ -39,7 +39,7 @@ Keep = Callable[[Products], None]
 class Tape:
     """Written by a backward pass over batches of B = ``num_images``: squared norms, and every layer's products.
 
-    ``squares`` float64 (K, B), over all layers so far. ``parts``: layer, its adapted slices that were computed, products.
+    ``squares`` float64 (K, B), over all layers so far. ``parts``: layer, those of its adapted slices, products.
     """
 
     num_images: int
@@ -106,9 +106,10 @@ class PlainProducts:
 
 @dataclass(frozen=True)
 class CompiledProducts:
-    """The same for ``lora_examples.cpp``: ``x`` (K, M, D), ``inner`` and ``hidden`` (K, M, G, R'), ``grad`` (K M, S * O).
+    """The same for ``lora_examples.cpp``, as ``CompiledLowRank`` has it.
 
-    R': R rounded up as ``CompiledLowRank`` does; ``places`` int64 (G,): the adapted slices.
+    ``x`` (K, M, D), ``inner`` and ``hidden`` (K, M, G, R) with room behind, ``grad`` (K M, S * O); ``places`` int64
+    (G,): the adapted slices.
     """
 
     x: Tensor

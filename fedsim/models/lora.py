@@ -122,7 +122,7 @@ class LowRankLinear(torch.autograd.Function):
             a_all = a.flatten(1, 2).expand(num_clients, -1, -1)
             grad_x = ctx.product.backward(grad.flatten(0, 1)).view_as(x).baddbmm_(inner, a_all)
         if ctx.keep is not None:
-            ctx.keep(PlainProducts(x, inner, hidden, grad, ctx.targets, b.shape[2], needs_a, needs_b))
+            ctx.keep(PlainProducts(x.detach(), inner, hidden, grad, ctx.targets, b.shape[2], needs_a, needs_b))
             return grad_x, *[None] * 6
         if needs_a:
             grad_a = torch.bmm(inner.mT, x).view_as(a)

@@ -1,14 +1,14 @@
 """DP-SGD inside every client of a block: single images are protected (Abadi et al., CCS 2016, algorithm 1).
 
-A client's step has a Poisson sample of its images (``steps.poisson_batches``). The gradient of each is cut to the norm C
-over all that trains, and the client steps with (the sum + z C N(0, I)) / the expected size of the sample. One backward
-pass leaves what the gradients are products of (``kernels/examples.py``); norms and the cut sum are made from that, so
-that no image's gradient of the whole model is ever there, and K clients stay one batch.
+A client's step has a Poisson sample of its images (``steps.poisson_batches``). The gradient of each is cut to the norm
+C over all that trains, and the client steps with (the sum + z C N(0, I)) / the expected size of the sample. One
+backward pass leaves what the gradients are products of (``kernels/examples.py``); norms and the cut sum are made from
+that, so that no image's gradient of the whole model is ever there, and K clients stay one batch.
 
 Shapes: K clients in a block, B images per step, P trained parameters of one client, C classes, W feature width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -70,7 +70,9 @@ class PrivateRecords:
         if self._multiplier == 0:
             return None
         scales = [self._multiplier * self._bound / self._expected[client] for client in clients]
-        return RecordNoise(scales, [numpy_stream(self._seed, f"record/{phase}", round=round, client=c) for c in clients])
+        return RecordNoise(
+            scales, [numpy_stream(self._seed, f"record/{phase}", round=round, client=c) for c in clients]
+        )
 
     @contextmanager
     def taping(self, num_images: int) -> Iterator[Tape]:
@@ -95,16 +97,19 @@ class PrivateRecords:
         # The weights are in the losses: all norms here are over the expected batch size.
         into_logits, _ = torch.autograd.grad(loss_K.sum(), (batch.logits, leaf), allow_unused=True)
         sides = ClassifierSides(batch.features.detach(), batch.logits.detach(), into_logits)
-        names = block.layout.shapes.keys()
-        squares_KB = sides.squares(names)
+        with torch.no_grad():
+            return self._cut(block, torch.empty_like(leaf), sides, tape)
+
+    def _cut(self, block: Block, grad_KP: Tensor, sides: "ClassifierSides", tape: Tape) -> Tensor:
+        """Fill ``grad_KP`` with the sums of the images' gradients, each cut to its bound."""
+        found = block.layout.unpack(grad_KP.zero_())
+        squares_KB = sides.squares(found.keys())
         if tape.squares is not None:
             squares_KB += tape.squares
-        expected = [self._expected[client] for client in block.clients[: len(leaf)]]
+        expected = [self._expected[client] for client in block.clients[: len(grad_KP)]]
         bound_K1 = self._bound / squares_KB.new_tensor(expected)[:, None]
         factors_KB = (bound_K1 * (1 - ROOM) / squares_KB.sqrt()).clamp(max=1).float()
-        grad_KP = torch.zeros_like(leaf, requires_grad=False)
-        found = block.layout.unpack(grad_KP)
-        for name, value in sides.sums(names, factors_KB).items():
+        for name, value in sides.sums(found.keys(), factors_KB).items():
             found[name].copy_(value)
         seen: set[tuple[str, int]] = set()
         while tape.parts:
@@ -129,7 +134,7 @@ class ClassifierSides:
     logits: Tensor
     into_logits: Tensor
 
-    def squares(self, names: Sequence[str] | set[str]) -> Tensor:
+    def squares(self, names: Collection[str]) -> Tensor:
         """Return each image's squared norm over the classifier's parameters among ``names``, float64 (K, B)."""
         into, found = self.into_logits.double(), self.into_logits.new_zeros(self.into_logits.shape[:2]).double()
         if "head.weight" in names:
@@ -140,7 +145,7 @@ class ClassifierSides:
             found += (into * self.logits).sum(2).square()
         return found
 
-    def sums(self, names: Sequence[str] | set[str], factors_KB: Tensor) -> dict[str, Tensor]:
+    def sums(self, names: Collection[str], factors_KB: Tensor) -> dict[str, Tensor]:
         """Return the sums of the images' gradients times their factors, by name."""
         into = self.into_logits * factors_KB[..., None]
         found = {}

@@ -19,7 +19,7 @@ from fedsim.seeding import numpy_stream
 class Steps:
     """Which images a block's clients see: ``index`` int64 (K, S, B) into the data set, ``weights`` (K, S, B).
 
-    ``active[s]`` clients have a step s and ``widths[s]`` is the largest batch among them, one place where all are empty.
+    ``active[s]`` clients have a step s and ``widths[s]`` is the largest batch among them, 1 where all are empty.
     """
 
     index: Tensor

@@ -55,7 +55,7 @@ def products_of(
 
 def one_by_one(products: Any, shape: tuple) -> tuple[Tensor, Tensor]:
     """Every example's gradients of A (K, B, G, R, D) and of B (K, B, G, O, R), from the rounded sides, in float64."""
-    clients, images, tokens, width, out_width, targets, rank = shape
+    clients, images, tokens, _, out_width, targets, rank = shape
     x, grad, hidden, inner = (getattr(products, name).double() for name in ("x", "grad", "hidden", "inner"))
     x, grad = (side.reshape(clients, images, tokens, -1) for side in (x, grad))
     # Compiled, bf16 has an even rank; fp32 leaves the end of the buffer alone.
