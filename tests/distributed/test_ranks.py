@@ -53,6 +53,10 @@ CASES = {
     "fednova": ["algorithm.name=fednova"],
     "fedyogi": ["algorithm.name=fedyogi"],
     "moon": ["algorithm.name=moon", "clients.per_round=4"],
+    "record-level privacy": [
+        "privacy={mechanism: {name: record, bound: 0.5}, noise_multiplier: 1.0, delta: 1.0e-3}",
+        "data.augment=[flip]",
+    ],
     "more ranks than blocks": ["clients.per_block=4", "clients.per_round=4"],
 }
 
@@ -60,7 +64,7 @@ CASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_any_number_of_ranks_gives_the_same_bits(case, tmp_path):
-    counts = (0, 1, 2, 3) if case in ("deer", "prrfl", "harmofl") else (0, 3)
+    counts = (0, 1, 2, 3) if case in ("deer", "prrfl", "harmofl", "record-level privacy") else (0, 3)
     compare(write_config(tmp_path), CASES[case], counts, tmp_path)
 
 
