@@ -90,11 +90,12 @@ class Start:
 class Step:
     """One local step of a block, before the model has seen its images.
 
-    ``targets`` (K, B), or what else the task has. ``weights`` (K, B): one over the client's batch size for its images,
-    zero for the places that a smaller batch leaves empty. ``trained``: the names of the parameters that the phase
-    trains. ``start``: the server's parameters that the phase began from, without a client axis. ``context``: see
-    ``Start``. ``lr``: the step's learning rate. ``chance`` (K,): a number of each client's own, float64, uniform over
-    0..1 without the 1; it stays for one pass over the client's images, for what a method draws anew in each.
+    ``targets`` (K, B), or what else the task has. ``weights`` (K, B): one over the client's batch size for its images
+    (the expected one of a Poisson sample), zero for the places that a smaller batch leaves empty. ``trained``: the
+    names of the parameters that the phase trains. ``start``: the server's parameters that the phase began from, without
+    a client axis. ``context``: see ``Start``. ``lr``: the step's learning rate. ``chance`` (K,): a number of each
+    client's own, float64, uniform over 0..1 without the 1; it stays for one pass over the client's images, for what a
+    method draws anew in each.
     """
 
     phase: Phase
@@ -123,9 +124,12 @@ class Batch(Step):
     features_of: Callable[[Tensors], Tensor]
     criterion: Callable[[Tensor, Tensor, Tensor], Tensor]
 
-    @property
+    @cached_property
     def task_loss(self) -> Tensor:
-        """Each client's loss of the task alone, (K,): mean cross-entropy for classification."""
+        """Each client's loss of the task alone, (K,): mean cross-entropy for classification.
+
+        Computed once, so that the engine knows a method that returns it as it is.
+        """
         return self.criterion(self.logits, self.targets, self.weights)
 
 

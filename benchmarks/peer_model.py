@@ -32,8 +32,31 @@ class LoraQkv(nn.Module):
         return self.frozen(tokens_BTD) + self.scale * torch.cat(raised, dim=-1)
 
 
+class LinearLoraQkv(nn.Module):
+    """The same of linear layers, which opacus knows."""
+
+    def __init__(self, frozen: nn.Linear, lora_a: np.ndarray, lora_b: np.ndarray) -> None:
+        super().__init__()
+        self.frozen = frozen
+        num_slices, rank, width = lora_a.shape
+        self.lora_a = nn.Linear(width, num_slices * rank, bias=False)
+        self.lora_b = nn.ModuleList(nn.Linear(rank, width, bias=False) for _ in lora_b)
+        with torch.no_grad():
+            self.lora_a.weight.copy_(torch.from_numpy(lora_a).flatten(0, 1))
+            for layer, value in zip(self.lora_b, lora_b, strict=True):
+                layer.weight.copy_(torch.from_numpy(value))
+        self.scale = regimes.LORA_ALPHA / regimes.LORA_RANK
+
+    def forward(self, tokens_BTD: Tensor) -> Tensor:
+        lowered = self.lora_a(tokens_BTD).chunk(len(self.lora_b), dim=-1)
+        raised = [layer(low) for layer, low in zip(self.lora_b, lowered, strict=True)]
+        return self.frozen(tokens_BTD) + self.scale * torch.cat(raised, dim=-1)
+
+
 class Classifier(nn.Module):
     """Encoder and fixed text-like class features; ``loss`` and ``metrics`` are the names pfl asks for."""
+
+    lora: type[nn.Module] = LoraQkv
 
     def __init__(self, regime: Regime) -> None:
         super().__init__()
@@ -52,7 +75,7 @@ class Classifier(nn.Module):
         lora = regimes.lora_arrays(regime)
         for index, block in enumerate(self.encoder.blocks):
             name = f"blocks.{index}.attn.qkv"
-            block.attn.qkv = LoraQkv(block.attn.qkv, lora[f"{name}.lora_a"], lora[f"{name}.lora_b"])
+            block.attn.qkv = self.lora(block.attn.qkv, lora[f"{name}.lora_a"], lora[f"{name}.lora_b"])
         self.register_buffer("text_features", torch.from_numpy(regimes.text_features(regime)))
         self.logit_scale = float(np.exp(regimes.LOGIT_SCALE))
         self.first_step_at: float | None = None
@@ -85,6 +108,12 @@ class Classifier(nn.Module):
             momentum=regimes.MOMENTUM,
             weight_decay=regimes.WEIGHT_DECAY,
         )
+
+
+class LinearClassifier(Classifier):
+    """With LoRA made of linear layers."""
+
+    lora = LinearLoraQkv
 
 
 def normalised(images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ step, P trained parameters of one model.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from fedsim.config.experiment import Config
 from fedsim.config.train import TrainConfig
 from fedsim.data import Dataset
 from fedsim.inputs.images import ImageSource
-from fedsim.method_checks import check_agreement, check_gradient, check_loss, check_start
+from fedsim.method_checks import check_agreement, check_gradient, check_loss, check_start, refuse
 from fedsim.models.specs import NUM_TOKENS
 from fedsim.models.stacked import Counting, StackedModel
 from fedsim.schedule.cohort import Cohort
@@ -30,6 +31,7 @@ from fedsim.training.block import Block, StepInputs, rows_of
 from fedsim.training.flat import Layout
 from fedsim.training.optim import StackedOptimizer, learning_rate
 from fedsim.training.own_images import OwnImages, macro_f1
+from fedsim.training.record_level import RecordNoise, private_records
 from fedsim.training.steps import Steps, plan_steps
 
 
@@ -53,6 +55,8 @@ class BlockTrainer:
         self.images = images
         self.parts = parts
         self.own = OwnImages(config, self.task, model, images, dataset, parts)
+        #: What protects single images; None where nothing does.
+        self.records = private_records(config, model, method, [len(part) for part in parts])
         #: How far the first step's gradient was from those of its clients one by one, see ``check_agreement``.
         self.agreement: float | None = None
 
@@ -80,9 +84,10 @@ class BlockTrainer:
             if isinstance(self.method, Assessing) and len(passes) > 1 and clients:
                 assessed = self.method.assess(self._own_f1(block, self.method.assess_on), assessed)
                 block = replace(block, context={**block.context, ASSESSED: assessed})
-            steps = plan_steps(self.parts, clients, train, self.config.seed, state.round + 1, name)
+            poisson = self.records is not None
+            steps = plan_steps(self.parts, clients, train, self.config.seed, state.round + 1, name, poisson=poisson)
             losses += self._run_steps(block, optimizer, steps, name)
-            num_steps += (steps.weights > 0).any(2).sum(1)
+            num_steps += steps.num_steps
         if keeps_optimizer:
             _keep_moments(kept, phase, optimizer)
         update = Update(
@@ -149,9 +154,13 @@ class BlockTrainer:
         index, weights = steps.index.to(flat_RP.device), steps.weights.to(flat_RP.device)
         losses = torch.zeros(len(clients), dtype=torch.float64, device=flat_RP.device)
         counts_SK = (steps.weights > 0).sum(2).T.tolist()
+        round, noise = block.state.round + 1, None
         # As wide as a full batch whatever the block holds, so that a client draws the same numbers in any company.
-        shape = (index.shape[1], self.config.train.batch_size)
-        draws = self.images.draw(clients, shape, self.config.seed, block.state.round + 1, name)
+        places = np.ones((*index.shape[:2], self.config.train.batch_size), dtype=bool)
+        if self.records is not None:
+            places = (steps.weights > 0).numpy()
+            noise = self.records.noise(clients, round, name)
+        draws = self.images.draw(clients, places, self.config.seed, round, name)
         for number, (active, width) in enumerate(zip(steps.active, steps.widths, strict=True)):
             own_draws = None if draws is None else draws[:active, number, :width]
             fixed, targets = self.images.training_batch(index[:active, number, :width], own_draws)
@@ -168,7 +177,7 @@ class BlockTrainer:
             inputs = StepInputs(fixed, counts_SK[number][:active], step)
             if self.agreement is None and active > 1:
                 self.agreement = self._agreement(block, inputs)
-            loss_K, grad = self._gradient(block, flat_RP[: active * phase.models], inputs)
+            loss_K, grad = self._gradient(block, flat_RP[: active * phase.models], inputs, noise)
             optimizer.step(flat_RP, grad, lr)
             losses[:active] += loss_K
         return losses.cpu()
@@ -183,7 +192,9 @@ class BlockTrainer:
         precision = self.config.model.precision
         return check_agreement(self.method, stacked.reshape(num_clients, -1), alone_KP, precision)
 
-    def _gradient(self, block: Block, at: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+    def _gradient(
+        self, block: Block, at: Tensor, inputs: StepInputs, noise: RecordNoise | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the losses (K,) and the method's gradient (R, P) of a step from trained parameters ``at`` (R, P)."""
         losses: list[Tensor] = []
         flat: list[Tensor] = []
@@ -191,8 +202,12 @@ class BlockTrainer:
 
         def grad_of(params: Tensors) -> Tensors:
             place = at if params is start else block.layout.pack(self._by_row(params))
+            if answers and self.records is not None:
+                refuse(self.method, "gradient", "a second call of grad_of", "one: each is a release of the images")
             # Of a second gradient on the same images only statistics inside the network may know.
             loss_K, grad = self._loss_gradient(block, place, inputs, again=bool(answers))
+            if noise is not None:
+                noise.add_to(grad)
             losses.append(loss_K)
             flat.append(grad)
             answers.append(block.by_client(block.layout.unpack(grad)))
@@ -215,7 +230,9 @@ class BlockTrainer:
         params = block.params(leaf)
         if again:
             params = self.model.with_fixed_amplitude(params)
-        features = self._features(params, block, inputs)
+        width = inputs.fixed.shape[1]
+        with nullcontext() if self.records is None else self.records.taping(width) as tape:
+            features = self._features(params, block, inputs)
         logits = self.model.classify(params, features)
         own = block.by_client({name: params[name] for name in block.own_names})
         seen = block.by_client({"features": features, "logits": logits})
@@ -229,6 +246,8 @@ class BlockTrainer:
         )
         loss_K = self.method.loss(batch)
         check_loss(self.method, loss_K, len(inputs.counts))
+        if self.records is not None and tape is not None:
+            return loss_K.detach(), self.records.gradient(block, leaf, batch, loss_K, tape)
         (grad,) = torch.autograd.grad(loss_K.sum(), leaf)
         return loss_K.detach(), grad
 

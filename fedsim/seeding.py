@@ -21,6 +21,11 @@ def numpy_stream(seed: int, purpose: str, *, round: int = 0, client: int = 0) ->
     return np.random.Generator(np.random.Philox(derive(seed, purpose, round=round, client=client)))
 
 
+def chance(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> float:
+    """Return a single uniform number, 0 <= x < 1, at a fraction of what a stream costs."""
+    return (derive(seed, purpose, round=round, client=client) >> 11) * 2.0**-53
+
+
 def torch_stream(seed: int, purpose: str) -> torch.Generator:
     """Return a torch generator on the CPU for one purpose, which must be one of few in a run.
 

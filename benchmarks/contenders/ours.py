@@ -2,6 +2,7 @@
 
 import os
 import time
+from typing import Any
 
 import numpy as np
 import timm
@@ -96,8 +97,9 @@ def make_model(regime: regimes.Regime, config: ModelConfig, device: torch.device
     return stack(config, encoder, regimes.NUM_CLASSES, device)
 
 
-def make_simulation(settings: Settings, group: Group) -> Simulation:
-    regime, config = settings.regime, make_config(settings)
+def make_simulation(settings: Settings, group: Group, **sections: Any) -> Simulation:
+    """The regime's simulation, with these sections of its config replaced."""
+    regime, config = settings.regime, make_config(settings).model_copy(update=sections)
     clients = [regimes.client_data(regime, client) for client in range(regime.num_clients)]
     images, labels = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*clients, strict=True))
     everything, nothing = np.arange(len(images)), np.arange(0)

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from fedsim.config.data import ClientsConfig, DataConfig, FractionsConfig, PartitionConfig
 from fedsim.config.mistakes import KeyedError
 from fedsim.config.plain_yaml import to_yaml
-from fedsim.config.privacy import PrivacyConfig
+from fedsim.config.privacy import PrivacyConfig, RecordLevel
 from fedsim.config.train import CheckpointConfig, EvaluateConfig, ScheduleConfig, StoreConfig, TrainConfig
 from fedsim.config.words import AlgorithmConfig, AmplitudeNormConfig, Count, LoraConfig, ModelConfig, Name, Seed, Words
 
@@ -58,6 +58,18 @@ class Config(Words):
         name = self.clients.partition.name
         if self.data.truncate_to_smallest and name != "sites":
             raise KeyedError("data.truncate_to_smallest", f"true with clients.partition.name: {name}", "sites there")
+        return self
+
+    @model_validator(mode="after")
+    def _record_level_clips_and_draws(self) -> Self:
+        if self.privacy is None or not isinstance(self.privacy.mechanism, RecordLevel):
+            return self
+        if self.train.clip_norm is not None:
+            found = f"{self.train.clip_norm:g} with privacy.mechanism: record"
+            raise KeyedError("train.clip_norm", found, "null: the mechanism clips every image's gradient")
+        if not self.train.shuffle:
+            found = "false with privacy.mechanism: record"
+            raise KeyedError("train.shuffle", found, "true: batches are Poisson samples, which have no order")
         return self
 
 

@@ -84,16 +84,18 @@ class ImageSource:
         self._fill(places)
         return self.plain_batch(torch.from_numpy(places)[None])
 
-    def draw(self, clients: Sequence[int], shape: Sequence[int], seed: int, round: int, phase: str) -> Tensor | None:
-        """Return uniform numbers (K, S, B, U) for ``shape`` (S, B), each client's from its own stream.
+    def draw(self, clients: Sequence[int], places: np.ndarray, seed: int, round: int, phase: str) -> Tensor | None:
+        """Return uniform numbers (K, S, B, U) for ``places`` bool (K, S, B), each client's from its own stream.
 
-        None where nothing is augmented.
+        Zeros where a place is false, for which nothing is drawn; None where nothing is augmented.
         """
         if not self.augmentations or not clients:
             return None
-        streams = [numpy_stream(seed, f"augment/{phase}", round=round, client=client) for client in clients]
-        rows = [stream.random((*shape, NUM_DRAWS), dtype=np.float32) for stream in streams]
-        return torch.from_numpy(np.stack(rows)).to(self.images.device)
+        rows = np.zeros((*places.shape, NUM_DRAWS), dtype=np.float32)
+        for row, own, client in zip(rows, places, clients, strict=True):
+            stream = numpy_stream(seed, f"augment/{phase}", round=round, client=client)
+            row[own] = stream.random((int(own.sum()), NUM_DRAWS), dtype=np.float32)
+        return torch.from_numpy(rows).to(self.images.device)
 
     def _fill(self, places: np.ndarray) -> None:
         if self._prefixes is None or self._known[places].all():

@@ -4,6 +4,7 @@ Shapes: K clients in a block, G adapted slices of the layer's output, R rank, D 
 M rows per client, S slices of the output.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fedsim.kernels.build import available, call
+from fedsim.kernels.examples import CompiledProducts, Keep
 from fedsim.kernels.frozen import FrozenProduct
 
 
@@ -25,12 +27,20 @@ class CompiledLowRank(torch.autograd.Function):
     """x W' + bias, plus s x A' B' on the adapted slices of the output; W and bias are frozen.
 
     x (K, M, D), ``product`` with W (S * O, D) and bias; A (K or 1, G, R, D) and B (K or 1, G, O, R) in fp32;
-    ``targets``: the slices, of S, that the G factors adapt; returns (K, M, S * O).
+    ``targets``: the slices, of S, that the G factors adapt; returns (K, M, S * O). ``keep``: given the examples'
+    products in place of gradients of A and B, which are then None.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, product: FrozenProduct, a: Tensor, b: Tensor, targets: tuple[int, ...], scaling: float
+        ctx: Any,
+        x: Tensor,
+        product: FrozenProduct,
+        a: Tensor,
+        b: Tensor,
+        targets: tuple[int, ...],
+        scaling: float,
+        keep: Keep | None = None,
     ) -> Tensor:
         """Keep the hidden values (K, M, G, R), with the rank rounded up to an even number."""
         x, a, b = x.contiguous(), a.contiguous(), b.contiguous()
@@ -39,7 +49,7 @@ class CompiledLowRank(torch.autograd.Function):
         places = torch.tensor(targets)
         call("lora_forward", x.dtype, x, a, b, places, hidden, out, *_sizes(x, out, a, b), scaling)
         ctx.save_for_backward(x, a, b, hidden, places)
-        ctx.product, ctx.scaling = product, scaling
+        ctx.product, ctx.scaling, ctx.keep = product, scaling, keep
         return out.view(*x.shape[:2], -1)
 
     @staticmethod
@@ -50,15 +60,18 @@ class CompiledLowRank(torch.autograd.Function):
         needs_x, _, needs_a, needs_b, *_ = ctx.needs_input_grad
         rows = grad.contiguous().flatten(0, 1)
         grad_x = ctx.product.backward(rows).view_as(x) if needs_x else None
+        inner, sizes = torch.empty_like(hidden), _sizes(x, rows, a, b)
+        run = partial(call, "lora_backward", x.dtype, rows, x, a, b, places, hidden, inner, grad_x)
+        if ctx.keep is not None:
+            run(None, None, *sizes, ctx.scaling)
+            ctx.keep(CompiledProducts(x.detach(), inner, hidden, rows, places, *b.shape[2:], needs_a, needs_b))
+            return grad_x, *[None] * 6
         # One gradient per client, also of a factor that they share: its own is their sum.
         grad_a = a.new_empty(len(x), *a.shape[1:]) if needs_a else None
         grad_b = b.new_empty(len(x), *b.shape[1:]) if needs_b else None
-        inner, sizes = torch.empty_like(hidden), _sizes(x, rows, a, b)
-        call(
-            "lora_backward", x.dtype, rows, x, a, b, places, hidden, inner, grad_x, grad_a, grad_b, *sizes, ctx.scaling
-        )
+        run(grad_a, grad_b, *sizes, ctx.scaling)
         sums = (part if part is None else part.sum_to_size(like.shape) for part, like in ((grad_a, a), (grad_b, b)))
-        return grad_x, None, *sums, None, None
+        return grad_x, None, *sums, None, None, None
 
 
 def _sizes(x: Tensor, out: Tensor, a: Tensor, b: Tensor) -> tuple[int, ...]:

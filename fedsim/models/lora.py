@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from fedsim.config.words import LoraConfig
 from fedsim.errors import UserError
 from fedsim.kernels import lora as compiled
+from fedsim.kernels.examples import Keep, PlainProducts, Tape
 from fedsim.kernels.frozen import FrozenLinear, FrozenProduct, frozen_linear
 from fedsim.seeding import torch_stream
 
@@ -37,6 +38,8 @@ class LoRALinear(nn.Module):
         self.scaling = scaling
         self.lora_a: Tensor | None = None
         self.lora_b: Tensor | None = None
+        #: Where the way back leaves the products of single examples instead of the factors' gradients.
+        self.tape: Tape | None = None
 
     @property
     def slice_width(self) -> int:
@@ -59,12 +62,13 @@ class LoRALinear(nn.Module):
         # Products run in the type of the frozen weights; autocast would do the same, operation by operation.
         x_KMD = x.to(product.weight.dtype).reshape(max(len(a), len(b)), -1, x.shape[-1])
         targets = tuple(self.slices[place] - start for place in adapted)
+        keep = None if self.tape is None else self.tape.keep(self, places)
         if compiled.suits(product, self.slice_width):
-            out: Tensor = compiled.CompiledLowRank.apply(x_KMD, product, a, b, targets, self.scaling)
+            out: Tensor = compiled.CompiledLowRank.apply(x_KMD, product, a, b, targets, self.scaling, keep)
         else:
             a, b = a.to(x_KMD.dtype), b.to(x_KMD.dtype)
             with torch.autocast(x.device.type, enabled=False):
-                out = LowRankLinear.apply(x_KMD, product, a, b, targets, self.scaling)
+                out = LowRankLinear.apply(x_KMD, product, a, b, targets, self.scaling, keep)
         return out.reshape(*x.shape[:-1], len(product.weight))
 
 
@@ -73,7 +77,8 @@ class LowRankLinear(torch.autograd.Function):
 
     x (K, M, D), ``product`` with W (S * O, D) and bias, A (K or 1, G, R, D), B (K or 1, G, O, R), ``targets``: the
     slices, of S, that the G factors adapt; returns (K, M, S * O). Written by hand because autograd copies the strided
-    slices of the output several times, which costs more than the products (benchmarks/LOG.md).
+    slices of the output several times, which costs more than the products (benchmarks/LOG.md). ``keep``: given the
+    examples' products in place of gradients of A and B, which are then None.
     """
 
     @staticmethod
@@ -85,6 +90,7 @@ class LowRankLinear(torch.autograd.Function):
         b: Tensor,
         targets: tuple[int, ...],
         scaling: float,
+        keep: Keep | None = None,
     ) -> Tensor:
         num_clients, num_rows, _ = x.shape
         out = product.forward(x.flatten(0, 1)).view(num_clients, num_rows, -1, b.shape[2])
@@ -94,7 +100,7 @@ class LowRankLinear(torch.autograd.Function):
             b_place = b[:, place].expand(num_clients, -1, -1)
             out[:, :, target].baddbmm_(hidden.unflatten(2, (len(targets), -1))[:, :, place], b_place.mT)
         ctx.save_for_backward(x, a, b, hidden)
-        ctx.product, ctx.targets, ctx.scaling = product, targets, scaling
+        ctx.product, ctx.targets, ctx.scaling, ctx.keep = product, targets, scaling, keep
         return out.flatten(2)
 
     @staticmethod
@@ -115,13 +121,16 @@ class LowRankLinear(torch.autograd.Function):
         if needs_x:
             a_all = a.flatten(1, 2).expand(num_clients, -1, -1)
             grad_x = ctx.product.backward(grad.flatten(0, 1)).view_as(x).baddbmm_(inner, a_all)
+        if ctx.keep is not None:
+            ctx.keep(PlainProducts(x.detach(), inner, hidden, grad, ctx.targets, b.shape[2], needs_a, needs_b))
+            return grad_x, *[None] * 6
         if needs_a:
             grad_a = torch.bmm(inner.mT, x).view_as(a)
         if needs_b:
             # One product over all slices is quicker than one for each; only the matching pairs are kept.
             pairs = torch.bmm(hidden.mT, grad).unflatten(2, (num_slices, -1)).unflatten(1, (len(ctx.targets), -1))
             grad_b = torch.stack([pairs[:, place, :, target].mT for place, target in enumerate(ctx.targets)], 1)
-        return grad_x, None, grad_a, grad_b, None, None
+        return grad_x, None, grad_a, grad_b, None, None, None
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ class StepInputs:
     step: Step
 
     def row(self, client: int) -> "StepInputs":
-        """Return one client's part, no wider than its batch."""
-        own, width, step = slice(client, client + 1), self.counts[client], self.step
+        """Return one client's part, no wider than its batch; a place is left where that is empty."""
+        own, width, step = slice(client, client + 1), max(1, self.counts[client]), self.step
         targets, weights = (value[own, :width] for value in (step.targets, step.weights))
         context = rows_of(step.context, own)
         step = replace(step, targets=targets, weights=weights, context=context, chance=step.chance[own])

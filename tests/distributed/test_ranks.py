@@ -70,6 +70,10 @@ CASES = {
         "privacy={mechanism: {name: client, bound: 0.1, clipping: {name: quantile, count_noise: 2.0}}, "
         "noise_multiplier: 0.5, delta: 1.0e-5}",
     ],
+    "record-level privacy": [
+        "privacy={mechanism: {name: record, bound: 0.5}, noise_multiplier: 1.0, delta: 1.0e-3}",
+        "data.augment=[flip]",
+    ],
     "more ranks than blocks": ["clients.per_block=4", "clients.per_round=4"],
 }
 
@@ -77,7 +81,8 @@ CASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_any_number_of_ranks_gives_the_same_bits(case, tmp_path):
-    counts = (0, 1, 2, 3) if case in ("deer", "prrfl", "harmofl", "noise regulator") else (0, 3)
+    many = ("deer", "prrfl", "harmofl", "noise regulator", "record-level privacy")
+    counts = (0, 1, 2, 3) if case in many else (0, 3)
     compare(write_config(tmp_path), CASES[case], counts, tmp_path)
 
 

@@ -57,6 +57,6 @@ def test_two_clients_whose_seeds_meet_in_32_bits_are_not_augmented_alike() -> No
             break
         known[low] = client
     sim = simulate([8], 1, data={"augment": ["flip"]})
-    draws = sim.trainer.images.draw((known[low], client), (1, 2), 0, 1, "train")
+    draws = sim.trainer.images.draw((known[low], client), np.ones((2, 1, 2), bool), 0, 1, "train")
     assert draws is not None
     assert not torch.equal(draws[0], draws[1])

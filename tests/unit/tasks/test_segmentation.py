@@ -136,7 +136,7 @@ def test_masks_move_with_their_images() -> None:
     """What is bright in an augmented image is what its mask says."""
     sim = masked_simulation([6], data={"augment": ["flip", "rotate90", "crop"]})
     places = torch.from_numpy(sim.parts[0])[None]
-    draws = sim.images.draw((0,), (1, 6), seed=0, round=1, phase="train")
+    draws = sim.images.draw((0,), np.ones((1, 1, 6), bool), seed=0, round=1, phase="train")
     assert draws is not None
     pixels, masks = sim.images.training_batch(places, draws[:, 0])
     bright = (pixels.mean(2) * 0.5 + 0.5) * 255
