@@ -1,7 +1,7 @@
 """From a config to a simulation: read data and models, then put the parts together. Tests bring parts of their own."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,13 +29,18 @@ from fedsim.models.encoders import Encoder
 from fedsim.models.stacked import StackedModel
 from fedsim.models.whole_net import WholeNet
 from fedsim.privacy.choose import privacy_layers
+from fedsim.privacy.facts import public_facts
 from fedsim.privacy.layer import Layer
+from fedsim.privacy.ledger import Ledger, settled
+from fedsim.privacy.refusals import check_claims
 from fedsim.schedule.block_size import choose_block_size
 from fedsim.schedule.pace import Pace
 from fedsim.simulation import Simulation
 from fedsim.storage.store import GIB, Budget, ClientStore
 from fedsim.tasks.choose import task_of
 from fedsim.tasks.task import Classification, Task
+
+Progress = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,13 @@ class Parts:
     public: PublicInputs | None = None
 
 
-def build_simulation(config: Config, group: Group, scratch: Path | None = None) -> Simulation:
+def build_simulation(config: Config, group: Group, scratch: Path | None = None, progress: Progress = str) -> Simulation:
     """Load the parts that a config names and put them together, see ``assemble``."""
     set_arithmetic(config.model.precision, config.deterministic, group.device)
     keep_freed_memory()
     parts = load_parts(config, group.device)
     check_own_code(group, parts.dataset, parts.server_model.encoder)
-    return assemble(config, group, parts, scratch)
+    return assemble(config, group, parts, scratch, progress=progress)
 
 
 def load_parts(config: Config, device: torch.device) -> Parts:
@@ -84,15 +89,22 @@ def assemble(
     parts: Parts,
     scratch: Path | None = None,
     layers: Sequence[Layer] = (),
+    progress: Progress = str,
 ) -> Simulation:
     """Put a simulation together.
 
     The simulation's config is the one that counts: it says what ``config`` leaves open.
     ``scratch``: a folder for the states of clients that the config's budget keeps out of memory; without it
     all of them stay there. ``layers``: what wraps the method beside the config's privacy, nearer to the method.
+    ``progress`` is told of what takes its time.
     """
     # The method is told what there is, and refuses a model that has not what it is about.
     algorithm = make_algorithm(config, parts)
+
+    # What is spent of privacy is known before anything is trained, and with it how much noise there is.
+    sizes = [len(part) for part in parts.clients]
+    ledger = open_ledger(config, algorithm, sizes, progress)
+    config = config if ledger is None else settled(config, ledger.multiplier)
 
     # The block size depends on the config alone, so that no result depends on the ranks.
     images = input_source(config, parts.dataset, parts.server_model)
@@ -122,13 +134,22 @@ def assemble(
         model=parts.server_model,
         held=parts.client_model,
         algorithm=algorithm,
-        layers=[*layers, *privacy_layers(config, algorithm.facts, [len(part) for part in parts.clients])],
+        layers=[*layers, *privacy_layers(config, algorithm.facts, sizes)],
+        ledger=ledger,
         images=images,
         trainer=trainer,
         store=store,
-        pace=Pace(config.train, [len(part) for part in parts.clients], group.num_ranks),
+        pace=Pace(config.train, sizes, group.num_ranks),
         public=public,
     )
+
+
+def open_ledger(config: Config, algorithm: Algorithm, sizes: Sequence[int], progress: Progress) -> Ledger | None:
+    """Return the ledger of a config with a privacy mechanism; UserError for a claim that cannot hold."""
+    check_claims(config, sizes)
+    if config.privacy is None or config.privacy.mechanism is None:
+        return None
+    return Ledger(config, public_facts(config, algorithm, sizes), progress)
 
 
 def make_algorithm(config: Config, parts: Parts) -> Algorithm:

@@ -19,11 +19,13 @@ from fedsim.build import build_simulation
 from fedsim.comm.group import open_group
 from fedsim.config.experiment import Config
 from fedsim.distill.alignment import align
+from fedsim.errors import UserError
 from fedsim.machine.sealed import digest_tensors
 from fedsim.measure.client_scores import ClientScores
 from fedsim.measure.costs import costs
 from fedsim.measure.global_model import global_model
 from fedsim.measure.scores import evaluate, worth
+from fedsim.measure.spending import spending
 from fedsim.method_checks import check_phases, check_state
 from fedsim.models.tuned_tower import TunedTower
 from fedsim.phase import meet, train_blocks
@@ -45,7 +47,7 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
     ``resume`` continues from the last checkpoint in ``out``, or starts where there is none.
     """
     with open_group() as group, RunLog(out, config, group, resume) as log, scratch_folder(out, group) as scratch:
-        sim = build_simulation(log.config, group, scratch)
+        sim = build_simulation(log.config, group, scratch, log.progress)
         config = sim.config  # says what the file left open
         log.record_config(config)
         log.record_data(sim.dataset)
@@ -53,18 +55,19 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
         checkpoints = Checkpoints(out / "checkpoints", config, group)
         state, progress = start_or_resume(sim, checkpoints, log, resume)
         best_by = sim.task.decisive(config.evaluate.best_by)
-        first = state.round + 1
+        first, last = state.round + 1, last_round(sim)
 
-        while state.round < config.rounds and not out_of_patience(config, progress):
+        while state.round < last and not out_of_patience(config, progress):
             log.start_round(state.round + 1)
             record = RoundRecord(sim, state.round + 1)
             state = run_round(sim, state, record, log)
+            record.row |= spending(sim, state)
             if sim.trainer.agreement is not None and state.round == first:
                 log.message(f"a step in one batch is each client's own to {sim.trainer.agreement:.0e}")
 
             # Measure the new global model, and keep it if it is the best so far.
-            is_last = state.round == config.rounds
-            if is_evaluated(config, state.round):
+            is_last = state.round == last
+            if is_last or is_evaluated(config, state.round):
                 model = global_model(sim, state)
                 record.measure(evaluate(sim, model.params), model.chosen)
                 if note_evaluation(best_by, progress, record):
@@ -121,6 +124,17 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
     return replace(state, round=round)
 
 
+def last_round(sim: Simulation) -> int:
+    """Return the last round of the run: of the config, or that the privacy budget has room for."""
+    budget = None if sim.config.privacy is None else sim.config.privacy.budget
+    if budget is None or sim.ledger is None:
+        return sim.config.rounds
+    if (last := sim.ledger.last_round(budget)) == 0:
+        expected = f"at least {sim.ledger.epsilon(1):.3g}, what the first round spends"
+        raise UserError("privacy.budget", f"{budget:g}", expected)
+    return last
+
+
 def is_evaluated(config: Config, round: int) -> bool:
     """Whether models are measured after a round."""
     return round == config.rounds or round % config.evaluate.every == 0
@@ -173,6 +187,7 @@ def finish(
         "rounds": state.round,
         "best_round": progress.best_round,
         **progress.best_metrics,
+        **spending(sim, state),
         "state_sha256": sim.store.digest(digest),
         "costs": costs(sim),
     }

@@ -15,6 +15,7 @@ from fedsim.inputs.images import ImageSource
 from fedsim.inputs.public import PublicInputs
 from fedsim.models.stacked import StackedModel
 from fedsim.privacy.layer import Layer
+from fedsim.privacy.ledger import Ledger
 from fedsim.schedule.pace import Pace
 from fedsim.storage.store import ClientStore
 from fedsim.tasks.task import Task
@@ -26,7 +27,8 @@ class Simulation:
 
     ``model`` is the server's, which is measured and exported; clients hold ``held``: a sub-model, which shares all but
     what is cut with ``model``, or ``model`` itself. ``public``: what a sub-model is aligned over, where the method does
-    that. ``layers``: what wraps the method, see ``privacy/layer.py``.
+    that. ``layers``: what wraps the method, see ``privacy/layer.py``. ``ledger``: what is spent of privacy, if anything
+    protects it.
     """
 
     config: Config
@@ -38,6 +40,7 @@ class Simulation:
     held: StackedModel
     algorithm: Algorithm
     layers: Sequence[Layer]
+    ledger: Ledger | None
     images: ImageSource
     trainer: BlockTrainer
     store: ClientStore

@@ -21,9 +21,11 @@ def check_claims(config: Config, sizes: Sequence[int]) -> None:
     if words.noise_multiplier == 0 and words.budget is not None:
         found = f"{words.budget:g} with noise_multiplier: 0, which spends all there is in the first round"
         raise UserError("privacy.budget", found, "null, or noise")
-    if isinstance(words.mechanism, NoiseRegulator) and words.mechanism.form == "released" and words.epsilon is not None:
-        found = f"{words.epsilon:g} with form: released, whose sensitivity is known only while it runs"
-        raise UserError("privacy.epsilon", found, "noise_multiplier, and a budget; or form: whitened")
+    if isinstance(words.mechanism, NoiseRegulator) and words.mechanism.form == "released":
+        for key, value in (("epsilon", words.epsilon), ("budget", words.budget)):
+            if value is not None:
+                found = f"{value:g} with form: released, whose sensitivity is known only while it runs"
+                raise UserError(f"privacy.{key}", found, "noise_multiplier alone, or form: whitened")
     if isinstance(words.mechanism, RecordLevel):
         return
     if isinstance(words.mechanism, ClientLevel) and words.mechanism.noise == "local":

@@ -4,14 +4,13 @@ import math
 from collections.abc import Callable, Iterator
 
 from fedsim.algorithms.base import Algorithm, Phase
-from fedsim.build import assemble, load_parts, make_algorithm
+from fedsim.build import assemble, load_parts
 from fedsim.comm.group import open_group
 from fedsim.config.experiment import Config
 from fedsim.config.privacy import ClientLevel, NoiseRegulator, PrivacyConfig
 from fedsim.errors import UserError
 from fedsim.privacy import deer_release
-from fedsim.privacy.facts import public_facts
-from fedsim.privacy.ledger import Ledger, settled
+from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.refusals import check_claims
 
 Rows = Iterator[tuple[str, str]]
@@ -29,10 +28,10 @@ def describe(config: Config, progress: Callable[[str], object] = str) -> list[tu
         if words.mechanism is None:
             check_claims(config, sizes)
             return [("protects", "nothing: there is no mechanism, and epsilon is infinite"), *seen(words)]
-        algorithm = make_algorithm(config, parts)
-        ledger = Ledger(config, public_facts(config, algorithm, sizes), progress)
-        assemble(settled(config, ledger.multiplier), group, parts)  # which refuses what cannot be run
-    return [*statement(ledger), *noise(ledger), *spent(ledger), *seen(words), *released(ledger, algorithm)]
+        sim = assemble(config, group, parts, progress=progress)
+        ledger = sim.ledger
+        assert ledger is not None, "there is a mechanism"
+    return [*statement(ledger), *noise(ledger), *spent(ledger), *seen(words), *released(ledger, sim.algorithm)]
 
 
 def statement(ledger: Ledger) -> Rows:
