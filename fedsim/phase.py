@@ -19,11 +19,12 @@ from fedsim.algorithms.base import PARAMS, Aggregate, Groups, Payload, Phase, Se
 from fedsim.comm.exact import NUM_COUNTS, ExactSum
 from fedsim.comm.group import Group
 from fedsim.measure.client_scores import ClientScores
+from fedsim.measure.costs import payload_of
 from fedsim.measure.diagnostics import block_products
 from fedsim.measure.traffic import sent_by_client
 from fedsim.method_checks import check_kept, check_payload
 from fedsim.models.specs import ParamSpec
-from fedsim.privacy.secured_phase import SecuredCosts, SecuredPhase, require_sums
+from fedsim.privacy.secured_phase import SecuredCosts, SecuredPhase, require_messages, require_sums, sends
 from fedsim.schedule.cohort import Cohort
 from fedsim.simulation import Simulation
 
@@ -174,9 +175,17 @@ def meet(group: Group, sums: Sums) -> tuple[Aggregate, Observed]:
 
 
 def secured_phase(sim: Simulation, state: ServerState, phase: Phase, cohort: Cohort) -> SecuredPhase | None:
-    """Return the protocol's run of a phase, if the config wants it and anybody takes part."""
+    """Return the protocol's run of a phase, if the config wants it and clients send something."""
     settings = None if sim.config.privacy is None else sim.config.privacy.secure_aggregation
     if settings is None or not cohort.clients:
+        return None
+    # A round's phase may train what clients keep to themselves; a method without any other is refused.
+    phases = sim.algorithm.phases(state.round + 1)
+    payloads = {some.name: payload_of(sim, state, some) for some in phases}
+    for payload in payloads.values():
+        require_sums(sim.algorithm, payload)
+    require_messages(sim.algorithm, list(payloads.values()))
+    if not sends(payloads[phase.name]):
         return None
     return SecuredPhase(settings, sim.config.seed, state.round + 1, phase.name, cohort.clients)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Payload, Phase
+from fedsim.algorithms.base import Payload, Phase, ServerState
 from fedsim.measure.traffic import sent_by_client
 from fedsim.models.stacked import StackedModel
 from fedsim.models.submodel.model import HeldModel
@@ -22,15 +22,19 @@ def costs(sim: Simulation) -> dict[str, dict[str, int]]:
     ``parameters`` and ``bytes``: the frozen network in the type of its products, adapters and classifier in float32;
     no buffers. ``bytes_sent`` in the round, floats as float32; with the full model without what a sub-model counts.
     """
-    payloads = [payload_of(sim, phase) for phase in sim.algorithm.phases(1)]
+    state = sim.initial_state()
+    payloads = [payload_of(sim, state, phase) for phase in sim.algorithm.phases(1)]
     found = {"full_model": _costs(sim.model, [_without_counts(sim, payload) for payload in payloads])}
     return found if sim.held is sim.model else found | {"submodel": _costs(sim.held, payloads)}
 
 
-def payload_of(sim: Simulation, phase: Phase) -> Payload:
-    """Return what clients send in a phase, with no client in it: a block without has the shapes of any other."""
+def payload_of(sim: Simulation, state: ServerState, phase: Phase) -> Payload:
+    """Return what clients send in a phase, with no client in it: a block without has the shapes of any other.
+
+    Without what layers make of it.
+    """
     nobody = Cohort((), torch.zeros(0, dtype=torch.float64))
-    update, _ = sim.trainer.train((), nobody, sim.initial_state(), phase, [])
+    update, _ = sim.trainer.train((), nobody, state, phase, [])
     return sim.algorithm.pre_aggregate(update)
 
 

@@ -134,10 +134,19 @@ def lost_clients(dropout: float, seed: int, round: int, phase: str, clients: Seq
 
 
 def require_sums(method: Algorithm, payload: Payload) -> None:
-    """UserError for a payload of which the server would read a single client's part, or nothing at all."""
-    name = type(method).__name__
+    """UserError for a payload of which the server would read a single client's part."""
     alone = method.reads_alone or next((f"{group!r} row by row" for group in payload.gather), None)
     if alone is not None:
-        raise UserError(WHERE, f"{name}, whose server reads {alone}", "null, or a method that needs sums alone")
-    if not any(tensors for groups in (payload.mean, payload.total) for tensors in groups.values()):
-        raise UserError(WHERE, f"{name}, which sends nothing", "null, or a method that does")
+        found = f"{type(method).__name__}, whose server reads {alone}"
+        raise UserError(WHERE, found, "null, or a method that needs sums alone")
+
+
+def require_messages(method: Algorithm, payloads: Sequence[Payload]) -> None:
+    """UserError where there would be nothing to mask in any phase of a round, whose ``payloads`` these are."""
+    if not any(map(sends, payloads)):
+        raise UserError(WHERE, f"{type(method).__name__}, which sends nothing", "null, or a method that does")
+
+
+def sends(payload: Payload) -> bool:
+    """Whether there is something to add up."""
+    return any(tensors for groups in (payload.mean, payload.total) for tensors in groups.values())

@@ -2,13 +2,14 @@
 
 import math
 
-from fedsim.algorithms.base import Phase
+from fedsim.algorithms.base import Phase, ServerState
 from fedsim.build import build_simulation
 from fedsim.comm.group import open_group
 from fedsim.config.experiment import Config
 from fedsim.data.overlap import overlap_rows
 from fedsim.measure.costs import costs, payload_of
 from fedsim.measure.traffic import sent_by_client
+from fedsim.phase import secured_phase
 from fedsim.runfolder.partition import notes
 from fedsim.schedule.cohort import draw_cohort, num_local_steps
 from fedsim.simulation import Simulation
@@ -20,7 +21,7 @@ def describe(config: Config) -> list[tuple[str, str]]:
         sim = build_simulation(config, group)
     sizes = sim.sizes
     cohort = draw_cohort(sim.config.clients, sim.config.train, sizes, sim.config.seed, 1)
-    phases = sim.algorithm.phases(1)
+    state, phases = sim.initial_state(), sim.algorithm.phases(1)
     steps = [num_local_steps(sim.config.train, sizes[client]) for client in cohort.clients]
     data = sim.dataset
     rows = [
@@ -39,8 +40,11 @@ def describe(config: Config) -> list[tuple[str, str]]:
     ]
     up = 0
     for phase in phases:
-        trained, sent = count_numbers(sim, phase)
+        trained, sent = count_numbers(sim, state, phase)
         rows.append((f"phase {phase.name}", f"{trained:,} parameters trained, {sent:,} bytes sent per client"))
+        if (secured := secured_phase(sim, state, phase, cohort)) is not None:
+            needed = f"{secured.threshold} of {len(cohort.clients)} clients must stay for their sum to be unmasked"
+            rows.append((f"phase {phase.name}, masked", needed))
         up += sent * len(cohort.clients)
     rows.append(("bytes per round", f"{up:,} up, as float32"))
     for name, cost in costs(sim).items():
@@ -49,7 +53,7 @@ def describe(config: Config) -> list[tuple[str, str]]:
     return rows
 
 
-def count_numbers(sim: Simulation, phase: Phase) -> tuple[int, int]:
+def count_numbers(sim: Simulation, state: ServerState, phase: Phase) -> tuple[int, int]:
     """Return how many numbers one client trains in a phase of the first round, and how many bytes it sends."""
     trained = sum(math.prod(spec.shape) for spec in sim.held.specs.values() if spec.kind in phase.kinds)
-    return trained * phase.models, sent_by_client(payload_of(sim, phase))
+    return trained * phase.models, sent_by_client(payload_of(sim, state, phase))

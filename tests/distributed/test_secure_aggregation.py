@@ -22,9 +22,11 @@ def test_masked_runs_have_the_bits_of_a_plain_one(options: list[str], tmp_path: 
     for name, ranks, more in (("plain", 0, []), *((str(ranks), ranks, [SECURED]) for ranks in (1, 2, 3))):
         done = launch(ranks, "run", config, "rounds=2", *options, *more, "--out", tmp_path / name)
         assert done.returncode == 0, done.stderr
+    plain = (tmp_path / "plain" / "clients.jsonl").read_bytes()
     for name in "123":
         assert results(tmp_path / name)["state_sha256"] == results(tmp_path / "plain")["state_sha256"]
-        assert same_log(tmp_path / name, tmp_path / "plain")
+        assert same_log(tmp_path / name, tmp_path / "1")
+        assert (tmp_path / name / "clients.jsonl").read_bytes() == plain
 
 
 def test_the_same_clients_are_lost_on_any_number_of_ranks(tmp_path: Path) -> None:

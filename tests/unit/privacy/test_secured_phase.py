@@ -1,11 +1,13 @@
 """Secure aggregation under the engine: not a bit of a run changes, and who is lost is as if never asked."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fedsim.algorithms import METHODS
 from fedsim.algorithms.base import Algorithm, Payload, Update
 from fedsim.comm.exact import COLUMNS_AT_ONCE, ExactSum
 from fedsim.comm.group import Group
@@ -16,8 +18,9 @@ from fedsim.phase import Sums, meet, train_blocks
 from fedsim.privacy.secured_phase import SecuredPhase, lost_clients
 from fedsim.schedule.cohort import Cohort, draw_cohort
 from fedsim.simulation import Simulation
+from fedsim.verbs.check import describe
 from tests.conformance.test_methods import ACTIVE, MODEL, OWN_MODEL
-from tests.helpers import LORA, TINY_VIT, everything, play, same_bits, simulate, tiny_submodel, with_method
+from tests.helpers import LORA, TINY_VIT, everything, make_config, play, same_bits, simulate, tiny_submodel, with_method
 from tests.unit.privacy.test_secure_aggregation import UNIFORM, p_uniform
 
 SIZES = [20, 5, 18, 9, 12]
@@ -100,16 +103,40 @@ def test_ranks_whose_own_tensors_fit_finer_grids() -> None:
     assert same_bits(ranks[0].read(ranks[0].unmask(total, phase.unmask().take_away)), plain.read(expected))
 
 
-@pytest.mark.parametrize("method", ["fedavg", "deer", "fedprox", "scaffold", "fedbn", "feddyn", "fednova", "prrfl"])
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"local"}))
 def test_on_and_off_give_the_same_bits(method: str) -> None:
     found = []
     for privacy in (None, secured()):
         sim = simulation(method, privacy)
         state, records = play(sim, 2)
+        for record in records:
+            record.row.pop("simulation_only", None)
         found.append((everything(sim, state), [record.row for record in records], [r.client_rows for r in records]))
     (plain, *plain_rows), (masked, *masked_rows) = found
     assert same_bits(masked, plain)
     assert masked_rows == plain_rows
+
+
+CLIENT_LEVEL = {"noise_multiplier": 0.5, "delta": 1e-5, "mechanism": {"name": "client", "bound": 0.1}}
+
+
+def test_on_and_off_give_the_same_bits_with_noise_on_a_lattice() -> None:
+    """Messages are whole numbers here."""
+    found = []
+    for extra in ({}, secured()):
+        sim = simulation("fedavg", {**CLIENT_LEVEL, **extra})
+        found.append(everything(sim, play(sim, 2)[0]))
+    assert same_bits(*found)
+
+
+def test_a_cohort_of_nobody_has_nothing_to_mask() -> None:
+    sim = simulation("fedavg", {**CLIENT_LEVEL, **secured()}, clients={"sampling": "poisson", "per_round": 1})
+    clients, train = sim.config.clients, sim.config.train
+    empty = next(round for round in range(1, 100) if not draw_cohort(clients, train, SIZES, 5, round).clients)
+    state = replace(sim.initial_state(), round=empty - 1)
+    after, records = play(sim, 1, state)
+    assert "secure_aggregation" not in records[0].timing["phases"][0]
+    assert after.round == empty
 
 
 def phase_sums(sim: Simulation, without: frozenset[int] = frozenset()) -> tuple[Cohort, Sums]:
@@ -237,6 +264,15 @@ def test_methods_that_need_single_messages_are_refused() -> None:
     model = {**LORA_MODEL, "submodel": {"folder": tiny_submodel(48)}}
     assert "the last client's adapter" in refusal_of(simulate(SIZES, 2, algorithm=pft, model=model, privacy=secured()))
     assert "Local, which sends nothing" in refusal_of(simulation("local", secured()))
+
+
+def test_check_refuses_before_anything_is_trained() -> None:
+    config = make_config(privacy=secured(), algorithm={"name": "local"}, clients={"count": 4})
+    with pytest.raises(UserError, match="Local, which sends nothing"):
+        describe(config)
+    rows = dict(describe(make_config(privacy=secured(), algorithm={"name": "fedrep"}, clients={"count": 5})))
+    assert [name for name in rows if "masked" in name] == ["phase body, masked"]
+    assert rows["phase body, masked"].startswith("4 of 5 clients must stay")
 
 
 def test_too_few_left_ends_the_run_with_one_line() -> None:
