@@ -92,8 +92,8 @@ def _divergences(event: Event, orders: tuple[float, ...] | None = None) -> tuple
 
 def exact_epsilon(mu: float, delta: float) -> float:
     """Return the smallest epsilon of Gaussian noise of multiplier 1 / ``mu`` (Balle and Wang, ICML 2018, theorem 8)."""
-    if mu == 0 or gaussian_delta(mu, 0.0) <= delta:
-        return 0.0
+    if mu == 0 or math.isinf(mu) or gaussian_delta(mu, 0.0) <= delta:
+        return mu if math.isinf(mu) else 0.0
     # The privacy loss is N(mu^2 / 2, mu^2); beyond its mean plus ten deviations and a root of ln(1 / delta) is nothing.
     high = mu * mu / 2 + mu * (10 + math.sqrt(2 * math.log(1 / delta)))
     return float(brentq(lambda value: gaussian_delta(mu, value) - delta, 0.0, high, xtol=1e-12, rtol=1e-14))

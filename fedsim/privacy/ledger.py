@@ -101,7 +101,7 @@ class Ledger:
 
     @property
     def numbers(self) -> int:
-        """How many numbers of a message get noise on a lattice: none at record level, one more with quantile clipping."""
+        """How many numbers of a message get noise on a lattice: none at record level; quantile clipping adds one."""
         if self.is_record_level:
             return 0
         has_count = isinstance(self.mechanism, ClientLevel) and isinstance(self.mechanism.clipping, QuantileClipping)
