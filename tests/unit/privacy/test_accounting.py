@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable
 
 import pytest
+from dp_accounting import DpEvent
 from opacus.accountants import PRVAccountant, RDPAccountant
 
 from fedsim.errors import UserError
 from fedsim.privacy import accounting
-from fedsim.privacy.accounting import Event, beside_count, epsilon, exact_epsilon, fixed_size, gaussian, gaussian_delta
+from fedsim.privacy.accounting import beside_count, epsilon, exact_epsilon, fixed_size, gaussian, gaussian_delta
 
 
 def test_a_recorded_calibration() -> None:
@@ -60,7 +61,7 @@ def test_opacus_says_the_same_of_the_same_events(multiplier: float, rate: float,
 @pytest.mark.parametrize(
     "event", [gaussian(0.8), gaussian(2.0, rate=0.3), gaussian(0.5, rate=1 / 300)], ids=lambda event: str(event)[:30]
 )
-def test_the_quick_bound_is_one(event: Event) -> None:
+def test_the_quick_bound_is_one(event: DpEvent) -> None:
     for times in (1, 30, 1000):
         bound = accounting.epsilon_bound(event, times, 1e-5)
         assert epsilon(event, times, 1e-5, "pld") <= epsilon(event, times, 1e-5, "rdp") * (1 + 1e-9)

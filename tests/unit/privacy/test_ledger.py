@@ -208,6 +208,11 @@ def test_a_claim_that_cannot_hold_is_refused(privacy: dict[str, Any], clients: d
     assert "\n" not in str(refused.value)
 
 
+def test_where_nothing_is_sent_there_is_nothing_to_protect() -> None:
+    with pytest.raises(UserError, match="fedavg, whose clients send nothing; expected privacy: null"):
+        make_ledger(PublicFacts((50,) * 12, (4,) * 12, 1, 0, 0))
+
+
 @pytest.mark.parametrize("secure", [None, {}])
 def test_clients_own_scores_are_no_secret(secure: dict[str, Any] | None) -> None:
     words = {"observe": False, "secure_aggregation": secure}
