@@ -14,19 +14,24 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
 
-import dp_accounting
 import numpy as np
+from dp_accounting import (
+    DpEvent,
+    GaussianDpEvent,
+    NeighboringRelation,
+    PoissonSampledDpEvent,
+    SampledWithoutReplacementDpEvent,
+)
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
-from scipy.optimize import brentq
-from scipy.special import log_ndtr
+from scipy.optimize import brentq  # type: ignore[import-untyped]  # scipy has no types
+from scipy.special import log_ndtr  # type: ignore[import-untyped]  # as above
 
 from fedsim.errors import UserError
 
 # It names every order of a divergence that it leaves out, which makes the result no less of a bound.
 logging.getLogger("absl").setLevel(logging.ERROR)
 Accountant = Literal["pld", "rdp"]
-Event = dp_accounting.DpEvent
 #: The layer's lattice is so fine that the noise's deviation is at least this many steps of it.
 LEAST_STEPS = 2.0**26
 #: Share of delta that is set aside for what the noise on the lattice has more than the rounded continuous noise.
@@ -35,31 +40,30 @@ LATTICE_SHARE = 1e-4
 LOSS_STEP = 1e-4
 #: Whole orders, which are quick; the first ones are the best where epsilon is large.
 FEW_ORDERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
-ADDED = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 COARSER_FROM = 20.0
 RELATIVE_TOLERANCE = 1e-4
 LARGEST_MULTIPLIER = 1e6
 LEAST_EPSILON = 1e-12
 
 
-def gaussian(multiplier: float, releases: float = 1, rate: float = 1.0) -> Event:
+def gaussian(multiplier: float, releases: float = 1, rate: float = 1.0) -> DpEvent:
     """The event of Gaussian releases about the same sample of the units, which has each with probability ``rate``.
 
     Releases that follow on each other cost what one costs whose multiplier is smaller by their root (Dong, Roth and Su,
     JRSS B 2022, on composition). It is this one that the sampling amplifies: the releases share their sample.
     """
-    event = dp_accounting.GaussianDpEvent(multiplier / math.sqrt(releases))
-    return event if rate >= 1 else dp_accounting.PoissonSampledDpEvent(rate, event)
+    event = GaussianDpEvent(multiplier / math.sqrt(releases))
+    return event if rate >= 1 else PoissonSampledDpEvent(rate, event)
 
 
-def fixed_size(multiplier: float, releases: float, drawn: int, population: int) -> Event:
+def fixed_size(multiplier: float, releases: float, drawn: int, population: int) -> DpEvent:
     """As ``gaussian``, to a sample of exactly ``drawn`` out of ``population`` units, without replacement."""
-    event = dp_accounting.GaussianDpEvent(multiplier / math.sqrt(releases))
-    return dp_accounting.SampledWithoutReplacementDpEvent(population, drawn, event)
+    event = GaussianDpEvent(multiplier / math.sqrt(releases))
+    return SampledWithoutReplacementDpEvent(population, drawn, event)
 
 
 @lru_cache(maxsize=4096)
-def epsilon(event: Event, times: int, delta: float, accountant: Accountant) -> float:
+def epsilon(event: DpEvent, times: int, delta: float, accountant: Accountant) -> float:
     """Return epsilon at ``delta`` of ``times`` independent repetitions of an event. ValueError for an event that the
     accountant does not support."""
     if times == 0:
@@ -74,17 +78,17 @@ def epsilon(event: Event, times: int, delta: float, accountant: Accountant) -> f
     return float(compute_epsilon(orders, divergences * times, delta)[0])
 
 
-def epsilon_bound(event: Event, times: int, delta: float) -> float:
+def epsilon_bound(event: DpEvent, times: int, delta: float) -> float:
     """Return what epsilon is at most: a bound that takes a millisecond, by a few Rényi divergences."""
     orders, divergences = _divergences(event, FEW_ORDERS)
     return float(compute_epsilon(orders, divergences * times, delta)[0])
 
 
 @lru_cache(maxsize=4096)
-def _divergences(event: Event, orders: tuple[float, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _divergences(event: DpEvent, orders: tuple[float, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return orders, dp-accounting's own by default, and the Rényi divergences of an event at them."""
-    replaced = isinstance(event, dp_accounting.SampledWithoutReplacementDpEvent)
-    relation = dp_accounting.NeighboringRelation.REPLACE_ONE if replaced else ADDED
+    replaced = isinstance(event, SampledWithoutReplacementDpEvent)
+    relation = NeighboringRelation.REPLACE_ONE if replaced else NeighboringRelation.ADD_OR_REMOVE_ONE
     ledger = RdpAccountant(orders, relation)
     ledger.compose(event)
     return np.array(ledger.orders), np.array(ledger.rdp)
@@ -92,8 +96,8 @@ def _divergences(event: Event, orders: tuple[float, ...] | None = None) -> tuple
 
 def exact_epsilon(mu: float, delta: float) -> float:
     """Return the smallest epsilon of Gaussian noise of multiplier 1 / ``mu`` (Balle and Wang, ICML 2018, theorem 8)."""
-    if mu == 0 or gaussian_delta(mu, 0.0) <= delta:
-        return 0.0
+    if mu == 0 or math.isinf(mu) or gaussian_delta(mu, 0.0) <= delta:
+        return mu if math.isinf(mu) else 0.0
     # The privacy loss is N(mu^2 / 2, mu^2); beyond its mean plus ten deviations and a root of ln(1 / delta) is nothing.
     high = mu * mu / 2 + mu * (10 + math.sqrt(2 * math.log(1 / delta)))
     return float(brentq(lambda value: gaussian_delta(mu, value) - delta, 0.0, high, xtol=1e-12, rtol=1e-14))
@@ -126,7 +130,7 @@ def solve(epsilon_of: Callable[[float], float], target: float, start: float = 1.
     middle = math.exp(brentq(excess, math.log(low), math.log(high), xtol=RELATIVE_TOLERANCE / 2))
     # Five digits, so that machines whose last bits differ still add the same noise.
     digits = 4 - math.floor(math.log10(middle))
-    found = math.ceil(middle * 10**digits) / 10**digits
+    found: float = math.ceil(middle * 10**digits) / 10**digits
     while known(found) > target:
         found = round(found + 10**-digits, digits)
     return found

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
-from scipy.special import gammaln, gammasgn, log_ndtr, logsumexp
+from scipy.special import gammaln, gammasgn, log_ndtr, logsumexp  # type: ignore[import-untyped]  # no types
 
 from fedsim.privacy import accounting
 
@@ -69,6 +69,8 @@ def _divergences(multiplier: float, rate: float) -> np.ndarray:
     dp-accounting's for whole orders. Of others it leaves out those whose series has not ended after 1,000 terms, which
     the release's library adds up to the end, and which decide where the multiplier is small.
     """
+    if rate >= 1:
+        return np.array(ORDERS) / (2 * multiplier**2)
     whole = [order for order in ORDERS if order == int(order)]
     ledger = RdpAccountant(whole)
     ledger.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(multiplier)))
@@ -88,7 +90,8 @@ def _broken_order(multiplier: float, rate: float, order: float) -> float:
 
     def part(drawn: np.ndarray, place: np.ndarray) -> np.ndarray:
         weights = drawn * math.log(rate) + (order - drawn) * math.log1p(-rate)
-        return logs + weights + drawn * (drawn - 1) / (2 * multiplier**2) + log_ndtr(place / multiplier)
+        found: np.ndarray = logs + weights + drawn * (drawn - 1) / (2 * multiplier**2) + log_ndtr(place / multiplier)
+        return found
 
     terms = np.concatenate([part(numbers, split - numbers), part(others, others - split)])
     return float(logsumexp(terms, b=np.tile(signs, 2)) / (order - 1))

@@ -8,10 +8,12 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from dp_accounting import DpEvent
+
 from fedsim.config.experiment import Config
 from fedsim.config.privacy import ClientLevel, NoiseRegulator, PrivacyConfig, QuantileClipping, RecordLevel
+from fedsim.errors import UserError
 from fedsim.privacy import accounting
-from fedsim.privacy.accounting import Event
 from fedsim.privacy.refusals import check_claims, drawn_share, is_drawn_in_secret
 
 
@@ -40,7 +42,7 @@ class Spending:
     """What one unit spends at most: ``times`` independent repetitions of an event in a round; of a ``client``'s images
     or, without one, of any client."""
 
-    event: Event
+    event: DpEvent
     times: int = 1
     client: int | None = None
 
@@ -55,6 +57,10 @@ class Ledger:
     def __init__(self, config: Config, facts: PublicFacts, progress: Callable[[str], object] = str) -> None:
         assert config.privacy is not None
         assert config.privacy.mechanism is not None, "there is something to account"
+        if not facts.phases:
+            raise UserError(
+                "privacy.mechanism", f"{config.algorithm.name}, whose clients send nothing", "privacy: null"
+            )
         check_claims(config, facts.sizes)
         self.config, self.facts = config, facts
         self.words: PrivacyConfig = config.privacy
@@ -101,7 +107,7 @@ class Ledger:
 
     @property
     def numbers(self) -> int:
-        """How many numbers of a message get noise on a lattice: none at record level, one more with quantile clipping."""
+        """How many numbers of a message get noise on a lattice: none at record level; quantile clipping adds one."""
         if self.is_record_level:
             return 0
         has_count = isinstance(self.mechanism, ClientLevel) and isinstance(self.mechanism.clipping, QuantileClipping)

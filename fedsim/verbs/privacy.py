@@ -125,7 +125,8 @@ def seen(words: PrivacyConfig) -> Rows:
 
 def released(ledger: Ledger, algorithm: Algorithm) -> Rows:
     """What DEeR's published code claims for this noise, beside what is true of it."""
-    if not isinstance(ledger.mechanism, NoiseRegulator) and ledger.config.algorithm.name != "deer":
+    is_theirs = isinstance(ledger.mechanism, NoiseRegulator) or ledger.config.algorithm.name == "deer"
+    if not is_theirs or ledger.is_record_level or ledger.multiplier == 0:
         return
     train, rounds = ledger.config.train, ledger.config.rounds
     sizes, clients = ledger.facts.sizes, len(ledger.facts.present)

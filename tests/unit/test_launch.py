@@ -38,8 +38,8 @@ def file(tmp_path: Path) -> str:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Stands in for the simulator; records what it is asked to do."""
     made: list[Any] = []
-    names = ("server", "verbs.check", "verbs.distill", "verbs.evaluate")
-    server, check, distill, evaluate = modules = [ModuleType(f"fedsim.{name}") for name in names]
+    names = ("server", "verbs.check", "verbs.distill", "verbs.evaluate", "verbs.privacy")
+    server, check, distill, evaluate, privacy = modules = [ModuleType(f"fedsim.{name}") for name in names]
     metrics = {"val": {"accuracy": 0.5}, "test": {"accuracy": 0.25}}
     vars(server)["run"] = lambda *arguments: made.append(arguments)
     vars(evaluate)["evaluate_run"] = lambda *arguments: (made.append(arguments), metrics)[1]
@@ -47,6 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         ("clients", str(config.clients.count)),
         ("bytes per round", "12"),
     ]
+    vars(privacy)["describe"] = lambda _, progress: [("protects", progress("a try") or "clients")]
     vars(distill)["run"] = lambda *arguments: made.append(arguments)
     for name, module in zip(names, modules, strict=True):
         monkeypatch.setitem(sys.modules, f"fedsim.{name}", module)
@@ -95,6 +96,12 @@ def test_check_prints_the_plan(file: str) -> None:
     result = invoke("check", file)
     assert result.exit_code == 0
     assert result.stdout == "clients          2\nbytes per round  12\n"
+
+
+@pytest.mark.usefixtures("calls")
+def test_privacy_prints_the_ledger_and_on_the_other_stream_what_it_waits_for(file: str) -> None:
+    result = invoke("privacy", file)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "protects  clients\n", "a try\n")
 
 
 def test_evaluate_prints_a_table(calls: list[Any]) -> None:
