@@ -1,7 +1,6 @@
 """Volumes through an encoder of images: one slice at a time, the mean of a volume's features, the same in any block."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 
 from fedsim.build import Parts, assemble
 from fedsim.comm.group import open_group
-from fedsim.data import Dataset
 from fedsim.errors import UserError
 from fedsim.inputs.texts import input_source
 from fedsim.models.build import build_models
@@ -24,17 +22,17 @@ from fedsim.simulation import Simulation
 from tests.helpers import (
     IMAGE_SIZE,
     LORA,
+    SLICES,
     TINY_VIT,
     everything,
     furthest,
     make_config,
-    make_dataset,
+    make_volumes,
     play,
     same_bits,
     tiny_submodel,
 )
 
-SLICES = 3
 CPU = torch.device("cpu")
 MODELS: dict[str, dict[str, Any]] = {
     "lora": {**TINY_VIT, "lora": LORA},
@@ -47,14 +45,6 @@ SIZES = [20, 5, 9]
 
 # Of vmap, under which a whole transformer's attention is not batched.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
-
-
-def make_volumes(sizes: list[int], slices: int = SLICES) -> tuple[Dataset, list[np.ndarray]]:
-    """The made-up images, each with noisy copies beside it as the slices of a volume."""
-    flat, parts = make_dataset(sizes)
-    noise = np.random.default_rng(7).integers(0, 60, (len(flat.images), slices, 3, IMAGE_SIZE, IMAGE_SIZE))
-    images = flat.images[:, None].long() + torch.from_numpy(noise)
-    return replace(flat, images=images.clamp(max=255).byte()), parts
 
 
 def build(words: dict[str, Any], slices: int | None = SLICES) -> StackedModel:
