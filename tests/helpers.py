@@ -36,6 +36,7 @@ from fedsim.simulation import Simulation
 from fedsim.tasks.task import cross_entropy
 
 IMAGE_SIZE = 14
+SLICES = 3
 LORA = {"r": 2, "lora_alpha": 4, "target": ["q", "k", "v"]}
 TINY_VIT = {
     "name": "timm:vit_tiny_patch16_224",
@@ -77,6 +78,14 @@ def make_dataset(sizes: Sequence[int], num_classes: int = 3, seed: int = 0) -> t
     images, targets = torch.from_numpy(pixels.astype(np.uint8)), torch.from_numpy(labels)
     dataset = Dataset("made up", images, targets, names, train, val, test, None, None, ())
     return dataset, np.split(stream.permutation(train), np.cumsum(sizes)[:-1])
+
+
+def make_volumes(sizes: Sequence[int], slices: int = SLICES) -> tuple[Dataset, list[np.ndarray]]:
+    """The made-up images, each with noisy copies beside it as the slices of a volume."""
+    flat, parts = make_dataset(sizes)
+    noise = np.random.default_rng(7).integers(0, 60, (len(flat.images), slices, 3, IMAGE_SIZE, IMAGE_SIZE))
+    images = flat.images[:, None].long() + torch.from_numpy(noise)
+    return replace(flat, images=images.clamp(max=255).byte()), parts
 
 
 def make_pictures(count: int) -> list[Image.Image]:
@@ -131,11 +140,13 @@ def write_submodel(folder: Path, model: Mapping[str, Any], image_size: int = IMA
 
 
 @cache
-def shared_models(config_json: str, image_size: int, num_classes: int) -> tuple[StackedModel, StackedModel]:
+def shared_models(
+    config_json: str, image_size: int, num_classes: int, slices: int | None = None
+) -> tuple[StackedModel, StackedModel]:
     """A full model, and what clients hold of it; they keep nothing of a run, so simulations may share them."""
     config = ModelConfig.model_validate_json(config_json)
     names = [f"class {number}" for number in range(num_classes)]
-    return build_models(config, image_size, names, 0, torch.device("cpu"))
+    return build_models(config, image_size, names, 0, torch.device("cpu"), slices)
 
 
 def make_simulation(
@@ -151,7 +162,7 @@ def make_simulation(
     """
     if model is None:
         words = config.model.model_dump_json()
-        model, held = shared_models(words, config.data.image_size, len(dataset.class_names))
+        model, held = shared_models(words, config.data.image_size, len(dataset.class_names), dataset.num_slices)
     public = PublicInputs(input_source(config, dataset, model), dataset.val)
     return assemble(config, open_group(), Parts(dataset, parts, model, held or model, public))
 

@@ -268,6 +268,14 @@ def test_hooks_leave_their_input_alone(method: str) -> None:
 
 
 @every_method
+def test_the_tensors_of_layers_stay(method: str) -> None:
+    sim = simulate([8, 4], 2, **active(method))
+    layers = {"bound": torch.ones(1)}
+    end, _ = play(sim, 1, replace(sim.initial_state(), layers=layers))
+    assert end.layers == layers
+
+
+@every_method
 def test_an_idle_rank_knows_the_payload(method: str) -> None:
     sim = simulate(SIZES, 2, **active(method))
     state = sim.initial_state()

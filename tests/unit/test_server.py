@@ -16,7 +16,7 @@ from fedsim.load import load_config
 from fedsim.server import note_evaluation, out_of_patience, run
 from fedsim.storage.checkpoint import Progress
 from fedsim.verbs.evaluate import evaluate_run
-from tests.distributed.runs import write_config, write_masked_config
+from tests.distributed.runs import TINY, write_config, write_masked_config
 
 
 def outcomes(best_by: str, values: list[float]) -> tuple[list[bool], Progress]:
@@ -51,7 +51,11 @@ def test_patience_counts_evaluations_without_a_better_one() -> None:
     assert not out_of_patience(config, outcomes("accuracy", [0.5, 0.4, 0.5])[1])
 
 
-@pytest.mark.parametrize("write", [write_config, write_masked_config])
+def write_dylora_config(folder: Path) -> Path:
+    return write_config(folder, TINY.replace("name: deer", "name: dp_dylora").replace("r: 2", "r: 4"))
+
+
+@pytest.mark.parametrize("write", [write_config, write_masked_config, write_dylora_config])
 def test_saved_models_measure_as_they_did_in_training(write: Callable[[Path], Path], tmp_path: Path) -> None:
     config = load_config(write(tmp_path))
     results = run(config, tmp_path / "run", resume=False)
@@ -147,3 +151,18 @@ def test_the_exported_adapter_is_the_round_that_the_results_name(algorithm: str,
     found = next(value for name, value in best.items() if "blocks.0.attn.qkv" in name and "lora_A" in name)
     assert torch.equal(found, factor)
     assert any(not torch.equal(best[name], last[name]) for name in best)
+
+
+def test_the_exported_adapter_has_the_rank_that_validation_chose(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    results = run(load_config(write_dylora_config(tmp_path), ["train.epochs=2"]), out, resume=False)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    best = results["best_round"]
+    rank = rows[best - 1]["diagnostics"]["rank"]
+    assert rank in (1, 2, 4)
+    factor = load_file(out / f"checkpoints/best-{best:06d}/server.safetensors")["params/blocks.0.attn.qkv.lora_a"]
+    adapter = load_file(out / "adapter" / "adapter_model.safetensors")
+    found = next(value for name, value in adapter.items() if "blocks.0.attn.qkv" in name and "lora_A" in name)
+    expected = torch.zeros_like(factor)
+    expected[:, :rank] = factor[:, :rank] * math.sqrt(4 / rank)
+    torch.testing.assert_close(found, expected.flatten(0, 1))

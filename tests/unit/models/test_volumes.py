@@ -1,6 +1,7 @@
 """Volumes through an encoder of images: one slice at a time, the mean of a volume's features, the same in any block."""
 
-from dataclasses import replace
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,29 @@ import torch
 
 from fedsim.build import Parts, assemble
 from fedsim.comm.group import open_group
-from fedsim.data import Dataset
 from fedsim.errors import UserError
 from fedsim.inputs.texts import input_source
 from fedsim.models.build import build_models
-from fedsim.models.stacked import StackedModel
+from fedsim.models.export import export_peft
+from fedsim.models.specs import NUM_TOKENS
+from fedsim.models.stacked import Counting, StackedModel
+from fedsim.models.tuned_tower import TunedTower
 from fedsim.schedule.block_size import choose_block_size
 from fedsim.simulation import Simulation
-from tests.helpers import IMAGE_SIZE, LORA, TINY_VIT, everything, furthest, make_config, make_dataset, play, same_bits
+from tests.helpers import (
+    IMAGE_SIZE,
+    LORA,
+    SLICES,
+    TINY_VIT,
+    everything,
+    furthest,
+    make_config,
+    make_volumes,
+    play,
+    same_bits,
+    tiny_submodel,
+)
 
-SLICES = 3
 CPU = torch.device("cpu")
 MODELS: dict[str, dict[str, Any]] = {
     "lora": {**TINY_VIT, "lora": LORA},
@@ -31,14 +45,6 @@ SIZES = [20, 5, 9]
 
 # Of vmap, under which a whole transformer's attention is not batched.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
-
-
-def make_volumes(sizes: list[int], slices: int = SLICES) -> tuple[Dataset, list[np.ndarray]]:
-    """The made-up images, each with noisy copies beside it as the slices of a volume."""
-    flat, parts = make_dataset(sizes)
-    noise = np.random.default_rng(7).integers(0, 60, (len(flat.images), slices, 3, IMAGE_SIZE, IMAGE_SIZE))
-    images = flat.images[:, None].long() + torch.from_numpy(noise)
-    return replace(flat, images=images.clamp(max=255).byte()), parts
 
 
 def build(words: dict[str, Any], slices: int | None = SLICES) -> StackedModel:
@@ -112,6 +118,59 @@ def test_the_guess_of_memory_counts_slices() -> None:
         sizes.append(choose_block_size(config, source.num_elements, 2, CPU))
     assert elements[1] == 4 * elements[0]
     assert sizes[0] > sizes[1]
+
+
+def test_the_readme_of_an_adapter_says_how_slices_become_volumes(tmp_path: Path) -> None:
+    sim = simulate_volumes("lora", 3)
+    end, _ = play(sim, 1)
+    export_peft(tmp_path, end.params, sim.model)
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), re.DOTALL)
+    mean, std = (torch.tensor(getattr(sim.model.encoder, name)).view(1, 3, 1, 1) for name in ("mean", "std"))
+    pixels = (sim.images.images[:5].flatten(0, 1).float() / 255 - mean) / std
+    names = {"FOLDER": str(tmp_path), "images": pixels}
+    with torch.no_grad():
+        exec(code, names)
+        expected = sim.model.forward(end.params, sim.images.plain_batch(torch.arange(5)[None]), training=False)[0]
+    torch.testing.assert_close(names["logits"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sub_model_counts_the_tokens_of_every_slice() -> None:
+    pixels = torch.rand(4, SLICES, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(1))
+    places = torch.tensor([[True, True, False, True]])
+    config = make_config(model={**MODELS["lora"], "submodel": {"folder": tiny_submodel(48)}}).model
+    found = []
+    for slices in (SLICES, None):
+        _, held = build_models(config, IMAGE_SIZE, ["a", "b", "c"], 0, CPU, slices)
+        inputs, filled = (pixels, places) if slices else (pixels.flatten(0, 1), places.repeat_interleave(SLICES, 1))
+        params = held.initial(0)
+        counts = {name: params[name][None].clone() for name, spec in held.specs.items() if spec.kind == "count"}
+        held.features(
+            params | counts, held.prefix(inputs)[None], training=True, counting=Counting(filled, padding=False)
+        )
+        found.append(counts)
+    assert found[0][NUM_TOKENS].item() > 0
+    assert same_bits(*found)
+
+
+def test_states_of_volumes_are_those_of_their_slices() -> None:
+    volumes, flat = build(MODELS["lora"]), build(MODELS["lora"], None)
+    assert isinstance(volumes, TunedTower)
+    assert isinstance(flat, TunedTower)
+    params = flat.initial(0)
+    pixels = torch.rand(2, SLICES, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(1))
+    found = volumes.states(params, volumes.prefix(pixels))
+    for state, expected in zip(found, flat.states(params, flat.prefix(pixels.flatten(0, 1))), strict=True):
+        torch.testing.assert_close(state, expected)
+
+
+def test_clients_are_measured_on_their_own_volumes() -> None:
+    dataset, parts = make_volumes(SIZES)
+    config = make_config(clients={"count": 3, "per_block": 2}, evaluate={"clients": True, "batch_size": 4})
+    built = build(MODELS["lora"])
+    _, (record,) = play(assemble(config, open_group(), Parts(dataset, parts, built, built)), 1)
+    scores = record.row["diagnostics"]["clients"]["val"].values()
+    assert scores
+    assert all(own["after"]["clients"] for own in scores)
 
 
 def test_a_model_of_other_slices_is_refused() -> None:

@@ -29,6 +29,7 @@ from tests.helpers import (
     make_config,
     make_dataset,
     make_simulation,
+    make_volumes,
     play,
     simulate,
     tiny_submodel,
@@ -130,6 +131,8 @@ CASES = {
     "q and v": Case({**TINY_VIT, "lora": {**LORA, "target": ["q", "v"]}}),
     "all linear layers": Case({**TINY_VIT, "lora": {**LORA, "r": 3, "target": ["q", "k", "v", "proj", "fc1", "fc2"]}}),
     "head only": Case({**TINY_VIT, "train": "head"}),
+    "volumes": Case({**TINY_VIT, "lora": LORA}, lambda: make_volumes(SIZES)),
+    "volumes, head only": Case({**TINY_VIT, "train": "head"}, lambda: make_volumes(SIZES)),
     "B only": Case({**TINY_VIT, "lora": LORA}, algorithm="ffa_lora"),
     "open_clip, text": Case(
         {**CLIP, "lora": {**LORA, "target": ["q", "v", "c_fc", "c_proj"]}},
@@ -235,6 +238,7 @@ def test_bf16_cuts_nearly_what_fp32_does(path: str, monkeypatch: pytest.MonkeyPa
 METHODS = {
     "fedavg": {},
     "deer": {},
+    "dp_dylora": {},
     "ffa_lora": {},
     "scaffold": {"train": {"momentum": 0.0, "batch_size": 4}},
     "feddyn": {},
