@@ -9,7 +9,6 @@ step, P trained parameters of one model.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -230,9 +229,11 @@ class BlockTrainer:
         params = block.params(leaf)
         if again:
             params = self.model.with_fixed_amplitude(params)
-        width = inputs.fixed.shape[1]
-        with nullcontext() if self.records is None else self.records.taping(width) as tape:
+        tape = None
+        if self.records is None:
             features = self._features(params, block, inputs)
+        else:
+            features, tape = self.records.features(block.clients, params, inputs.fixed, inputs.counts)
         logits = self.model.classify(params, features)
         own = block.by_client({name: params[name] for name in block.own_names})
         seen = block.by_client({"features": features, "logits": logits})

@@ -5,12 +5,16 @@ optimization on large model at small cost, ICML 2023; norms without gradients: G
 ICLR 2022). Of low-rank factors an example's product is small, R x D: made for its norm and dropped, and made again with
 the example's factor for the sum. No gradient of a whole model stands beside another one.
 
-Shapes: K clients in a block, B examples of each, T rows of an example, M = B T rows of a client, D input width, O width
-of one slice, S slices of the output, G of them adapted, R rank.
+Clients have unequal numbers of images, and no place is filled up for the others' sake: the images of all clients stand
+in a row, those of a client together.
+
+Shapes: K clients in a block, N images of all, B images of the client that has most, T rows of an image, M = N T rows in
+all, D input width, O width of one slice, S slices of the output, G of them adapted, R rank.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -19,49 +23,103 @@ from torch import Tensor
 from fedsim.kernels.build import call
 
 
+class Sizes:
+    """How many of the N images are each client's, and where a client's are among K rows of B places.
+
+    N is ``usual`` plus or minus some sixteenths of it, rounded up: for every new number of rows oneDNN prepares its
+    products anew and keeps that. The last images may therefore be nobody's.
+    """
+
+    def __init__(self, counts: Sequence[int], usual: int = 0) -> None:
+        self.counts = list(counts)
+        self.num_own = sum(counts)
+        unit = max(1, usual // 16)
+        self.total = usual - (usual - self.num_own) // unit * unit
+        self.width = max(counts)
+        sizes = torch.tensor(counts)
+        self.starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        #: bool (K, B), true for the first places of each row.
+        self.filled = torch.arange(self.width) < sizes[:, None]
+
+    @cached_property
+    def places(self) -> Tensor:
+        """The place of every image among the K * B, int64 (N,); the first for those that are nobody's."""
+        own = self.filled.flatten().nonzero()[:, 0]
+        return torch.cat([own, own.new_zeros(self.total - self.num_own)])
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all places are filled, and no image is nobody's."""
+        return self.total == self.num_own == self.filled.numel()
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """Return (K, B, ...) of (N, ...), zero at places that are not filled; with a gradient."""
+        if self.is_even:
+            return rows.unflatten(0, self.filled.shape)
+        padded = rows.new_zeros(self.filled.numel(), *rows.shape[1:])
+        places = self.places[: self.num_own].to(rows.device)
+        return padded.index_copy(0, places, rows[: self.num_own]).unflatten(0, self.filled.shape)
+
+    def gather(self, padded: Tensor) -> Tensor:
+        """Return (N, ...) of (K, B, ...); with a gradient."""
+        flat = padded.flatten(0, 1)
+        return flat if self.is_even else flat[self.places.to(padded.device)]
+
+
 class Products(Protocol):
-    """The gradients of A and B of every example, not multiplied out."""
+    """The gradients of A and B of every image, not multiplied out."""
 
-    def squares(self, num_images: int) -> Tensor:
-        """Return each example's squared norm, float64 (K, B)."""
+    def squares(self) -> Tensor:
+        """Return each image's squared norm, float64 (N,), or of those alone that are somebody's."""
 
-    def sums(self, factors_KB: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return the sums of the examples' gradients times their factors, (K, G, R, D) and (K, G, O, R), float32.
+    def sums(self, factors_N: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the sums of a client's gradients times their factors, (K, G, R, D) and (K, G, O, R), float32.
 
         None for a factor that does not train.
         """
 
 
-Keep = Callable[[Products], None]
-
-
 @dataclass
 class Tape:
-    """Written by a backward pass over batches of B = ``num_images``: squared norms, and every layer's products.
+    """Written by a backward pass: squared norms, and every layer's products.
 
-    ``squares`` float64 (K, B), over all layers so far. ``parts``: layer, those of its adapted slices, products.
+    ``squares`` float64 (N,), over all layers so far. ``parts``: layer, those of its adapted slices, products.
     """
 
-    num_images: int
+    sizes: Sizes
     squares: Tensor | None = None
     parts: list[tuple[Any, slice, Products]] = field(default_factory=list)
 
-    def keep(self, layer: Any, places: slice) -> Keep:
-        """Return what a layer's backward pass calls with the products of some of its adapted slices."""
 
-        def keep(products: Products) -> None:
-            squares = products.squares(self.num_images)
-            self.squares = squares if self.squares is None else self.squares + squares
-            self.parts.append((layer, places, products))
+@dataclass(frozen=True)
+class Keep:
+    """Where a layer's backward pass leaves the products of some of its adapted slices."""
 
-        return keep
+    tape: Tape
+    layer: Any
+    places: slice
+
+    @property
+    def sizes(self) -> Sizes:
+        """How many images each client has."""
+        return self.tape.sizes
+
+    def starts(self, num_rows: int) -> Tensor:
+        """The clients' first rows among ``num_rows``, int64 (K + 1,)."""
+        return self.sizes.starts * (num_rows // self.sizes.total)
+
+    def __call__(self, products: Products) -> None:
+        squares = products.squares()
+        self.tape.squares = squares if self.tape.squares is None else self.tape.squares + squares
+        self.tape.parts.append((self.layer, self.places, products))
 
 
 @dataclass(frozen=True)
 class PlainProducts:
-    """With PyTorch's operators: ``x`` (K, M, D), ``inner`` and ``hidden`` (K, M, G R), ``grad`` (K, M, S * O).
+    """With PyTorch's operators, over K rows of B places that need not be filled.
 
-    Multiplied in float32 whatever their type: a norm of rounded numbers bounds nothing.
+    ``x`` (K, B T, D), ``inner`` and ``hidden`` (K, B T, G R), ``grad`` (K, B T, S * O). Multiplied in float32 whatever
+    their type: a norm of rounded numbers bounds nothing.
     """
 
     x: Tensor
@@ -69,25 +127,27 @@ class PlainProducts:
     hidden: Tensor
     grad: Tensor
     targets: tuple[int, ...]
+    sizes: Sizes
     slice_width: int
     needs_a: bool
     needs_b: bool
 
-    def squares(self, num_images: int) -> Tensor:
+    def squares(self) -> Tensor:
         pairs = []
         if self.needs_a:
             pairs.append((self.inner, self.x))
         if self.needs_b:
             pairs += self._pairs_of_b(self.hidden)
-        found = torch.zeros(len(self.x) * num_images, dtype=torch.float64, device=self.x.device)
+        num_places = self.sizes.filled.numel()
+        found = torch.zeros(num_places, dtype=torch.float64, device=self.x.device)
         for left, right in pairs:
-            one, other = (side.float().reshape(len(found), -1, side.shape[-1]) for side in (left, right))
+            one, other = (side.float().reshape(num_places, -1, side.shape[-1]) for side in (left, right))
             found += torch.bmm(one.mT, other).square_().sum((1, 2)).double()
-        return found.view(len(self.x), num_images)
+        return self.sizes.gather(found.view(self.sizes.filled.shape))
 
-    def sums(self, factors_KB: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        num_rows = self.x.shape[1] // factors_KB.shape[1]
-        factors_KM1 = factors_KB.repeat_interleave(num_rows, 1)[..., None]
+    def sums(self, factors_N: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        num_rows = self.x.shape[1] // self.sizes.width
+        factors_KM1 = self.sizes.spread(factors_N).repeat_interleave(num_rows, 1)[..., None]
         grad_a = grad_b = None
         if self.needs_a:
             product = torch.bmm((self.inner.float() * factors_KM1).mT, self.x.float())
@@ -98,7 +158,7 @@ class PlainProducts:
         return grad_a, grad_b
 
     def _pairs_of_b(self, hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return (K, M, R) and (K, M, O) of every adapted slice."""
+        """Return (K, B T, R) and (K, B T, O) of every adapted slice."""
         grads = self.grad.unflatten(2, (-1, self.slice_width))
         parts = hidden.unflatten(2, (len(self.targets), -1))
         return [(parts[:, :, place], grads[:, :, target]) for place, target in enumerate(self.targets)]
@@ -108,8 +168,8 @@ class PlainProducts:
 class CompiledProducts:
     """The same for ``lora_examples.cpp``, as ``CompiledLowRank`` has it.
 
-    ``x`` (K, M, D), ``inner`` and ``hidden`` (K, M, G, R) with room behind, ``grad`` (K M, S * O); ``places`` int64
-    (G,): the adapted slices.
+    ``x`` (M, D), ``inner`` and ``hidden`` (1, M, G, R) with room behind, ``grad`` (M, S * O); ``places`` int64 (G,):
+    the adapted slices.
     """
 
     x: Tensor
@@ -117,31 +177,31 @@ class CompiledProducts:
     hidden: Tensor
     grad: Tensor
     places: Tensor
+    sizes: Sizes
     slice_width: int
     rank: int
     needs_a: bool
     needs_b: bool
 
-    def squares(self, num_images: int) -> Tensor:
-        found = torch.zeros(len(self.x), num_images, dtype=torch.float64)
-        call("lora_squares", *self._layer(), found, *self._sizes(num_images), int(self.needs_a), int(self.needs_b))
+    def squares(self) -> Tensor:
+        found = torch.empty(self.sizes.num_own, dtype=torch.float64)
+        needs = int(self.needs_a), int(self.needs_b)
+        call("lora_squares", *self._sides(), found, len(found), *self._widths(), *needs)
         return found
 
-    def sums(self, factors_KB: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        num_clients, _, width = self.x.shape
-        adapted, rank = len(self.places), self.rank
-        grad_a = torch.empty(num_clients, adapted, rank, width) if self.needs_a else None
-        grad_b = torch.empty(num_clients, adapted, self.slice_width, rank) if self.needs_b else None
-        factors = factors_KB.float().contiguous()
-        call("lora_sums", *self._layer(), factors, grad_a, grad_b, *self._sizes(factors.shape[1]))
+    def sums(self, factors_N: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        num_clients, adapted, width = len(self.sizes.counts), len(self.places), self.x.shape[1]
+        grad_a = torch.empty(num_clients, adapted, self.rank, width) if self.needs_a else None
+        grad_b = torch.empty(num_clients, adapted, self.slice_width, self.rank) if self.needs_b else None
+        factors = factors_N.float().contiguous()
+        clients = self.sizes.starts, num_clients
+        call("lora_sums", *self._sides(), factors, grad_a, grad_b, *clients, *self._widths())
         return grad_a, grad_b
 
-    def _layer(self) -> tuple[Any, ...]:
+    def _sides(self) -> tuple[Any, ...]:
         return self.x.dtype, self.grad, self.x, self.hidden, self.inner, self.places
 
-    def _sizes(self, num_images: int) -> tuple[int, ...]:
-        """K, B, T, D, O, S, G and R."""
-        num_clients, num_rows, width = self.x.shape
-        slices = self.grad.shape[1] // self.slice_width
-        num_tokens = num_rows // num_images
-        return num_clients, num_images, num_tokens, width, self.slice_width, slices, len(self.places), self.rank
+    def _widths(self) -> tuple[int, ...]:
+        """T, D, O, S, G and R."""
+        num_tokens, slices = len(self.x) // self.sizes.total, self.grad.shape[1] // self.slice_width
+        return num_tokens, self.x.shape[1], self.slice_width, slices, len(self.places), self.rank

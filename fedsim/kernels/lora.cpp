@@ -1,8 +1,9 @@
 // The low-rank part of an adapted layer for a block of clients, forward and back.
 //
-// Shapes: K clients, M rows of each, D input width, O width of a slice of the output, S such slices, of which `targets`
-// (G,) are adapted, R rank, R' the rank rounded up to whole words. Factors A (K or 1, G, R, D) and B (K or 1, G, O, R)
-// and their gradients are fp32; all else are elements. D and O are even for bfloat16.
+// Shapes: K clients, M rows in all, those of a client from `starts` (K + 1,) on, D input width, O width of a slice of
+// the output, S such slices, of which `targets` (G,) are adapted, R rank, R' the rank rounded up to whole words.
+// Factors A (K or 1, G, R, D) and B (K or 1, G, O, R) and their gradients are fp32; all else are elements. D and O are
+// even for bfloat16.
 
 #include "products.h"
 
@@ -11,11 +12,23 @@
 #define STRIP (TILE_VECTORS * LANES)
 
 struct Sizes {
-    long clients, rows, width, out_width, slices, adapted, rank;
+    const long *starts;
+    long clients, width, out_width, slices, adapted, rank;
     long whole_rank() const { return rounded_up(rank, WORD_ELEMENTS); }
     long hidden() const { return adapted * whole_rank(); }
-    long blocks() const { return rounded_up(rows, BLOCK) / BLOCK; }
-    long rows_from(long first) const { return rows - first < BLOCK ? rows - first : BLOCK; }
+    long rows_of(long client) const { return starts[client + 1] - starts[client]; }
+    long most_rows() const {
+        long most = 0;
+        for (long client = 0; client < clients; client++)
+            if (rows_of(client) > most) most = rows_of(client);
+        return most;
+    }
+    // Of the client that has most; others have fewer rows in their last block, or none.
+    long blocks() const { return rounded_up(most_rows(), BLOCK) / BLOCK; }
+    long rows_from(long client, long first) const {
+        long left = rows_of(client) - first;
+        return left < BLOCK ? left : BLOCK;
+    }
 };
 
 // The factor B of a client as rows (O, G R') of elements, what is behind a rank is zero.
@@ -57,13 +70,13 @@ static void scaled(const float *from, long columns, long rows, long width, float
             store_some(to + row * stride + column, load_floats(from + row * columns + column) * scale, width - column);
 }
 
-// Adds s x A' B' to the adapted slices of out (K M, S O), for x (K M, D); hidden (K M, G R') gets s x A'.
+// Adds s x A' B' to the adapted slices of out (M, S O), for x (M, D); hidden (M, G R') gets s x A'.
 extern "C" void lora_forward(const Element *x, const float *a, const float *b, const long *targets, Element *hidden,
-                             Element *out, long clients, long rows, long width, long out_width, long slices,
+                             Element *out, const long *starts, long clients, long width, long out_width, long slices,
                              long adapted, long rank, long a_clients, long b_clients, float scaling, long threads) {
-    Sizes n = {clients, rows, width, out_width, slices, adapted, rank};
+    Sizes n = {starts, clients, width, out_width, slices, adapted, rank};
     long inner = rounded_up(n.hidden(), LANES), wide = rounded_up(out_width, LANES), most = inner > wide ? inner : wide;
-    long depth = n.whole_rank() / WORD_ELEMENTS;
+    long depth = n.whole_rank() / WORD_ELEMENTS, blocks = n.blocks();
 #pragma omp parallel num_threads(threads)
     {
         Scratch<Element> own_a(n.hidden() * width), own_b(out_width * n.hidden());
@@ -71,8 +84,9 @@ extern "C" void lora_forward(const Element *x, const float *a, const float *b, c
         Scratch<float> block(BLOCK * most);
         long packed = -1;
 #pragma omp for schedule(static)
-        for (long index = 0; index < clients * n.blocks(); index++) {
-            long client = index / n.blocks(), first = index % n.blocks() * BLOCK, count = n.rows_from(first);
+        for (long index = 0; index < clients * blocks; index++) {
+            long client = index / blocks, first = index % blocks * BLOCK, count = n.rows_from(client, first);
+            if (count <= 0) continue;
             if (client != packed) {
                 rounded_a(a + (a_clients > 1 ? client * adapted * rank * width : 0), n, own_a);
                 rounded_b(b + (b_clients > 1 ? client * adapted * rank * out_width : 0), n, own_b);
@@ -82,7 +96,7 @@ extern "C" void lora_forward(const Element *x, const float *a, const float *b, c
                                up + target * depth * wide);
                 packed = client;
             }
-            long place = client * rows + first;
+            long place = starts[client] + first;
             Element *own = hidden + place * n.hidden();
             multiply(count, as_rows(x + place * width, width), down, inner, width / WORD_ELEMENTS, block, false);
             scaled(block, inner, count, n.hidden(), scaling, own, n.hidden());
@@ -96,12 +110,12 @@ extern "C" void lora_forward(const Element *x, const float *a, const float *b, c
     }
 }
 
-// inner (K M, G R') gets s grad B, what reaches the hidden values, for grad (K M, S O); inner A is added to grad_x
-// (K M, D), unless NULL.
+// inner (M, G R') gets s grad B, what reaches the hidden values, for grad (M, S O); inner A is added to grad_x (M, D),
+// unless NULL.
 static void back_through(const Element *grad, const float *a, const float *b, const long *targets, Element *inner,
                          Element *grad_x, Sizes n, long a_clients, long b_clients, float scaling, long threads) {
     long narrow = rounded_up(n.whole_rank(), LANES), wide = rounded_up(n.width, LANES);
-    long depth = n.out_width / WORD_ELEMENTS, stride = n.slices * n.out_width;
+    long depth = n.out_width / WORD_ELEMENTS, stride = n.slices * n.out_width, blocks = n.blocks();
 #pragma omp parallel num_threads(threads)
     {
         Scratch<Element> own_a(n.hidden() * n.width), own_b(n.out_width * n.hidden());
@@ -109,8 +123,9 @@ static void back_through(const Element *grad, const float *a, const float *b, co
         Scratch<float> block(BLOCK * (narrow > wide ? narrow : wide));
         long packed = -1;
 #pragma omp for schedule(static)
-        for (long index = 0; index < n.clients * n.blocks(); index++) {
-            long client = index / n.blocks(), first = index % n.blocks() * BLOCK, count = n.rows_from(first);
+        for (long index = 0; index < n.clients * blocks; index++) {
+            long client = index / blocks, first = index % blocks * BLOCK, count = n.rows_from(client, first);
+            if (count <= 0) continue;
             if (client != packed) {
                 rounded_a(a + (a_clients > 1 ? client * n.adapted * n.rank * n.width : 0), n, own_a);
                 rounded_b(b + (b_clients > 1 ? client * n.adapted * n.rank * n.out_width : 0), n, own_b);
@@ -120,7 +135,7 @@ static void back_through(const Element *grad, const float *a, const float *b, co
                                 down + target * depth * narrow);
                 packed = client;
             }
-            long place = client * n.rows + first;
+            long place = n.starts[client] + first;
             Element *own = inner + place * n.hidden();
             for (long target = 0; target < n.adapted; target++) {
                 Factor left = as_rows(grad + place * stride + targets[target] * n.out_width, stride);
@@ -138,21 +153,23 @@ static void back_through(const Element *grad, const float *a, const float *b, co
 // grad_a (K, G, R, D) from inner and x, grad_b (K, G, O, R) from hidden and grad, each unless NULL; see back_through.
 extern "C" void lora_backward(const Element *grad, const Element *x, const float *a, const float *b,
                               const long *targets, const Element *hidden, Element *inner, Element *grad_x,
-                              float *grad_a, float *grad_b, long clients, long rows, long width, long out_width,
-                              long slices, long adapted, long rank, long a_clients, long b_clients, float scaling,
-                              long threads) {
-    Sizes n = {clients, rows, width, out_width, slices, adapted, rank};
+                              float *grad_a, float *grad_b, const long *starts, long clients, long width,
+                              long out_width, long slices, long adapted, long rank, long a_clients, long b_clients,
+                              float scaling, long threads) {
+    Sizes n = {starts, clients, width, out_width, slices, adapted, rank};
     back_through(grad, a, b, targets, inner, grad_x, n, a_clients, b_clients, scaling, threads);
-    long columns = rounded_up(n.hidden(), LANES), depth = rounded_up(rows, WORD_ELEMENTS) / WORD_ELEMENTS;
+    if (!grad_a && !grad_b) return;
+    long columns = rounded_up(n.hidden(), LANES), most = rounded_up(n.most_rows(), WORD_ELEMENTS) / WORD_ELEMENTS;
     long a_strips = rounded_up(width, STRIP) / STRIP, b_strips = rounded_up(out_width, STRIP) / STRIP;
     long strips = a_strips + adapted * b_strips, whole = n.whole_rank();
 #pragma omp parallel num_threads(threads)
     {
-        Scratch<Word> left(depth * columns), right(depth * STRIP);
+        Scratch<Word> left(most * columns), right(most * STRIP);
         Scratch<float> found(n.hidden() * STRIP);
 #pragma omp for schedule(static)
         for (long index = 0; index < clients * strips; index++) {
-            long client = index / strips, strip = index % strips, place = client * rows;
+            long client = index / strips, strip = index % strips, place = starts[client], rows = n.rows_of(client);
+            long depth = rounded_up(rows, WORD_ELEMENTS) / WORD_ELEMENTS;
             if (strip < a_strips) {
                 if (!grad_a) continue;
                 long first = strip * STRIP, count = width - first < STRIP ? width - first : STRIP;

@@ -1,7 +1,7 @@
 """A frozen layer with low-rank factors on a CPU, compiled: fedsim/kernels/lora.cpp.
 
 Shapes: K clients in a block, G adapted slices of the layer's output, R rank, D input width, O width of one slice,
-M rows per client, S slices of the output.
+M rows per client, or all rows of clients that have unequal numbers of images, S slices of the output.
 """
 
 from functools import partial
@@ -28,7 +28,7 @@ class CompiledLowRank(torch.autograd.Function):
 
     x (K, M, D), ``product`` with W (S * O, D) and bias; A (K or 1, G, R, D) and B (K or 1, G, O, R) in fp32;
     ``targets``: the slices, of S, that the G factors adapt; returns (K, M, S * O). ``keep``: given the examples'
-    products in place of gradients of A and B, which are then None.
+    products in place of gradients of A and B, which are then None; x is then (1, M, D), the clients' images in order.
     """
 
     @staticmethod
@@ -47,8 +47,9 @@ class CompiledLowRank(torch.autograd.Function):
         out = product.forward(x.flatten(0, 1))
         hidden = x.new_empty(*x.shape[:2], b.shape[1], b.shape[3] + b.shape[3] % 2)
         places = torch.tensor(targets)
-        call("lora_forward", x.dtype, x, a, b, places, hidden, out, *_sizes(x, out, a, b), scaling)
-        ctx.save_for_backward(x, a, b, hidden, places)
+        starts = torch.arange(len(x) + 1) * x.shape[1] if keep is None else keep.starts(x.shape[1])
+        call("lora_forward", x.dtype, x, a, b, places, hidden, out, *_sizes(starts, x, out, a, b), scaling)
+        ctx.save_for_backward(x, a, b, hidden, places, starts)
         ctx.product, ctx.scaling, ctx.keep = product, scaling, keep
         return out.view(*x.shape[:2], -1)
 
@@ -56,15 +57,16 @@ class CompiledLowRank(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, A and B; the frozen weights have none."""
-        x, a, b, hidden, places = ctx.saved_tensors
+        x, a, b, hidden, places, starts = ctx.saved_tensors
         needs_x, _, needs_a, needs_b, *_ = ctx.needs_input_grad
         rows = grad.contiguous().flatten(0, 1)
         grad_x = ctx.product.backward(rows).view_as(x) if needs_x else None
-        inner, sizes = torch.empty_like(hidden), _sizes(x, rows, a, b)
+        inner, sizes = torch.empty_like(hidden), _sizes(starts, x, rows, a, b)
         run = partial(call, "lora_backward", x.dtype, rows, x, a, b, places, hidden, inner, grad_x)
         if ctx.keep is not None:
             run(None, None, *sizes, ctx.scaling)
-            ctx.keep(CompiledProducts(x.detach(), inner, hidden, rows, places, *b.shape[2:], needs_a, needs_b))
+            layer = x.detach()[0], inner, hidden, rows, places
+            ctx.keep(CompiledProducts(*layer, ctx.keep.sizes, *b.shape[2:], needs_a, needs_b))
             return grad_x, *[None] * 6
         # One gradient per client, also of a factor that they share: its own is their sum.
         grad_a = a.new_empty(len(x), *a.shape[1:]) if needs_a else None
@@ -74,7 +76,8 @@ class CompiledLowRank(torch.autograd.Function):
         return grad_x, None, *sums, None, None, None
 
 
-def _sizes(x: Tensor, out: Tensor, a: Tensor, b: Tensor) -> tuple[int, ...]:
-    """K, M, D, O, S, G and R, and of how many clients A and B are."""
+def _sizes(starts: Tensor, x: Tensor, out: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor | int, ...]:
+    """The clients' first rows, K, D, O, S, G and R, and of how many clients A and B are."""
     _, adapted, slice_width, rank = b.shape
-    return *x.shape, slice_width, out.shape[1] // slice_width, adapted, rank, len(a), len(b)
+    slices = out.shape[1] // slice_width
+    return starts, len(starts) - 1, x.shape[2], slice_width, slices, adapted, rank, len(a), len(b)

@@ -1,16 +1,16 @@
-// Gradients of low-rank factors example by example: every T of a client's rows belong to one of its B examples.
+// Gradients of low-rank factors example by example: every T rows belong to one of N examples.
 //
 // An example's gradient is made tile by tile, and again when its share is known: its norm is of just those numbers that
-// the sum then takes. Shapes as in lora.cpp, with M = B T.
+// the sum then takes. Shapes as in lora.cpp, with M = N T; `starts` (K + 1,) counts examples.
 
 #include "products.h"
 
 #define STRIP (TILE_VECTORS * LANES)
 
 struct Layer {
-    const Element *grad, *x, *hidden, *inner; // (K M, S O), (K M, D), (K M, G R') and (K M, G R')
+    const Element *grad, *x, *hidden, *inner; // (M, S O), (M, D), (M, G R') and (M, G R')
     const long *targets;
-    long clients, images, tokens, width, out_width, slices, adapted, rank;
+    long tokens, width, out_width, slices, adapted, rank;
     bool has_a, has_b;
 
     long whole_rank() const { return rounded_up(rank, WORD_ELEMENTS); }
@@ -61,18 +61,19 @@ static const float *gradient_of(const Layer &n, const Part &part, long example, 
     return space.found;
 }
 
-// Adds every example's squared norm to squares (K, B). What is behind a rank or a width is zero and counts nothing.
+// squares (N,) gets every example's squared norm. What is behind a rank or a width is zero and counts nothing.
 extern "C" void lora_squares(const Element *grad, const Element *x, const Element *hidden, const Element *inner,
-                             const long *targets, double *squares, long clients, long images, long tokens, long width,
+                             const long *targets, double *squares, long examples, long tokens, long width,
                              long out_width, long slices, long adapted, long rank, long has_a, long has_b,
                              long threads) {
-    Layer n = {grad,  x,         hidden, inner,   targets, clients,    images,    tokens,
-               width, out_width, slices, adapted, rank,    has_a != 0, has_b != 0};
+    Layer n = {grad,      x,      hidden,  inner, targets,    tokens,    width,
+               out_width, slices, adapted, rank,  has_a != 0, has_b != 0};
 #pragma omp parallel num_threads(threads)
     {
         Space space(n);
 #pragma omp for schedule(static)
-        for (long example = 0; example < clients * images; example++)
+        for (long example = 0; example < examples; example++) {
+            squares[example] = 0;
             for (long strip = 0; strip < n.strips(); strip++) {
                 Part part = part_of(n, strip);
                 const float *found = gradient_of(n, part, example, space);
@@ -83,17 +84,18 @@ extern "C" void lora_squares(const Element *grad, const Element *x, const Elemen
                 }
                 squares[example] += sum(total);
             }
+        }
     }
 }
 
 // grad_a (K, G, R, D) and grad_b (K, G, O, R), each unless NULL: the sums over a client's examples of their gradients
-// times factors (K, B).
+// times factors (N,).
 extern "C" void lora_sums(const Element *grad, const Element *x, const Element *hidden, const Element *inner,
-                          const long *targets, const float *factors, float *grad_a, float *grad_b, long clients,
-                          long images, long tokens, long width, long out_width, long slices, long adapted, long rank,
+                          const long *targets, const float *factors, float *grad_a, float *grad_b, const long *starts,
+                          long clients, long tokens, long width, long out_width, long slices, long adapted, long rank,
                           long threads) {
-    Layer n = {grad,  x,         hidden, inner,   targets, clients,           images,           tokens,
-               width, out_width, slices, adapted, rank,    grad_a != nullptr, grad_b != nullptr};
+    Layer n = {grad,      x,      hidden,  inner, targets,           tokens,           width,
+               out_width, slices, adapted, rank,  grad_a != nullptr, grad_b != nullptr};
     long whole = n.whole_rank();
 #pragma omp parallel num_threads(threads)
     {
@@ -105,8 +107,7 @@ extern "C" void lora_sums(const Element *grad, const Element *x, const Element *
             Part part = part_of(n, index % n.strips());
             long wide = part.whole_columns(), size = part.rows * wide;
             memset(total, 0, size * sizeof(float));
-            for (long image = 0; image < images; image++) {
-                long example = client * images + image;
+            for (long example = starts[client]; example < starts[client + 1]; example++) {
                 const float *found = gradient_of(n, part, example, space);
                 for (long place = 0; place < size; place += LANES)
                     store_floats(total + place,

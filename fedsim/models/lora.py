@@ -60,16 +60,20 @@ class LoRALinear(nn.Module):
         places = slice(adapted[0], adapted[-1] + 1)
         a, b = ((factor if factor.dim() == 4 else factor[None])[:, places] for factor in (self.lora_a, self.lora_b))
         # Products run in the type of the frozen weights; autocast would do the same, operation by operation.
-        x_KMD = x.to(product.weight.dtype).reshape(max(len(a), len(b)), -1, x.shape[-1])
+        x = x.to(product.weight.dtype)
         targets = tuple(self.slices[place] - start for place in adapted)
-        keep = None if self.tape is None else self.tape.keep(self, places)
+        keep = None if self.tape is None else Keep(self.tape, self, places)
         if compiled.suits(product, self.slice_width):
+            x_KMD = x.reshape(max(len(a), len(b)) if keep is None else 1, -1, x.shape[-1])
             out: Tensor = compiled.CompiledLowRank.apply(x_KMD, product, a, b, targets, self.scaling, keep)
-        else:
-            a, b = a.to(x_KMD.dtype), b.to(x_KMD.dtype)
-            with torch.autocast(x.device.type, enabled=False):
-                out = LowRankLinear.apply(x_KMD, product, a, b, targets, self.scaling, keep)
-        return out.reshape(*x.shape[:-1], len(product.weight))
+            return out.reshape(*x.shape[:-1], len(product.weight))
+        num_clients = max(len(a), len(b)) if keep is None else len(keep.sizes.counts)
+        padded = x if keep is None else keep.sizes.spread(x)
+        with torch.autocast(x.device.type, enabled=False):
+            x_KMD = padded.reshape(num_clients, -1, x.shape[-1])
+            out = LowRankLinear.apply(x_KMD, product, a.to(x.dtype), b.to(x.dtype), targets, self.scaling, keep)
+        out = out.reshape(*padded.shape[:-1], len(product.weight))
+        return out if keep is None else keep.sizes.gather(out)
 
 
 class LowRankLinear(torch.autograd.Function):
@@ -122,7 +126,8 @@ class LowRankLinear(torch.autograd.Function):
             a_all = a.flatten(1, 2).expand(num_clients, -1, -1)
             grad_x = ctx.product.backward(grad.flatten(0, 1)).view_as(x).baddbmm_(inner, a_all)
         if ctx.keep is not None:
-            ctx.keep(PlainProducts(x.detach(), inner, hidden, grad, ctx.targets, b.shape[2], needs_a, needs_b))
+            sides = x.detach(), inner, hidden, grad
+            ctx.keep(PlainProducts(*sides, ctx.targets, ctx.keep.sizes, b.shape[2], needs_a, needs_b))
             return grad_x, *[None] * 6
         if needs_a:
             grad_a = torch.bmm(inner.mT, x).view_as(a)

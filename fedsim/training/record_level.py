@@ -8,20 +8,19 @@ that, so that no image's gradient of the whole model is ever there, and K client
 Shapes: K clients in a block, B images per step, P trained parameters of one client, C classes, W feature width.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Algorithm, Batch
+from fedsim.algorithms.base import Algorithm, Batch, Tensors
 from fedsim.algorithms.parts.abilities import Assessing
 from fedsim.config.experiment import Config
 from fedsim.config.privacy import RecordLevel
 from fedsim.errors import UserError
-from fedsim.kernels.examples import Tape
+from fedsim.kernels.examples import Sizes, Tape
 from fedsim.models.stacked import StackedModel
 from fedsim.models.tuned_tower import TunedTower
 from fedsim.seeding import numpy_stream
@@ -61,6 +60,7 @@ class PrivateRecords:
         self._bound, self._multiplier = mechanism.bound, multiplier
         self._seed = config.seed
         self._method = method
+        self._model = model
         self._expected = [expected_batch(config.train, size) for size in sizes]
         layers = model.lora_layers if isinstance(model, TunedTower) else ()
         self._paths = {layer.module: layer.path for layer in layers}
@@ -74,17 +74,25 @@ class PrivateRecords:
             scales, [numpy_stream(self._seed, f"record/{phase}", round=round, client=c) for c in clients]
         )
 
-    @contextmanager
-    def taping(self, num_images: int) -> Iterator[Tape]:
-        """Let the way back of the forward pass inside, over batches of B = ``num_images``, be written on a tape."""
-        tape = Tape(num_images)
+    def features(
+        self, clients: Sequence[int], params: Tensors, fixed: Tensor, counts: Sequence[int]
+    ) -> tuple[Tensor, Tape]:
+        """Return what the classifier sees, (K, B, W), of prefixes (K, B, ...), and the tape of the way back.
+
+        ``counts`` (K,): how many places each client fills. The others stay out of the network, their features are zero.
+        """
+        # A network takes an image at least; the place of a client without any counts nothing.
+        usual = sum(self._expected[client] for client in clients[: len(counts)])
+        sizes = Sizes(counts if any(counts) else [1, *counts[1:]], usual)
+        tape = Tape(sizes)
         for layer in self._paths:
             layer.tape = tape
         try:
-            yield tape
+            (rows,) = self._model.features(params, sizes.gather(fixed)[None], training=False)
         finally:
             for layer in self._paths:
                 layer.tape = None
+        return sizes.spread(rows), tape
 
     def gradient(self, block: Block, leaf: Tensor, batch: Batch, loss_K: Tensor, tape: Tape) -> Tensor:
         """Return the sums of the images' gradients, each cut to its bound, over the expected batch size, (K, P).
@@ -105,19 +113,20 @@ class PrivateRecords:
         found = block.layout.unpack(grad_KP.zero_())
         squares_KB = sides.squares(found.keys())
         if tape.squares is not None:
-            squares_KB += tape.squares
+            squares_KB += tape.sizes.spread(tape.squares)
         expected = [self._expected[client] for client in block.clients[: len(grad_KP)]]
         bound_K1 = self._bound / squares_KB.new_tensor(expected)[:, None]
         factors_KB = (bound_K1 * (1 - ROOM) / squares_KB.sqrt()).clamp(max=1).float()
         for name, value in sides.sums(found.keys(), factors_KB).items():
             found[name].copy_(value)
+        factors_N = tape.sizes.gather(factors_KB)
         seen: set[tuple[str, int]] = set()
         while tape.parts:
             layer, places, products = tape.parts.pop()
             path, own = self._paths[layer], range(*places.indices(len(layer.slices)))
             assert seen.isdisjoint((path, place) for place in own), "an image's gradient would be a sum of two"
             seen.update((path, place) for place in own)
-            for name, value in zip((f"{path}.lora_a", f"{path}.lora_b"), products.sums(factors_KB), strict=True):
+            for name, value in zip((f"{path}.lora_a", f"{path}.lora_b"), products.sums(factors_N), strict=True):
                 if value is not None:
                     found[name][:, places] = value
         return grad_KP

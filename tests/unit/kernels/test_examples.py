@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedsim.kernels import build
-from fedsim.kernels.examples import Products, Tape
+from fedsim.kernels.examples import Keep, Products, Sizes, Tape
 from fedsim.kernels.frozen import FrozenProduct
 from fedsim.kernels.lora import CompiledLowRank
 from fedsim.models.lora import LowRankLinear
@@ -40,11 +40,13 @@ def products_of(
     if function is LowRankLinear:
         a, b = a.to(dtype), b.to(dtype)
     inputs = {name: value.requires_grad_(name not in frozen) for name, value in {"x": x, "a": a, "b": b}.items()}
-    tape = Tape(images)
-    keep = tape.keep("layer", slice(0, len(targets)))
+    tape = Tape(Sizes([images] * clients))
+    keep = Keep(tape, "layer", slice(0, len(targets)))
     product = FrozenProduct(weight.to(dtype), torch.zeros(3 * out_width, dtype=dtype))
-    out: Tensor = function.apply(x, product, a, b, targets, 1.5, keep)
-    grad = torch.randn(out.shape, generator=stream).to(dtype)
+    seen = x if function is LowRankLinear else x.flatten(0, 1)[None]
+    out: Tensor = function.apply(seen, product, a, b, targets, 1.5, keep)
+    grad = torch.randn(clients, images * tokens, 3 * out_width, generator=stream).to(dtype)
+    out = out.view(grad.shape)
     wanted = {name: value for name, value in inputs.items() if value.requires_grad}
     found = torch.autograd.grad(out, list(wanted.values()), grad, allow_unused=True)
     ((layer, places, products),) = tape.parts
@@ -81,9 +83,9 @@ def test_norms_and_sums(function: type[torch.autograd.Function], shape: tuple, d
     grad_a, grad_b = one_by_one(products, shape)
     squares = grad_a.flatten(2).square().sum(2) + grad_b.flatten(2).square().sum(2)
     assert tape.squares is not None
-    torch.testing.assert_close(tape.squares, squares, rtol=1e-5, atol=0)
+    torch.testing.assert_close(tape.squares, squares.flatten(), rtol=1e-5, atol=0)
     factors = torch.rand(shape[:2], generator=torch.Generator().manual_seed(4))
-    for found, each in zip(products.sums(factors), (grad_a, grad_b), strict=True):
+    for found, each in zip(products.sums(factors.flatten()), (grad_a, grad_b), strict=True):
         assert found is not None
         expected = (each * factors[:, :, None, None, None].double()).sum(1)
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
@@ -99,7 +101,7 @@ def test_equal_shares_are_the_usual_gradient(function: type[torch.autograd.Funct
     inputs = [exact[name].float().requires_grad_() for name in "xab"]
     out: Tensor = LowRankLinear.apply(*inputs[:1], weight, *inputs[1:], targets, 1.5)
     through_x, *expected = torch.autograd.grad(out, inputs, exact["grad"].float())
-    sums = products.sums(torch.ones(shape[0], images))
+    sums = products.sums(torch.ones(shape[0] * images))
     for found, wanted in zip(sums, expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
     # The frozen product's share is not in what LowRankLinear of a zero weight gives back.
@@ -116,8 +118,8 @@ def test_factors_that_do_not_train_count_nothing(function: type[torch.autograd.F
     trained = [side for name, side in zip("ab", sides, strict=True) if name not in frozen]
     expected = sum((side.flatten(2).square().sum(2) for side in trained), torch.zeros(shape[:2], dtype=torch.float64))
     assert tape.squares is not None
-    torch.testing.assert_close(tape.squares, expected, rtol=1e-5, atol=0)
-    sums = products.sums(torch.ones(shape[:2]))
+    torch.testing.assert_close(tape.squares, expected.flatten(), rtol=1e-5, atol=0)
+    sums = products.sums(torch.ones(shape[0] * shape[1]))
     assert [value is None for value in sums] == [name in frozen for name in "ab"]
 
 
@@ -125,12 +127,12 @@ def test_factors_that_do_not_train_count_nothing(function: type[torch.autograd.F
 @TYPES
 def test_threads_change_no_bit(dtype: torch.dtype) -> None:
     products, tape, _, _ = products_of(CompiledLowRank, SHAPES[3], dtype)
-    factors, before = torch.rand(SHAPES[3][:2]), torch.get_num_threads()
+    factors, before = torch.rand(tape.sizes.total), torch.get_num_threads()
     found = []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append((products.squares(tape.num_images), *products.sums(factors)))
+            found.append((products.squares(), *products.sums(factors)))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
