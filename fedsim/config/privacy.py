@@ -1,5 +1,6 @@
 """The section of a config about differential privacy and secure aggregation."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -96,6 +97,11 @@ class SecureAggregationConfig(Words):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="Probability that a client is lost after it has masked its update."
     )
+
+    def fewest(self, num_clients: int) -> int:
+        """Return how many of a round's clients must stay."""
+        # Not one more where the product is a whole number but for rounding.
+        return math.ceil(self.threshold * num_clients - 1e-9)
 
 
 class PrivacyConfig(Words):

@@ -1,6 +1,5 @@
 """From a config's privacy section to the layers around the method."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -26,12 +25,10 @@ def privacy_layers(config: Config, facts: Facts, sizes: Sequence[int]) -> list[L
         return []
     assert privacy.noise_multiplier is not None, "solved before"
     mechanism, expected = privacy.mechanism, expected_clients(config.clients, sizes)
-    shares = expected
-    if privacy.secure_aggregation is not None:
-        # So many are sure to be in a sum that can be unmasked.
-        shares = math.ceil(privacy.secure_aggregation.threshold * expected)
-    weights = fixed_weights(config.clients, sizes)
-    noise = Noise(privacy.noise_multiplier, weights, expected, max(1, int(shares)))
+    secured = privacy.secure_aggregation
+    # So many are sure to be in a sum that can be unmasked.
+    shares = 1 if secured is None else secured.fewest(int(expected))
+    noise = Noise(privacy.noise_multiplier, fixed_weights(config.clients, sizes), expected, shares)
     if isinstance(mechanism, ClientLevel):
         return [ClientLevelLayer(facts, config.seed, mechanism, noise)]
     if mechanism.form == "released":

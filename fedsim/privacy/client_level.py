@@ -13,6 +13,7 @@ from torch import Tensor
 from fedsim.algorithms.base import Aggregate, Facts, Payload, Phase, ServerState, Tensors, Update
 from fedsim.config.privacy import ClientLevel, QuantileClipping, TensorClipping
 from fedsim.errors import UserError
+from fedsim.privacy.accounting import beside_count
 from fedsim.privacy.discrete_gaussian import Lattice
 from fedsim.privacy.layer import Layer
 from fedsim.privacy.messages import MEAN, groups_of, message_of, norms_of, scaled, shrink, sums_of
@@ -96,7 +97,7 @@ class ClientLevelLayer(Layer):
 
     def post_aggregate(self, state: ServerState, phase: Phase, aggregate: Aggregate) -> tuple[ServerState, Aggregate]:
         if STEPS not in aggregate.total:
-            return state, replace(aggregate, **groups_of(self.from_noisy(state, sums_of(aggregate))))
+            return state, Aggregate(aggregate.clients, **groups_of(self.from_noisy(state, sums_of(aggregate))))
         sums, lattice = dict(sorted(aggregate.total[STEPS].items())), self.lattice(state)
         count = sums.pop(COUNT, None)
         if self.mechanism.noise == "central":
@@ -107,7 +108,7 @@ class ClientLevelLayer(Layer):
         noisy = self.from_noisy(state, {key: value.double() * steps[key] for key, value in sums.items()})
         if count is not None:
             state = self._with_next_bound(state, phase, float(count))
-        return state, replace(aggregate, **groups_of(noisy))
+        return state, Aggregate(aggregate.clients, **groups_of(noisy))
 
     def lattice(self, state: ServerState) -> Lattice:
         """The lattice of what clients send: of the noise that is drawn at one place."""
@@ -121,7 +122,7 @@ class ClientLevelLayer(Layer):
         clipping, z = self.mechanism.clipping, self.noise.multiplier
         if not isinstance(clipping, QuantileClipping) or z == 0:
             return z
-        return (z**-2 - (2 * clipping.count_noise) ** -2) ** -0.5
+        return beside_count(z, clipping.count_noise)
 
     def _weights(self, key: str) -> Tensor:
         """All clients' weights of what stands under a key."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -93,8 +94,12 @@ def _bernoulli_exp(stream: np.random.Generator, x: np.ndarray, sigma: int) -> np
     heads = u < odds
     for place in np.flatnonzero(np.abs(u - odds) < MARGIN):
         exponent = Decimal(-((int(x[place]) - sigma) ** 2)) / (2 * sigma**2)
-        heads[place] = _decided(stream, float(u[place]), lambda exact, e=exponent: exact < e.exp())
+        heads[place] = _decided(stream, float(u[place]), partial(_is_below_exp, exponent))
     return heads
+
+
+def _is_below_exp(exponent: Decimal, number: Decimal) -> bool:
+    return number < exponent.exp()
 
 
 def _decided(stream: np.random.Generator, u: float, decide: Callable[[Decimal], int]) -> int:

@@ -61,4 +61,5 @@ def _power(gram_GRR: Tensor, power: float) -> Tensor:
     tiny = torch.finfo(gram_GRR.dtype).tiny
     is_zero = eigenvalues <= RELATIVE_ZERO * eigenvalues.amax(-1, keepdim=True).clamp(min=tiny)
     powers = torch.where(is_zero, 0.0, eigenvalues.clamp(min=tiny) ** power)
-    return (vectors * powers[..., None, :]) @ vectors.transpose(-1, -2)
+    root: Tensor = (vectors * powers[..., None, :]) @ vectors.transpose(-1, -2)
+    return root

@@ -15,6 +15,9 @@ def check_claims(config: Config, sizes: Sequence[int]) -> None:
     if config.evaluate.clients and not words.observe:
         found = "true with privacy.observe: false, which shows nothing of single clients"
         raise UserError("evaluate.clients", found, "false, or privacy.observe: true")
+    if words.secure_aggregation is not None and config.clients.sampling == "poisson":
+        found = "poisson with secure_aggregation: a round may have one client, whose message no mask hides"
+        raise UserError("clients.sampling", found, "uniform, with per_round or all clients")
     if words.mechanism is None:
         return
     _check_delta(words, sizes)

@@ -106,4 +106,5 @@ def _inverse(name: str, gram_KGRR: Tensor) -> Tensor:
     if bool((eigenvalues[..., 0] <= RELATIVE_ZERO * eigenvalues[..., -1]).any()):
         found = f"released with a {name} without full rank, whose inverse shapes the noise"
         raise UserError("privacy.mechanism.form", found, "whitened, or a method that trains B before A")
-    return torch.linalg.inv(gram_KGRR)
+    inverse: Tensor = torch.linalg.inv(gram_KGRR)
+    return inverse

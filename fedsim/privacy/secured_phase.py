@@ -3,7 +3,6 @@
 Shapes: K clients of a block, P numbers of a stream.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +55,7 @@ class SecuredPhase:
             raise UserError(WHERE, f"one client in {place}, whose message is the sum", "two clients or more")
         started = time.perf_counter()
         #: How many must stay. What rounding leaves above a whole number does not count.
-        self.threshold = math.ceil(settings.threshold * len(clients) - 1e-9)
+        self.threshold = settings.fewest(len(clients))
         self.lost = lost_clients(settings.dropout, seed, round, phase, clients)
         self.stayed = tuple(client for client in clients if client not in self.lost)
         if len(self.stayed) < self.threshold:

@@ -35,7 +35,7 @@ def describe(config: Config) -> list[tuple[str, str]]:
             "cohort",
             f"{len(cohort.clients)} clients in {len(cohort.blocks(sim.per_block))} blocks of up to {sim.per_block}",
         ),
-        ("local steps", f"{min(steps)} to {max(steps)} per client and phase"),
+        ("local steps", f"{min(steps, default=0)} to {max(steps, default=0)} per client and phase"),
         ("model", f"{config.model.name}, {sum(p.numel() for p in sim.model.net.parameters()):,} parameters"),
     ]
     up = 0

@@ -8,7 +8,6 @@ import pytest
 
 from tests.golden.clip import FOLDER
 
-PRIVACY = "waits for privacy: clipping and noise"
 NOTE = "how the file was made"
 RELEASE_ONLY = "only the release has it"
 
