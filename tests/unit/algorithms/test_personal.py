@@ -51,7 +51,7 @@ def test_local_clients_are_alone() -> None:
         alone.parts[:] = [part if place == client else part[:0] for place, part in enumerate(alone.parts)]
         models.append(own(sim, client))
         assert furthest(models[-1], play(alone, 2)[0].params) < (1e-5, "")
-    mean = global_model(sim, end)
+    mean = global_model(sim, end).params
     for name, value in mean.items():
         expected = sum(n / 32 * model[name].double() for n, model in zip(sizes, models, strict=True))
         torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-7)
@@ -92,8 +92,8 @@ def test_fedrep_by_hand() -> None:
     for name, value in body.after.items():
         torch.testing.assert_close(end.params[name], value[0], rtol=0, atol=1e-7)
     assert all(torch.equal(end.params[name], start.params[name]) for name in head)
-    assert set(global_model(sim, end)) == set(start.params)
-    torch.testing.assert_close(global_model(sim, end)["head.weight"], head["head.weight"], rtol=0, atol=1e-7)
+    assert set(global_model(sim, end).params) == set(start.params)
+    torch.testing.assert_close(global_model(sim, end).params["head.weight"], head["head.weight"], rtol=0, atol=1e-7)
 
 
 def test_ditto_between_alone_and_federated() -> None:
@@ -171,7 +171,7 @@ def test_prrfl_round(form: str) -> None:
 def test_prrfl_server_is_the_mean_of_the_deputies() -> None:
     sim = simulate([16, 8], 1, algorithm=PRR, model=RESNET, train={"batch_size": 8})
     end, _ = play(sim, 1)
-    mean = global_model(sim, end)
+    mean = global_model(sim, end).params
     deputies = [own(sim, client, DEPUTY) for client in (0, 1)]
     for name in (name for name in mean if not name.endswith("num_batches_tracked")):
         expected = 2 / 3 * deputies[0][name].double() + 1 / 3 * deputies[1][name].double()

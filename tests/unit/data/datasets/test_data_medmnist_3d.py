@@ -135,7 +135,7 @@ def test_all_slices_of_a_volume_are_augmented_alike(tmp_path: Path) -> None:
     data = load_set(**words)
     model, _ = build_models(make_config().model, 28, data.class_names, 0, torch.device("cpu"), data.num_slices)
     source = ImageSource(data, model, ("flip", "rotate90", "crop", "color"))
-    draws = source.draw([0], (1, 24), 0, 1, "train")
+    draws = source.draw([0], np.ones((1, 1, 24), bool), 0, 1, "train")
     assert draws is not None
     fixed, _ = source.training_batch(torch.arange(24)[None], draws[:, 0])
     assert fixed.shape[:3] == (1, 24, 4)
