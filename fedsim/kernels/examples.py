@@ -54,11 +54,11 @@ class Sizes:
 
     def spread(self, rows: Tensor) -> Tensor:
         """Return (K, B, ...) of (N, ...), zero at places that are not filled; with a gradient."""
-        if self.is_even:
-            return rows.unflatten(0, self.filled.shape)
-        padded = rows.new_zeros(self.filled.numel(), *rows.shape[1:])
-        places = self.places[: self.num_own].to(rows.device)
-        return padded.index_copy(0, places, rows[: self.num_own]).unflatten(0, self.filled.shape)
+        if not self.is_even:
+            padded = rows.new_zeros(self.filled.numel(), *rows.shape[1:])
+            places = self.places[: self.num_own].to(rows.device)
+            rows = padded.index_copy(0, places, rows[: self.num_own])
+        return rows.reshape(*self.filled.shape, *rows.shape[1:])
 
     def gather(self, padded: Tensor) -> Tensor:
         """Return (N, ...) of (K, B, ...); with a gradient."""

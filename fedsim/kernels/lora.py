@@ -65,8 +65,9 @@ class CompiledLowRank(torch.autograd.Function):
         run = partial(call, "lora_backward", x.dtype, rows, x, a, b, places, hidden, inner, grad_x)
         if ctx.keep is not None:
             run(None, None, *sizes, ctx.scaling)
-            layer = x.detach()[0], inner, hidden, rows, places
-            ctx.keep(CompiledProducts(*layer, ctx.keep.sizes, *b.shape[2:], needs_a, needs_b))
+            _, _, width, rank = b.shape
+            sides = x.detach()[0], inner, hidden, rows
+            ctx.keep(CompiledProducts(*sides, places, ctx.keep.sizes, width, rank, needs_a, needs_b))
             return grad_x, *[None] * 6
         # One gradient per client, also of a factor that they share: its own is their sum.
         grad_a = a.new_empty(len(x), *a.shape[1:]) if needs_a else None

@@ -68,12 +68,13 @@ class LoRALinear(nn.Module):
             out: Tensor = compiled.CompiledLowRank.apply(x_KMD, product, a, b, targets, self.scaling, keep)
             return out.reshape(*x.shape[:-1], len(product.weight))
         num_clients = max(len(a), len(b)) if keep is None else len(keep.sizes.counts)
-        padded = x if keep is None else keep.sizes.spread(x)
+        # An image's rows are its tokens, a volume's those of all its slices.
+        padded = x if keep is None else keep.sizes.spread(x.reshape(keep.sizes.total, -1, x.shape[-1]))
         with torch.autocast(x.device.type, enabled=False):
             x_KMD = padded.reshape(num_clients, -1, x.shape[-1])
             out = LowRankLinear.apply(x_KMD, product, a.to(x.dtype), b.to(x.dtype), targets, self.scaling, keep)
         out = out.reshape(*padded.shape[:-1], len(product.weight))
-        return out if keep is None else keep.sizes.gather(out)
+        return out if keep is None else keep.sizes.gather(out).reshape(*x.shape[:-1], -1)
 
 
 class LowRankLinear(torch.autograd.Function):

@@ -123,12 +123,13 @@ class PrivateRecords:
         seen: set[tuple[str, int]] = set()
         while tape.parts:
             layer, places, products = tape.parts.pop()
-            path, own = self._paths[layer], range(*places.indices(len(layer.slices)))
-            assert seen.isdisjoint((path, place) for place in own), "an image's gradient would be a sum of two"
-            seen.update((path, place) for place in own)
-            for name, value in zip((f"{path}.lora_a", f"{path}.lora_b"), products.sums(factors_N), strict=True):
-                if value is not None:
-                    found[name][:, places] = value
+            path = self._paths[layer]
+            slices = {(path, place) for place in range(len(layer.slices))[places]}
+            assert seen.isdisjoint(slices), "an image's gradient would be a sum of two"
+            seen |= slices
+            for factor, own in zip(("lora_a", "lora_b"), products.sums(factors_N), strict=True):
+                if own is not None:
+                    found[f"{path}.{factor}"][:, places] = own
         return grad_KP
 
 

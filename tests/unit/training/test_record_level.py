@@ -28,6 +28,7 @@ from tests.helpers import (
     furthest,
     make_config,
     make_dataset,
+    make_masked_dataset,
     make_simulation,
     make_volumes,
     play,
@@ -346,6 +347,15 @@ def test_what_cannot_be_protected_is_refused_in_one_line(case: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         play(simulate(SIZES, 3, privacy=protected(1.0, 1.0), **sections), 1)
     assert "\n" not in str(caught.value)
+
+
+def test_masks_are_refused() -> None:
+    unet = {"name": "monai:unet", "weights": "random", "options": {"channels": [4, 8], "strides": [2]}}
+    config = make_config(model=unet, data={"image_size": 16}, clients={"count": 1}, privacy=protected(1.0, 1.0))
+    with pytest.raises(
+        UserError, match=r"privacy\.mechanism: found record with monai:unet that trains .*one answer each"
+    ):
+        make_simulation(config, *make_masked_dataset([4], 16))
 
 
 @pytest.mark.parametrize("train", [{"clip_norm": 1.0}, {"shuffle": False}])
