@@ -37,7 +37,8 @@ def test_a_client_level_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
         *("epsilon, 20 rounds", "epsilon, 50 rounds"),
     ]
     assert rows["epsilon, 50 rounds"] == "pld 3, rdp 3.383"
-    assert rows["budget"] == "1: the last round is 7"
+    # Epsilon 1 is 50 releases at 18.2, so 50 (10.37 / 18.2)^2 = 16.2 at this multiplier.
+    assert rows["budget"] == "1: the last round is 8"
     assert rows["the server sees"].startswith("every client's message, without noise")
     assert "sigma" in rows
     assert "DEeR's release" in rows
