@@ -245,7 +245,6 @@ METHODS = {
     "feddyn": {},
     "fedadam": {},
     "fednova": {},
-    "local": {},
 }
 
 
