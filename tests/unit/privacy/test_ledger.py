@@ -77,7 +77,7 @@ def test_poisson_cohorts_amplify_where_the_server_is_trusted() -> None:
     assert ledger.epsilon(100) == pytest.approx(plain, rel=1e-3)
     assert ledger.epsilon(100) >= plain
     seen = {"mechanism": {**CLIENT, "noise": "distributed"}, "secure_aggregation": {}}
-    assert make_ledger(MANY, 100, clients, **words, **seen).epsilon(100) > 3 * plain
+    assert make_ledger(MANY, 100, {"per_round": 0.1}, **words, **seen).epsilon(100) > 3 * plain
 
 
 def test_phases_of_a_round_share_their_cohort() -> None:
@@ -196,6 +196,16 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"mechanism": {"name": "noise_regulator", "bound": 1.0, "form": "released"}, "epsilon": 3.0},
         {},
         "privacy.epsilon: found 3 with form: released",
+    ),
+    (
+        {"mechanism": {"name": "noise_regulator", "bound": 1.0, "form": "released"}, "budget": 3.0},
+        {},
+        "privacy.budget: found 3 with form: released",
+    ),
+    (
+        {"secure_aggregation": {}},
+        {"per_round": 6, "sampling": "poisson"},
+        "clients.sampling: found poisson with secure",
     ),
 ]
 
