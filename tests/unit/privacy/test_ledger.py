@@ -197,6 +197,16 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {},
         "privacy.epsilon: found 3 with form: released",
     ),
+    (
+        {"mechanism": {"name": "noise_regulator", "bound": 1.0, "form": "released"}, "budget": 3.0},
+        {},
+        "privacy.budget: found 3 with form: released",
+    ),
+    (
+        {"secure_aggregation": {}},
+        {"per_round": 6, "sampling": "poisson"},
+        "clients.sampling: found poisson with secure",
+    ),
 ]
 
 
