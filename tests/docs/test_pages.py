@@ -118,7 +118,8 @@ def test_tests_that_pages_name_are_there() -> None:
 
 def test_every_guarantee_names_a_test() -> None:
     rows = re.findall(r"^\| (\d+) \|(.*)$", (ROOT / "docs" / "guarantees.md").read_text(), re.MULTILINE)
-    assert [int(number) for number, _ in rows] == list(range(1, 13))
+    assert len(rows) >= 12
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
     assert [number for number, row in rows if not TEST.search(row)] == []
 
 
