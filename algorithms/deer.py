@@ -11,7 +11,7 @@ from fedsim.errors import UserError
 
 
 class DEeR(Algorithm):
-    """Zhu et al., DEeR, IEEE TMI 2024, the deviation eliminator without the noise regulator."""
+    """Zhu et al., DEeR, IEEE TMI 2024: the deviation eliminator. Its noise regulator is a privacy mechanism."""
 
     summary = "alternates between the LoRA factors, so that averaging is exact (Zhu et al., 2024)"
 
