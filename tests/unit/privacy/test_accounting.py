@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 from dp_accounting import DpEvent
+from dp_accounting.pld import PLDAccountant
 from opacus.accountants import PRVAccountant, RDPAccountant
 
 from fedsim.errors import UserError
@@ -34,13 +35,14 @@ def test_an_epsilon_that_no_noise_gives_is_refused() -> None:
         accounting.solve(lambda _: 0.2, 0.1)
 
 
-@pytest.mark.parametrize(("multiplier", "releases", "delta"), [(7.33, 50, 1e-3), (1.0, 1, 1e-5), (0.2, 50, 1e-3)])
+@pytest.mark.parametrize(("multiplier", "releases", "delta"), [(7.33, 50, 1e-3), (1.0, 1, 1e-5), (0.3, 50, 1e-3)])
 def test_pld_is_the_exact_value(multiplier: float, releases: int, delta: float) -> None:
-    """Large epsilons are computed with a coarser step, which rounds up."""
     exact = exact_epsilon(math.sqrt(releases) / multiplier, delta)
-    found = epsilon(gaussian(multiplier), releases, delta, "pld")
-    assert exact - 1e-6 <= found <= exact * (1 + 3e-3)
-    assert found == pytest.approx(epsilon(gaussian(multiplier, releases=releases), 1, delta, "pld"))
+    ledger = PLDAccountant(value_discretization_interval=max(1e-4, exact / 1e5))
+    ledger.compose(gaussian(multiplier), releases)
+    assert exact - 1e-6 <= ledger.get_epsilon(delta) <= exact * (1 + 1e-4)
+    assert epsilon(gaussian(multiplier), releases, delta, "pld") == exact
+    assert epsilon(gaussian(multiplier, releases=releases), 1, delta, "pld") == pytest.approx(exact, rel=1e-12)
     assert gaussian_delta(math.sqrt(releases) / multiplier, exact) == pytest.approx(delta, rel=1e-6)
 
 
@@ -66,6 +68,14 @@ def test_the_quick_bound_is_one(event: DpEvent) -> None:
         bound = accounting.epsilon_bound(event, times, 1e-5)
         assert epsilon(event, times, 1e-5, "pld") <= epsilon(event, times, 1e-5, "rdp") * (1 + 1e-9)
         assert epsilon(event, times, 1e-5, "rdp") <= bound * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(0.1, 10), (0.01, 5000), (0.5, 3)])
+def test_losses_rounded_up_in_coarser_steps_change_little(rate: float, steps: int) -> None:
+    ledger = PLDAccountant()
+    ledger.compose(gaussian(1.0, rate=rate), steps)
+    fine = ledger.get_epsilon(1e-5)
+    assert fine * (1 - 1e-6) <= epsilon(gaussian(1.0, rate=rate), steps, 1e-5, "pld") <= fine * (1 + 1e-3)
 
 
 def test_releases_about_one_sample_are_no_releases_about_two() -> None:
