@@ -12,8 +12,5 @@ def spending(sim: Simulation, state: ServerState) -> dict[str, float | None]:
     ledger = sim.ledger
     if ledger is None:
         return {}
-    if ledger.is_measured:
-        spent = ledger.epsilon_of(float(state.layers[SPENT]), ledger.releases(state.round))
-    else:
-        spent = ledger.epsilon(state.round)
+    spent = ledger.epsilon_of(float(state.layers[SPENT])) if ledger.is_measured else ledger.epsilon(state.round)
     return {"epsilon": spent if math.isfinite(spent) else None}

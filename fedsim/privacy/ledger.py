@@ -107,8 +107,8 @@ class Ledger:
 
     @property
     def numbers(self) -> int:
-        """How many numbers of a message get noise on a lattice: none at record level; quantile clipping adds one."""
-        if self.is_record_level:
+        """How many numbers of a message get noise on a lattice, not in floating point; quantile clipping adds one."""
+        if self.is_record_level or self.is_measured:
             return 0
         has_count = isinstance(self.mechanism, ClientLevel) and isinstance(self.mechanism.clipping, QuantileClipping)
         return self.facts.numbers + has_count
@@ -150,16 +150,15 @@ class Ledger:
             return None
         return self._worst(self.multiplier, rounds, accountant)[0]
 
-    def epsilon_of(self, squared_mu: float, releases: int) -> float:
-        """Return epsilon of what a layer has added up over ``releases``: (sensitivity to one client / deviation)^2.
+    def epsilon_of(self, squared_mu: float) -> float:
+        """Return epsilon of what a layer has added up over its releases: (sensitivity to one client / deviation)^2.
 
         Each is a Gaussian release whose sensitivity follows from earlier ones. With a total that was fixed beforehand
         all together are as private as one of multiplier total^(-1/2) (Smith and Thakurta, arXiv 2210.17520); of a
         total that was not, this says what it would be.
         """
         mu = math.sqrt(squared_mu) * (2 if self.words.adjacency == "replace_one" else 1)
-        continuous = accounting.exact_epsilon(mu, accounting.before_lattice(self.delta))
-        return accounting.after_lattice(continuous, self.delta, self.numbers, releases)
+        return accounting.exact_epsilon(mu, self.delta)
 
     @property
     def _has_fixed_size(self) -> bool:

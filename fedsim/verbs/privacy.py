@@ -129,7 +129,7 @@ def released(ledger: Ledger, algorithm: Algorithm) -> Rows:
     if not is_theirs or ledger.is_record_level or ledger.multiplier == 0:
         return
     train, rounds = ledger.config.train, ledger.config.rounds
-    sizes, clients = ledger.facts.sizes, len(ledger.facts.present)
+    sizes, clients = ledger.facts.sizes, len(ledger.facts.sizes)
     epochs = train.epochs or train.steps * train.batch_size * clients / sum(sizes)  # type: ignore[operator]  # one of both
     plan = (rounds, epochs, train.batch_size, sizes)
     multiplier, claimed = ledger.multiplier, ledger.words.epsilon

@@ -164,10 +164,10 @@ def test_what_a_layer_has_added_up() -> None:
     ledger = make_ledger(mechanism=released)
     assert ledger.is_measured
     spent = 50 / 7.33**2
-    assert ledger.epsilon_of(spent, 50) == pytest.approx(make_ledger().epsilon(50), rel=1e-4)
+    assert ledger.epsilon_of(spent) == pytest.approx(make_ledger().epsilon(50), rel=1e-4)
     replaced = make_ledger(mechanism=released, adjacency="replace_one")
-    assert replaced.epsilon_of(spent, 50) == pytest.approx(ledger.epsilon_of(4 * spent, 50))
-    assert ledger.epsilon_of(math.inf, 50) == math.inf
+    assert replaced.epsilon_of(spent) == pytest.approx(ledger.epsilon_of(4 * spent))
+    assert ledger.epsilon_of(math.inf) == math.inf
 
 
 def test_deers_claims_on_oct() -> None:
