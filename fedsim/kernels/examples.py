@@ -26,14 +26,14 @@ from fedsim.kernels.build import call
 class Sizes:
     """How many of the N images are each client's, and where a client's are among K rows of B places.
 
-    N is ``usual`` plus or minus some sixteenths of it, rounded up: for every new number of rows oneDNN prepares its
+    N is ``usual`` plus or minus some eighths of it, rounded up: for every new number of rows oneDNN prepares its
     products anew and keeps that. The last images may therefore be nobody's.
     """
 
     def __init__(self, counts: Sequence[int], usual: int = 0) -> None:
         self.counts = list(counts)
         self.num_own = sum(counts)
-        unit = max(1, usual // 16)
+        unit = max(1, usual // 8)
         self.total = usual - (usual - self.num_own) // unit * unit
         self.width = max(counts)
         sizes = torch.tensor(counts)

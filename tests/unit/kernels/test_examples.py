@@ -136,3 +136,20 @@ def test_threads_change_no_bit(dtype: torch.dtype) -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("counts", "usual", "total"),
+    [([3, 0, 2], 0, 5), ([3, 0, 2], 16, 6), ([2, 2], 4, 4), ([9, 8], 16, 18), ([1, 0], 160, 20), ([5, 6], 10, 11)],
+)
+def test_images_in_a_row_and_in_their_places(counts: list[int], usual: int, total: int) -> None:
+    sizes = Sizes(counts, usual)
+    assert (sizes.total, sizes.num_own, sizes.width) == (total, sum(counts), max(counts))
+    places = torch.arange(1.0, len(counts) * max(counts) + 1).view(len(counts), -1)[..., None]
+    row = sizes.gather(places)
+    assert row.shape == (total, 1)
+    assert row[: sum(counts), 0].tolist() == [x for own, n in zip(places, counts, strict=True) for x in own[:n, 0]]
+    assert sizes.starts.tolist() == [sum(counts[:k]) for k in range(len(counts) + 1)]
+    filled = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    assert torch.equal(sizes.spread(row), places * filled[..., None])
+    assert torch.equal(sizes.spread(row[:, 0]), places[..., 0] * filled)

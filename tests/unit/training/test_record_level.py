@@ -261,6 +261,19 @@ def test_a_block_gives_what_its_clients_give_one_by_one(method: str) -> None:
     assert sims[2].trainer.agreement is not None
 
 
+@PATHS
+@pytest.mark.parametrize("target", [["q", "k", "v"], ["q", "k", "v", "proj", "fc1", "fc2"]], ids=["qkv", "all"])
+def test_images_that_are_nobodys_count_nothing(target: list[str], path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of 24 expected images takes them by threes; clients one by one as they come."""
+    use(path, monkeypatch)
+    model = {**TINY_VIT, "lora": {**LORA, "target": target}}
+    words = {"model": model, "train": {"batch_size": 8}, "privacy": protected(0.5, 0.7)}
+    one, block = (simulate([40, 30, 25], size, **words) for size in (1, 3))
+    sizes = [sum(map(len, step)) for step in zip(*batches(block, (0, 1, 2)), strict=False)]
+    assert any(size % 3 for size in sizes)
+    assert furthest(play(block, 2)[0].params, play(one, 2)[0].params) < (1e-5, "")
+
+
 def test_blocks_change_no_bit_of_the_noise() -> None:
     """Steps whose Poisson sample is empty are nothing but noise."""
     found = []
