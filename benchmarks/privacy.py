@@ -1,11 +1,12 @@
-"""Record-level privacy: what it costs a round, and opacus on the same network.
+"""Privacy: what its mechanisms cost a round, and opacus on the same network.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.record_level [--regime small] [--turns 7] [--threads 1]
+    OMP_NUM_THREADS=1 python -m benchmarks.privacy [--regime small] [--turns 7] [--threads 1]
 
 Every contender is a process of its own, kept waiting: a turn is one round of each, one after the other, and who begins
 changes. Printed are medians over the turns after the first, ratios within a turn, and the peaks of memory. All clients
 take the same steps with the same number of images: ``plain`` and ``record`` cut an epoch into the regime's batches, and
 so does opacus. ``poisson`` is what a run does: samples of the same expected size, whose widest in a block counts.
+``client`` clips whole clients and adds the server's noise; ``masked`` has secure aggregation alone.
 
 opacus is used as its documentation does: hooks that keep every image's gradient (``opacus``), or fast gradient
 clipping, a second backward pass (``opacus_fast``). ``eager`` is its network and loop without it. Seconds are the
@@ -27,7 +28,12 @@ from benchmarks.machine import description
 from benchmarks.regimes import BATCH_SIZE, REGIMES
 
 BOUND, NOISE_MULTIPLIER = 1.0, 1.0
-CONTENDERS = ("plain", "record", "poisson", "eager", "opacus", "opacus_fast")
+MECHANISMS = {
+    "client": {"name": "client", "bound": BOUND},
+    "record": {"name": "record", "bound": BOUND},
+    "poisson": {"name": "record", "bound": BOUND},
+}
+CONTENDERS = ("plain", "client", "masked", "record", "poisson", "eager", "opacus", "opacus_fast")
 
 
 def our_rounds(name: str, settings: Settings) -> Callable[[], None]:
@@ -46,9 +52,11 @@ def our_rounds(name: str, settings: Settings) -> Callable[[], None]:
     set_arithmetic(settings.precision, True, group.device)
     keep_freed_memory()
     sections: dict[str, Any] = {"train": make_config(settings).train.model_copy(update={"shuffle": True})}
-    if name != "plain":
-        words = {"mechanism": {"name": "record", "bound": BOUND}, "noise_multiplier": NOISE_MULTIPLIER, "delta": 1e-3}
+    if name in MECHANISMS:
+        words = {"mechanism": MECHANISMS[name], "noise_multiplier": NOISE_MULTIPLIER, "delta": 1e-3}
         sections["privacy"] = PrivacyConfig.model_validate(words)
+    elif name == "masked":
+        sections["privacy"] = PrivacyConfig.model_validate({"secure_aggregation": {}})
     if name == "record":
         # The plain batches in place of samples: their weights are the same, one over the expected size.
         fedsim.client.plan_steps = lambda *arguments, **_: plan_steps(*arguments)
@@ -128,7 +136,7 @@ def serve(name: str, settings: Settings) -> None:
     import torch
 
     torch.set_num_threads(settings.threads)
-    train = (our_rounds if name in ("plain", "record", "poisson") else eager_rounds)(name, settings)
+    train = (our_rounds if name in ("plain", "masked", *MECHANISMS) else eager_rounds)(name, settings)
     for word in sys.stdin:
         clock = time.process_time if word.strip() == "cpu" else time.perf_counter
         started = clock()
@@ -138,7 +146,7 @@ def serve(name: str, settings: Settings) -> None:
 
 def measure(names: list[str], arguments: argparse.Namespace) -> tuple[list[dict[str, float]], dict[str, float]]:
     """Return every turn's seconds by contender, and the peaks in MiB."""
-    words = [sys.executable, "-m", "benchmarks.record_level", "--regime", arguments.regime]
+    words = [sys.executable, "-m", "benchmarks.privacy", "--regime", arguments.regime]
     words += ["--threads", str(arguments.threads), "--precision", arguments.precision, "--serve"]
     processes = {
         name: subprocess.Popen([*words, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
