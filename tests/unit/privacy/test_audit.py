@@ -1,6 +1,6 @@
 """An audit from outside: how well a canary client can be told from the noisy sums bounds epsilon from below.
 
-Two neighbouring cohorts, with the canary and without. A test at a threshold has false positives a and false negatives b;
+Two neighbouring cohorts, with a canary and without. A test at a threshold has false positives a and false negatives b;
 (epsilon, delta) privacy allows no test with 1 - b > exp(epsilon) a + delta, so Clopper-Pearson bounds of both rates
 give an epsilon that the mechanism does not stay below, with a confidence of 99.9 percent.
 """
