@@ -60,7 +60,10 @@ def build_simulation(config: Config, group: Group, scratch: Path | None = None, 
     keep_freed_memory()
     parts = load_parts(config, group.device)
     check_own_code(group, parts.dataset, parts.server_model.encoder)
-    return assemble(config, group, parts, scratch, progress=progress)
+    sim = assemble(config, group, parts, scratch, progress=progress)
+    if sim.ledger is not None:
+        group.check_equal("the noise multiplier", repr(sim.ledger.multiplier))
+    return sim
 
 
 def load_parts(config: Config, device: torch.device) -> Parts:

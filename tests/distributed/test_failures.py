@@ -55,6 +55,7 @@ def pid_of_rank(parent: int, rank: int) -> int:
         (0, [*HARMOFL, "train={lr: 0.05, momentum: 0.9, batch_size: 8, keep_optimizer: true}"]),
         (1, [*HARMOFL, "train={lr: 0.01, optimizer: adam, batch_size: 8, keep_optimizer: true}"]),
         (1, ["algorithm.name=fedadam"]),
+        (1, ["privacy={mechanism: {name: record, bound: 0.5}, epsilon: 20.0, delta: 1.0e-3}"]),
         # The bound that follows the clients' norms is the layer's own state.
         (
             0,
