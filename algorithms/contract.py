@@ -36,8 +36,8 @@ class Facts:
     specs: Mapping[str, ParamSpec]
     num_rounds: int
     num_clients: int
-    clients_per_round: float
     train: TrainConfig
+    clients_per_round: float
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def make_algorithm(config: Config, parts: Parts) -> Algorithm:
     """Make the method; UserError where the model has not what it is about."""
     method = resolve(config.algorithm.name)
     per_round = expected_clients(config.clients, [len(part) for part in parts.clients])
-    facts = Facts(parts.client_model.specs, config.rounds, len(parts.clients), per_round, config.train)
+    facts = Facts(parts.client_model.specs, config.rounds, len(parts.clients), config.train, per_round)
     algorithm = method(method.Config(**config.algorithm.settings), facts)
     check_names(algorithm)
     return algorithm
