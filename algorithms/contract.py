@@ -28,12 +28,16 @@ PARAMS = "params"
 
 @dataclass(frozen=True)
 class Facts:
-    """What a method may know of the run: the model's parameters, and how many rounds and clients there are."""
+    """What a method may know of the run: the model's parameters, and how many rounds and clients there are.
+
+    ``clients_per_round``: how many have images and take part in a round; on average, where that is drawn by coins.
+    """
 
     specs: Mapping[str, ParamSpec]
     num_rounds: int
     num_clients: int
     train: TrainConfig
+    clients_per_round: float
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from fedsim.models.build import build_models
 from fedsim.models.encoders import Encoder
 from fedsim.models.stacked import StackedModel
 from fedsim.models.whole_net import WholeNet
-from fedsim.privacy.choose import privacy_layers
+from fedsim.privacy.choose import expected_clients, privacy_layers
 from fedsim.privacy.facts import public_facts
 from fedsim.privacy.layer import Layer
 from fedsim.privacy.ledger import Ledger, settled
@@ -158,7 +158,8 @@ def open_ledger(config: Config, algorithm: Algorithm, sizes: Sequence[int], prog
 def make_algorithm(config: Config, parts: Parts) -> Algorithm:
     """Make the method; UserError where the model has not what it is about."""
     method = resolve(config.algorithm.name)
-    facts = Facts(parts.client_model.specs, config.rounds, len(parts.clients), config.train)
+    per_round = expected_clients(config.clients, [len(part) for part in parts.clients])
+    facts = Facts(parts.client_model.specs, config.rounds, len(parts.clients), config.train, per_round)
     algorithm = method(method.Config(**config.algorithm.settings), facts)
     check_names(algorithm)
     return algorithm

@@ -230,7 +230,7 @@ def train_alone(sim: Simulation, client: int, state: ServerState, phase: Phase |
 
 def facts_of(specs: Mapping[str, ParamSpec], num_rounds: int = 1, num_clients: int = 2) -> Facts:
     """What a method is told of a run with these parameters."""
-    return Facts(specs, num_rounds, num_clients, make_config().train)
+    return Facts(specs, num_rounds, num_clients, make_config().train, float(num_clients))
 
 
 def step_of(**words: Any) -> dict[str, Any]:

@@ -39,15 +39,20 @@ def _directions(width: int) -> Tensor:
     return torch.from_numpy(signs / np.sqrt(EXACT_WIDTH))
 
 
-def averaged_layers(names: Mapping[str, Any]) -> list[str]:
-    """Return the layers of which a factor is among ``names``."""
-    return sorted({name.rpartition(".")[0] for name in names if name.endswith((A, B))})
+def averaged_layers(trained: Mapping[str, Any], averaged: Mapping[str, Any]) -> list[str]:
+    """Return the layers of which a factor is trained, and none that is not averaged: the others have no common one."""
+    factors = [name for name in trained if name.endswith((A, B))]
+    own = {name.rpartition(".")[0] for name in factors if name not in averaged}
+    return sorted({name.rpartition(".")[0] for name in factors} - own)
 
 
 def block_products(update: Update, averaged: Tensors) -> dict[str, Tensor]:
-    """Return for each layer a factor of which is averaged the block's sum of w_k B_k A_k S, float64 (1, G, O, C)."""
+    """Return for each layer all of whose trained factors are averaged the block's sum of w_k B_k A_k S.
+
+    Float64 (1, G, O, C).
+    """
     products = {}
-    for layer in averaged_layers(averaged):
+    for layer in averaged_layers(update.after, averaged):
         a, b = (_factor(update, layer + letter) for letter in (A, B))
         weighted = update.weights.to(b.device).view(-1, 1, 1, 1) * b.double()
         # With the clients side by side along the rank it is one product: (G, O, K R) times (G, K R, C).
