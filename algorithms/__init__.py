@@ -33,6 +33,11 @@ METHODS = {
     "fedyogi": "fedsim.algorithms.fedyogi:FedYogi",
     "moon": "fedsim.algorithms.moon:MOON",
     "fedpft": "fedsim.algorithms.fedpft:FedPFT",
+    "fed_sb": "fedsim.algorithms.fed_sb:FedSB",
+    "la_lora": "fedsim.algorithms.la_lora:LALoRA",
+    "med_duallora": "fedsim.algorithms.med_duallora:MedDualLoRA",
+    "feddpa": "fedsim.algorithms.feddpa:FedDPA",
+    "pf2lora": "fedsim.algorithms.pf2lora:PF2LoRA",
 }
 
 

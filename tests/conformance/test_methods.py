@@ -48,6 +48,11 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "fedadam": {},
     "fedyogi": {},
     "moon": {"mu": 5.0},
+    "fed_sb": {},
+    "la_lora": {},
+    "med_duallora": {"local_rank": 1},
+    "feddpa": {"local_rank": 1},
+    "pf2lora": {"local_rank": 1},
     # Not AdamW, which makes large what is rounding in a gradient.
     "fedpft": {"distill": {"optimizer": "sgd", "lr": 0.5, "epochs": 2.0, "batch_size": 8, "micro_batch": 3}},
 }
