@@ -18,6 +18,7 @@ from fedsim.algorithms.contract import (
     Aggregate,
     Batch,
     Facts,
+    Gradients,
     GradOf,
     Groups,
     Payload,
@@ -40,6 +41,7 @@ __all__ = [
     "Batch",
     "Facts",
     "GradOf",
+    "Gradients",
     "Groups",
     "KeyedError",
     "Payload",
@@ -100,12 +102,12 @@ class Algorithm:
         """Return each client's local objective on its batch, (K,)."""
         return batch.task_loss
 
-    def gradient(self, params: Tensors, grad_of: GradOf, step: Step) -> Tensors:
+    def gradient(self, params: Tensors, grad_of: GradOf, step: Step) -> Gradients:
         """Return the gradient of a step from the trained parameters, all (K, ...) or (K, M, ...).
 
         ``grad_of`` gives that of the losses, on the step's images, at any parameters; its first answer's losses are
-        the step's. A corrected gradient, or one taken elsewhere, is returned in its place. A parameter that is left out
-        stands still in this step: neither momentum nor weight decay moves it.
+        the step's. A corrected gradient, or one taken elsewhere, is returned in its place; None for a parameter that
+        stands still in this step.
         """
         return grad_of(params)
 

@@ -20,6 +20,8 @@ Tensors = Mapping[str, Tensor]
 Groups = Mapping[str, Tensors]
 #: The gradient at trained parameters, of the losses of the step's clients.
 GradOf = Callable[[Tensors], Tensors]
+#: A step's gradient by name; a parameter with None stands still, whatever momentum and weight decay there are.
+Gradients = Mapping[str, Tensor | None]
 
 TRAINED_KINDS: frozenset[Kind] = frozenset({"lora_a", "lora_b", "head", "body", "norm", "buffer", "local"})
 #: The group of a payload that holds changes of parameters under the parameters' own names.

@@ -39,10 +39,10 @@ class FedSB(Cores):
         drawn = {name: state.params[name] for name in self.pairs.values()} if phase == ROWS else {}
         return base.Start({name: value.new_zeros(len(kept), *value.shape) for name, value in drawn.items()})
 
-    def gradient(self, params: base.Tensors, grad_of: base.GradOf, step: base.Step) -> base.Tensors:
+    def gradient(self, params: base.Tensors, grad_of: base.GradOf, step: base.Step) -> base.Gradients:
         if step.phase == self.CORES:
             return super().gradient(params, grad_of, step)
-        return {n: v for n, v in grad_of(params).items() if step.phase == RANGE or n not in self.pairs}
+        return {n: None if step.phase == ROWS and n in self.pairs else v for n, v in grad_of(params).items()}
 
     def pre_aggregate(self, update: base.Update) -> base.Payload:
         if update.phase == self.CORES:

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.algorithms.base import Algorithm, Facts, GradOf, Step, Tensors
+from fedsim.algorithms.base import Algorithm, Facts, Gradients, GradOf, Step, Tensors
 from fedsim.errors import UserError
 
 #: Five taps of a binomial, close to a Gaussian.
@@ -38,11 +38,11 @@ class LALoRA(Algorithm):
         if not {"lora_a", "lora_b"} <= {spec.kind for spec in self.specs.values()}:
             raise UserError("model.lora", "null with algorithm.name: la_lora", "a section, {} for its defaults")
 
-    def gradient(self, params: Tensors, grad_of: GradOf, step: Step) -> Tensors:
+    def gradient(self, params: Tensors, grad_of: GradOf, step: Step) -> Gradients:
         is_released = self.config.form == "released"
         waits = "lora_a" if (step.number % 2 == 1) == is_released else "lora_b"
-        grads = {name: value for name, value in grad_of(params).items() if self.specs[name].kind != waits}
-        return {name: (self._released if is_released else self._filtered)(name, value) for name, value in grads.items()}
+        changed = self._released if is_released else self._filtered
+        return {n: None if self.specs[n].kind == waits else changed(n, v) for n, v in grad_of(params).items()}
 
     def _filtered(self, name: str, grad: Tensor) -> Tensor:
         kind = self.specs[name].kind

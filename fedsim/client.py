@@ -219,9 +219,8 @@ class BlockTrainer:
         unchanged = [grad for grad, answer in zip(flat, answers, strict=True) if answer is found]
         if unchanged:
             return losses[0], unchanged[0], []
-        left_out = {name: torch.zeros_like(value) for name, value in answers[0].items() if name not in found}
-        whole = block.layout.pack(self._by_row({**found, **left_out}))
-        return losses[0], whole, block.layout.columns(left_out)
+        still = {name: torch.zeros_like(answers[0][name]) for name, value in found.items() if value is None}
+        return losses[0], block.layout.pack(self._by_row({**found, **still})), block.layout.columns(still)
 
     def _loss_gradient(
         self, block: Block, at: Tensor, inputs: StepInputs, again: bool = False

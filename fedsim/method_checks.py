@@ -82,14 +82,16 @@ def check_groups(method: Algorithm, hook: str, what: str, groups: Any, num_clien
 
 
 def check_gradient(method: Algorithm, found: Any, answers: Sequence[Mapping[str, Tensor]]) -> None:
-    """A gradient like those that ``grad_of`` gave, or of some of the parameters."""
+    """A gradient like those that ``grad_of`` gave, or None, by name."""
     if not answers:
         refuse(method, "gradient", "no call of grad_of", "one or more: the losses are those of the first")
-    if not isinstance(found, Mapping) or not found.keys() <= answers[0].keys():
-        names = min(found.keys() - answers[0].keys()) if isinstance(found, Mapping) else shown(found)
-        refuse(method, "gradient", names, "names that grad_of returns")
-    for name, new in found.items():
-        value = answers[0][name]
+    if not isinstance(found, Mapping) or found.keys() != answers[0].keys():
+        names = sorted(found.keys() ^ answers[0].keys())[0] if isinstance(found, Mapping) else shown(found)
+        refuse(method, "gradient", names, "the names that grad_of returns")
+    for name, value in answers[0].items():
+        new = found[name]
+        if new is None:
+            continue
         if not isinstance(new, Tensor) or (new.shape, new.dtype) != (value.shape, value.dtype):
             refuse(method, "gradient", f"{name}: {shown(new)}", shown(value))
 

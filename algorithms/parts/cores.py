@@ -60,7 +60,7 @@ class Cores(base.Algorithm):
         basis, core = ({n: v.expand(len(kept), *v.shape) for n, v in part.items()} for part in self.parts(state))
         return base.Start({n: _widened(core[n], value) for n, value in basis.items()}, {BASIS: basis, CORE: core})
 
-    def gradient(self, params: base.Tensors, grad_of: base.GradOf, step: base.Step) -> base.Tensors:
+    def gradient(self, params: base.Tensors, grad_of: base.GradOf, step: base.Step) -> base.Gradients:
         basis = step.context[BASIS]
         grads = grad_of({**params, **self._products(basis, params)})
         return {**grads, **{name: _widened(value.mT @ grads[name], value) for name, value in basis.items()}}
