@@ -34,6 +34,7 @@ METHODS = {
     "moon": "fedsim.algorithms.moon:MOON",
     "fedpft": "fedsim.algorithms.fedpft:FedPFT",
     "fed_sb": "fedsim.algorithms.fed_sb:FedSB",
+    "ravan": "fedsim.algorithms.ravan:Ravan",
     "la_lora": "fedsim.algorithms.la_lora:LALoRA",
     "med_duallora": "fedsim.algorithms.med_duallora:MedDualLoRA",
     "feddpa": "fedsim.algorithms.feddpa:FedDPA",

@@ -65,7 +65,7 @@ class FedSB(Cores):
             left, values, right = torch.linalg.svd(params[a].double(), full_matrices=False)
             # Of a pair of singular vectors only the product has a sign: the left one's largest element is positive.
             signs = left.take_along_dim(left.abs().argmax(-2, keepdim=True), -2).sign()
-            basis[b] = (params[b].double() @ (left * signs)).to(params[b])
-            core[b] = values.diag_embed().to(params[b])
+            basis[b] = self.heads((params[b].double() @ (left * signs)).to(params[b]))
+            core[b] = values.diag_embed().to(params[b])[:, None]
             params[a] = (right * signs.mT).to(params[a])
-        return self.held(replace(state, params=params), basis, core)
+        return self.with_cores(replace(state, params=params), basis, core)

@@ -49,6 +49,7 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "fedyogi": {},
     "moon": {"mu": 5.0},
     "fed_sb": {},
+    "ravan": {"heads": 2},
     "la_lora": {},
     "med_duallora": {"local_rank": 1},
     "feddpa": {"local_rank": 1},

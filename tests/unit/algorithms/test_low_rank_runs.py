@@ -97,10 +97,9 @@ def test_only_the_core_moves(train: dict[str, Any]) -> None:
         a, basis = name.removesuffix("b") + "a", second.extra[f"basis/{name}"]
         assert torch.equal(first.params[a], second.params[a])
         assert torch.equal(first.extra[f"basis/{name}"], basis)
-        unit = torch.eye(RANK).expand(len(basis), RANK, RANK)
-        torch.testing.assert_close(basis.mT @ basis, unit, rtol=0, atol=1e-6)
-        torch.testing.assert_close(second.params[a] @ second.params[a].mT, unit, rtol=0, atol=1e-6)
-        assert torch.equal(second.params[name], basis @ second.extra[f"core/{name}"])
+        for gram in (basis[:, 0].mT @ basis[:, 0], second.params[a] @ second.params[a].mT):
+            torch.testing.assert_close(gram, torch.eye(RANK).expand_as(gram), rtol=0, atol=1e-6)
+        assert torch.equal(second.params[name], (basis @ second.extra[f"core/{name}"])[:, 0])
         for after in phases[0]["after"].values():
             assert after[name][:, :RANK].any()
             assert not after[name][:, RANK:].any()
@@ -108,18 +107,33 @@ def test_only_the_core_moves(train: dict[str, Any]) -> None:
     update = train_alone(sim, 0, first)
     own = sim.algorithm.client_params([{}], first.params, update)["own"]
     name = layers[0]
-    expected = first.extra[f"basis/{name}"] @ update.after[name][0, :, :RANK]
+    expected = first.extra[f"basis/{name}"][:, 0] @ update.after[name][0, :, :RANK]
     torch.testing.assert_close(own[name][0], expected)
 
 
+def test_what_ravan_sends() -> None:
+    """The cores, and no scale: of a rank of 3 in 3 heads a number for each."""
+    sim = simulate([20, 9], 2, algorithm={"name": "ravan", "heads": RANK}, model=MODEL)
+    start = sim.initial_state()
+    end, (record,) = play(sim, 1, start)
+    factors, head = sizes_of(sim)
+    slices = sum(len(value) for name, value in end.params.items() if name.endswith("lora_b"))
+    assert record.row["bytes_up"] == 2 * 4 * (slices * RANK + head)
+    assert record.row["bytes_down"] == 2 * 4 * (slices * RANK + factors + head)
+    for name, value in end.params.items():
+        assert torch.equal(value, start.params[name]) == name.endswith("lora_a")
+
+
 def test_refusals() -> None:
-    for method in ("fed_sb", "la_lora", *TWO_PAIRS):
+    for method in ("fed_sb", "ravan", "la_lora", *TWO_PAIRS):
         with pytest.raises(UserError, match=r"model\.lora"):
             simulate([8], 1, algorithm={"name": method}, model={**TINY_VIT, "train": "head"})
     with pytest.raises(UserError, match=r"algorithm\.local_rank.*less than model\.lora\.r, 3"):
         simulate([8], 1, algorithm={"name": "feddpa", "local_rank": 3}, model=MODEL)
     with pytest.raises(UserError, match=r"model\.lora\.r.*33, more than the widths 32 and 32 of blocks\.0\.attn\.qkv"):
         simulate([8], 1, algorithm={"name": "fed_sb"}, model={**TINY_VIT, "lora": {**LORA, "r": 33}})
+    with pytest.raises(UserError, match=r"algorithm\.heads.*a divisor of model\.lora\.r, 3"):
+        simulate([8], 1, algorithm={"name": "ravan", "heads": 2}, model=MODEL)
     sim = simulate([8], 1, algorithm={"name": "fed_sb"})
     with pytest.raises(UserError, match="first round without clients"):
         sim.algorithm.begin(sim.initial_state(), sim.algorithm.phases(2)[0], [])

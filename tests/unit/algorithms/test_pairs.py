@@ -20,6 +20,7 @@ from fedsim.algorithms.med_duallora import MedDualLoRA
 from fedsim.algorithms.parts.cores import CORE
 from fedsim.algorithms.parts.two_levels import OWN
 from fedsim.algorithms.pf2lora import PF2LoRA
+from fedsim.algorithms.ravan import Ravan
 from fedsim.models.specs import ParamSpec
 from tests.helpers import facts_of, step_of, update_of
 
@@ -238,7 +239,7 @@ def test_fed_sb_by_hand() -> None:
     np.testing.assert_allclose(matrix(state, "x.lora_b") @ matrix(state, "x.lora_a"), update, atol=1e-10)
     left, values, right = (part[..., :R] if part.ndim == 1 else part for part in np.linalg.svd(update))
     left, right = left[:, :R], right[:R]
-    basis, core = (state.extra[f"{group}/x.lora_b"][0].numpy() for group in ("basis", "core"))
+    basis, core = (state.extra[f"{group}/x.lora_b"][0, 0].numpy() for group in ("basis", "core"))
     np.testing.assert_allclose(core, np.diag(values), atol=1e-10)
     np.testing.assert_allclose(np.abs(basis.T @ left), np.eye(R), atol=1e-9)
     np.testing.assert_allclose(np.abs(matrix(state, "x.lora_a") @ right.T), np.eye(R), atol=1e-9)
@@ -253,5 +254,32 @@ def test_fed_sb_by_hand() -> None:
         ends.append(left @ own @ right)
     found = matrix(state, "x.lora_b") @ matrix(state, "x.lora_a")
     np.testing.assert_allclose(found, (ends[0] + ends[1]) / 2, atol=1e-9)
-    assert {name: value.shape for name, value in cores.mean[CORE].items()} == {"x.lora_b": (2, 1, R, R)}
+    assert {name: value.shape for name, value in cores.mean[CORE].items()} == {"x.lora_b": (2, 1, 1, R, R)}
+    np.testing.assert_allclose(state.params["bias"], BIASES.mean(0) * (1 - (1 - LR) ** 4), atol=1e-12)
+
+
+def test_ravan_by_hand() -> None:
+    """Three heads of rank 1, two rounds of two steps: the mean of s_h C_h, and scales that begin with one again."""
+    method = Ravan(Ravan.Config(heads=R), facts_of(SPECS))
+    state = first_state()
+    state = replace(state, extra=dict(method.init_server(state.params)))
+    basis = state.extra["basis/x.lora_b"][0, :, :, 0].numpy()
+    np.testing.assert_allclose(basis @ basis.T, np.eye(R), atol=1e-12)
+    cores = np.zeros(R)
+    for _ in range(2):
+        state, (payload,) = round_of(method, state, [{}, {}], 2)
+        ends = []
+        for goal in GOALS:
+            core, scale = cores, np.ones(R)
+            for _ in range(2):
+                apart = sum(s * c * np.outer(b, a) for s, c, b, a in zip(scale, core, basis, A0, strict=True)) - goal
+                into = np.array([b @ apart @ a for b, a in zip(basis, A0, strict=True)])
+                core, scale = core - LR * scale * into, scale - LR * core * into
+            ends.append(scale * core)
+        sent = payload.mean[CORE]["x.lora_b"]
+        assert sent.shape == (2, 1, R, 1, 1)
+        np.testing.assert_allclose(sent.reshape(2, R), np.stack(ends) - cores, atol=1e-12)
+        cores = (ends[0] + ends[1]) / 2
+        np.testing.assert_allclose(matrix(state, "x.lora_b"), (basis * cores[:, None]).T, atol=1e-12)
+    np.testing.assert_allclose(matrix(state, "x.lora_a"), A0)
     np.testing.assert_allclose(state.params["bias"], BIASES.mean(0) * (1 - (1 - LR) ** 4), atol=1e-12)
