@@ -137,3 +137,12 @@ def test_refusals() -> None:
     sim = simulate([8], 1, algorithm={"name": "fed_sb"})
     with pytest.raises(UserError, match="first round without clients"):
         sim.algorithm.begin(sim.initial_state(), sim.algorithm.phases(2)[0], [])
+
+
+@pytest.mark.parametrize("form", ["whitened", "released"])
+def test_a_part_of_a_factor_has_no_regulated_noise(form: str) -> None:
+    mechanism = {"name": "noise_regulator", "bound": 1.0, "form": form}
+    privacy = {"mechanism": mechanism, "noise_multiplier": 1.0, "delta": 1e-5}
+    words = {"algorithm": {"name": "med_duallora", "local_rank": OWN_RANK}, "model": MODEL}
+    with pytest.raises(UserError, match=r"privacy\.mechanism.*sends a part of blocks\.0\.attn\.qkv\.lora_a"):
+        play(simulate([20, 9], 2, **words, privacy=privacy), 1)
