@@ -76,4 +76,5 @@ def on_torus(values: Tensor, num_axes: int) -> Tensor:
             # As in the published code: where there are but two, they are each other's only neighbour.
             kernel[tuple(neighbour if a == axis else 0 for a in range(num_axes))] = 1
     kernel[(0,) * num_axes] = -2.0 * num_axes
-    return torch.fft.ifftn(torch.fft.fftn(values, dim=axes) / (1 - torch.fft.fftn(kernel)), dim=axes).real
+    found: Tensor = torch.fft.ifftn(torch.fft.fftn(values, dim=axes) / (1 - torch.fft.fftn(kernel)), dim=axes).real
+    return found

@@ -219,8 +219,9 @@ class BlockTrainer:
         unchanged = [grad for grad, answer in zip(flat, answers, strict=True) if answer is found]
         if unchanged:
             return losses[0], unchanged[0], []
-        still = {name: torch.zeros_like(answers[0][name]) for name, value in found.items() if value is None}
-        return losses[0], block.layout.pack(self._by_row({**found, **still})), block.layout.columns(still)
+        still = [name for name, value in found.items() if value is None]
+        whole = {name: torch.zeros_like(answers[0][name]) if v is None else v for name, v in found.items()}
+        return losses[0], block.layout.pack(self._by_row(whole)), block.layout.columns(still)
 
     def _loss_gradient(
         self, block: Block, at: Tensor, inputs: StepInputs, again: bool = False

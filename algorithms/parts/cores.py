@@ -97,7 +97,8 @@ class Cores(base.Algorithm):
 
     def heads(self, lora_b: Tensor) -> Tensor:
         """Return (..., O, R) as (..., H, O, R_h)."""
-        return lora_b.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
+        heads: Tensor = lora_b.unflatten(-1, (self.num_heads, -1)).transpose(-3, -2)
+        return heads
 
     def core(self, slot: Tensor) -> Tensor:
         """Return the cores that lie in ``lora_b`` in training."""
