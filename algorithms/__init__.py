@@ -38,6 +38,12 @@ METHODS = {
     "fedyogi": "fedsim.algorithms.fedyogi:FedYogi",
     "moon": "fedsim.algorithms.moon:MOON",
     "fedpft": "fedsim.algorithms.fedpft:FedPFT",
+    "fed_sb": "fedsim.algorithms.fed_sb:FedSB",
+    "ravan": "fedsim.algorithms.ravan:Ravan",
+    "la_lora": "fedsim.algorithms.la_lora:LALoRA",
+    "med_duallora": "fedsim.algorithms.med_duallora:MedDualLoRA",
+    "feddpa": "fedsim.algorithms.feddpa:FedDPA",
+    "pf2lora": "fedsim.algorithms.pf2lora:PF2LoRA",
 }
 
 

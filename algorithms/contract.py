@@ -20,6 +20,8 @@ Tensors = Mapping[str, Tensor]
 Groups = Mapping[str, Tensors]
 #: The gradient at trained parameters, of the losses of the step's clients.
 GradOf = Callable[[Tensors], Tensors]
+#: A step's gradient by name; a parameter with None stands still, whatever momentum and weight decay there are.
+Gradients = Mapping[str, Tensor | None]
 
 TRAINED_KINDS: frozenset[Kind] = frozenset({"lora_a", "lora_b", "head", "body", "norm", "buffer", "local"})
 #: The group of a payload that holds changes of parameters under the parameters' own names.
@@ -97,9 +99,9 @@ class Step:
     ``targets`` (K, B), or what else the task has. ``weights`` (K, B): one over the client's batch size for its images
     (the expected one of a Poisson sample), zero for the places that a smaller batch leaves empty. ``trained``: the
     names of the parameters that the phase trains. ``start``: the server's parameters that the phase began from, without
-    a client axis. ``context``: see ``Start``. ``lr``: the step's learning rate. ``chance`` (K,): a number of each
-    client's own, float64, uniform over 0..1 without the 1; it stays for one pass over the client's images, for what a
-    method draws anew in each.
+    a client axis. ``context``: see ``Start``. ``number``: of the step in its local training, from 0. ``lr``: the
+    step's learning rate. ``chance`` (K,): a number of each client's own, float64, uniform over 0..1 without the 1; it
+    stays for one pass over the client's images, for what a method draws anew in each.
     """
 
     phase: Phase
@@ -108,6 +110,7 @@ class Step:
     trained: tuple[str, ...]
     start: Tensors
     context: Groups
+    number: int
     lr: float
     chance: Tensor
 

@@ -170,14 +170,15 @@ class BlockTrainer:
                 trained=tuple(block.layout.shapes),
                 start=block.state.params,
                 context=rows_of(block.context, slice(active)),
+                number=number,
                 lr=lr,
                 chance=steps.chances[:active, number].to(flat_RP.device),
             )
             inputs = StepInputs(fixed, counts_SK[number][:active], step)
             if self.agreement is None and active > 1:
                 self.agreement = self._agreement(block, inputs)
-            loss_K, grad = self._gradient(block, flat_RP[: active * phase.models], inputs, noise)
-            optimizer.step(flat_RP, grad, lr)
+            loss_K, grad, still = self._gradient(block, flat_RP[: active * phase.models], inputs, noise)
+            optimizer.step(flat_RP, grad, lr, still)
             losses[:active] += loss_K
         return losses.cpu()
 
@@ -185,7 +186,7 @@ class BlockTrainer:
         """Compare a first step's gradient with those of its clients one by one, see ``check_agreement``."""
         num_clients = len(inputs.counts)
         together = replace(block, buffers={name: value.clone() for name, value in block.buffers.items()})
-        _, stacked = self._gradient(together, block.flat[: num_clients * block.phase.models], inputs)
+        stacked = self._gradient(together, block.flat[: num_clients * block.phase.models], inputs)[1]
         singles = [(block.row(client), inputs.row(client)) for client in range(num_clients)]
         alone_KP = torch.stack([self._gradient(one, one.flat, own)[1].flatten() for one, own in singles])
         precision = self.config.model.precision
@@ -193,8 +194,8 @@ class BlockTrainer:
 
     def _gradient(
         self, block: Block, at: Tensor, inputs: StepInputs, noise: RecordNoise | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the losses (K,) and the method's gradient (R, P) of a step from trained parameters ``at`` (R, P)."""
+    ) -> tuple[Tensor, Tensor, list[slice]]:
+        """Return the losses (K,) at trained parameters ``at`` (R, P), the gradient (R, P) there, and where is none."""
         losses: list[Tensor] = []
         flat: list[Tensor] = []
         answers: list[Tensors] = []
@@ -216,7 +217,11 @@ class BlockTrainer:
         found = self.method.gradient(start, grad_of, inputs.step)
         check_gradient(self.method, found, answers)
         unchanged = [grad for grad, answer in zip(flat, answers, strict=True) if answer is found]
-        return losses[0], unchanged[0] if unchanged else block.layout.pack(self._by_row(found))
+        if unchanged:
+            return losses[0], unchanged[0], []
+        still = [name for name, value in found.items() if value is None]
+        whole = {name: torch.zeros_like(answers[0][name]) if v is None else v for name, v in found.items()}
+        return losses[0], block.layout.pack(self._by_row(whole)), block.layout.columns(still)
 
     def _loss_gradient(
         self, block: Block, at: Tensor, inputs: StepInputs, again: bool = False

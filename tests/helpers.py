@@ -242,6 +242,7 @@ def step_of(**words: Any) -> dict[str, Any]:
         trained=(),
         start={},
         context={},
+        number=0,
         lr=0.1,
         chance=torch.zeros(2, dtype=torch.float64),
     )

@@ -23,8 +23,9 @@ def told_to_client(method: Algorithm, params: Tensors, known: Tensors, context: 
     ``params``: the server's. ``known``: what clients were told of them in the round before; what has not changed since
     is not sent again. ``context``: what the method begins the phase with (K, ...); what clients keep is there already.
     """
-    shared = {name for name in params if method.specs[name].kind == "proxy"} | method.sent(params).keys()
-    new = [value for name, value in params.items() if name in shared and not same(known.get(name), value)]
+    proxies = {name: value for name, value in params.items() if method.specs[name].kind == "proxy"}
+    before = {**known, **method.told(known)}
+    new = [v for name, v in {**proxies, **method.told(params)}.items() if not same(before.get(name), v)]
     told = {group: tensors for group, tensors in context.items() if group not in method.keeps}
     return sum(value.nbytes for value in new) + row_bytes(told)
 

@@ -8,6 +8,7 @@ Shapes: K clients in a block, P trained parameters of one client.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +26,9 @@ class StackedOptimizer:
         if config.optimizer == "sgd" and config.momentum == 0:
             names = []
         self.state = {name: torch.zeros_like(flat_KP) for name in names}
-        self.num_steps = torch.zeros(len(flat_KP), 1, dtype=torch.float64)
+        # A number for each client; for each of its parameters where some have stood still, see ``step``.
+        width = max((len(kept["num_steps"]) for kept in states if kept), default=1)
+        self.num_steps = torch.zeros(len(flat_KP), width, dtype=torch.float64)
         for row, kept in enumerate(states):
             for name in names if kept else []:
                 self.state[name][row] = kept[name].to(flat_KP.device)
@@ -39,8 +42,24 @@ class StackedOptimizer:
             for row, steps in enumerate(self.num_steps)
         ]
 
-    def step(self, flat_KP: Tensor, grad: Tensor, lr: float) -> None:
-        """Move the first ``len(grad)`` rows of ``flat_KP`` in place."""
+    def step(self, flat_KP: Tensor, grad: Tensor, lr: float, still: Sequence[slice] = ()) -> None:
+        """Move the first ``len(grad)`` rows of ``flat_KP`` in place, but for the columns ``still``.
+
+        These keep their state, too, as a parameter without gradient does in torch.optim.
+        """
+        if not still:
+            self._step(flat_KP, grad, lr)
+            return
+        if self.config.optimizer != "sgd" and self.num_steps.shape[1] == 1:
+            self.num_steps = self.num_steps.to(flat_KP.device).expand(flat_KP.shape).clone()
+        tensors = [flat_KP, *self.state.values()] + ([self.num_steps] if self.num_steps.shape[1] > 1 else [])
+        places = [tensor[: len(grad), columns] for tensor in tensors for columns in still]
+        before = [place.clone() for place in places]
+        self._step(flat_KP, grad, lr)
+        for place, value in zip(places, before, strict=True):
+            place.copy_(value)
+
+    def _step(self, flat_KP: Tensor, grad: Tensor, lr: float) -> None:
         active = len(grad)
         self.num_steps[:active] += 1
         if self.config.clip_norm is not None:

@@ -53,6 +53,12 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "fedadam": {},
     "fedyogi": {},
     "moon": {"mu": 5.0},
+    "fed_sb": {},
+    "ravan": {"heads": 2},
+    "la_lora": {},
+    "med_duallora": {"local_rank": 1},
+    "feddpa": {"local_rank": 1},
+    "pf2lora": {"local_rank": 1},
     # Not AdamW, which makes large what is rounding in a gradient.
     "fedpft": {"distill": {"optimizer": "sgd", "lr": 0.5, "epochs": 2.0, "batch_size": 8, "micro_batch": 3}},
 }
@@ -127,11 +133,12 @@ def test_stacked_is_sequential(method: str, case: str) -> None:
     one_by_one, at_once = simulate(SIZES, 1, **sections), simulate(SIZES, ALL_IN_ONE, **sections)
     sequential, alone = play(one_by_one, 3)
     stacked, together = play(at_once, 3)
-    # SCAFFOLD divides changes by the learning rate to keep them, and rounding with them.
-    limit = 1e-4 if method == "scaffold" else 1e-5
+    # SCAFFOLD divides changes by the learning rate, PF2LoRA a difference of gradients by how far apart they are, and
+    # rounding with them.
+    limit = 1e-4 if method in ("scaffold", "pf2lora") else 1e-5
     assert furthest(everything(at_once, stacked), everything(one_by_one, sequential)) < (limit, "")
     for one, other in zip(alone, together, strict=True):
-        assert other.row["train_loss"] == pytest.approx(one.row["train_loss"], rel=1e-5)
+        assert other.row["train_loss"] == pytest.approx(one.row["train_loss"], rel=limit)
         assert [row["client"] for row in one.client_rows] == [row["client"] for row in other.client_rows]
 
 
