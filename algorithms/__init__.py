@@ -33,6 +33,13 @@ METHODS = {
     "fedyogi": "fedsim.algorithms.fedyogi:FedYogi",
     "moon": "fedsim.algorithms.moon:MOON",
     "fedpft": "fedsim.algorithms.fedpft:FedPFT",
+    "flora": "fedsim.algorithms.flora:FLoRA",
+    "flexlora": "fedsim.algorithms.flexlora:FlexLoRA",
+    "fedex_lora": "fedsim.algorithms.fedex_lora:FedExLoRA",
+    "lora_fair": "fedsim.algorithms.lora_fair:LoRAFAIR",
+    "florist": "fedsim.algorithms.florist:FLoRIST",
+    "fedmomentum": "fedsim.algorithms.fedmomentum:FedMomentum",
+    "hlora": "fedsim.algorithms.hlora:HLoRA",
 }
 
 

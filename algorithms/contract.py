@@ -28,12 +28,18 @@ PARAMS = "params"
 
 @dataclass(frozen=True)
 class Facts:
-    """What a method may know of the run: the model's parameters, and how many rounds and clients there are."""
+    """What a method may know of the run: the model's parameters, and how many rounds and clients there are.
+
+    ``seed``: of the run, for what the server draws. ``sums_alone``: whether nobody may read a single client's message,
+    so that a payload may have no ``gather``.
+    """
 
     specs: Mapping[str, ParamSpec]
     num_rounds: int
     num_clients: int
     train: TrainConfig
+    seed: int = 0
+    sums_alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,12 @@ def told_to_client(method: Algorithm, params: Tensors, known: Tensors, context: 
     """Return the bytes that the server sends one client before a phase.
 
     ``params``: the server's. ``known``: what clients were told of them in the round before; what has not changed since
-    is not sent again. ``context``: what the method begins the phase with (K, ...); what clients keep is there already.
+    is not sent again. Of a shift of the frozen weights zeros are not sent: clients have the weights. ``context``: what
+    the method begins the phase with (K, ...); what clients keep is there already.
     """
-    shared = {name for name in params if method.specs[name].kind == "proxy"} | method.sent(params).keys()
+    kinds = {name: method.specs[name].kind for name in params}
+    given = {n for n, value in params.items() if kinds[n] == "proxy" or (kinds[n] == "shift" and value.any())}
+    shared = given | method.sent(params).keys()
     new = [value for name, value in params.items() if name in shared and not same(known.get(name), value)]
     told = {group: tensors for group, tensors in context.items() if group not in method.keeps}
     return sum(value.nbytes for value in new) + row_bytes(told)
