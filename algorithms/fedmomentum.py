@@ -3,7 +3,8 @@
 Shapes: G slices of a layer, R rank, D input width, O width of a slice.
 """
 
-from fedsim.algorithms.parts.low_rank import ByProducts, LayerSum, Pair, Renewed
+from fedsim.algorithms.parts.by_products import ByProducts, LayerSum, Renewed
+from fedsim.algorithms.parts.low_rank import Pair
 
 
 class FedMomentum(ByProducts):

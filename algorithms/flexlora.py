@@ -3,7 +3,7 @@
 Shapes: G slices of a layer, R rank, D input width, O width of a slice.
 """
 
-from fedsim.algorithms.parts.low_rank import ByProducts, LayerSum, Renewed
+from fedsim.algorithms.parts.by_products import ByProducts, LayerSum, Renewed
 
 
 class FlexLoRA(ByProducts):

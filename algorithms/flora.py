@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from fedsim.algorithms.parts.low_rank import ByProducts, LayerSum, Renewed
+from fedsim.algorithms.parts.by_products import ByProducts, LayerSum, Renewed
 from fedsim.models.specs import A
 from fedsim.seeding import numpy_stream
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 from fedsim.algorithms.base import Algorithm
-from fedsim.algorithms.parts.low_rank import ByProducts, LayerSum, Renewed
+from fedsim.algorithms.parts.by_products import ByProducts, LayerSum, Renewed
 
 
 class LoRAFAIR(ByProducts):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsim.algorithms import METHODS, resolve
 from fedsim.algorithms.base import Algorithm, Batch, Facts, Payload, Phase, ServerState, Step, Tensors, Update
-from fedsim.algorithms.parts.low_rank import ByProducts
+from fedsim.algorithms.parts.by_products import ByProducts
 from fedsim.build import Parts, assemble
 from fedsim.comm.group import open_group
 from fedsim.config.data import DataConfig

@@ -17,7 +17,7 @@ from fedsim.models.encoders import library_model
 from fedsim.models.export import export_peft, with_shifts_in_factors
 from fedsim.models.lora import LoRALinear
 from fedsim.runfolder.adapter import export_adapter
-from tests.helpers import IMAGE_SIZE, play, simulate
+from tests.helpers import IMAGE_SIZE, LORA, TINY_VIT, play, simulate, tiny_submodel
 
 K, N, TOKENS, D, O, R, SCALING = 3, 2, 4, 8, 6, 2, 1.5  # noqa: E741  # as in the shapes' legend
 SLICES = (0, 2)
@@ -102,6 +102,15 @@ def test_a_model_with_shifts_shares_the_network() -> None:
     state = other.initial(0)
     assert not any(bool(state[name].any()) for name in added)
     assert simulate([4], 1, model={**sim.config.model.model_dump(), "lora": None, "train": "head"}).model.with_shifts()
+
+
+def test_a_sub_model_has_them_too() -> None:
+    words = {**TINY_VIT, "lora": LORA, "submodel": {"folder": tiny_submodel(48)}}
+    sim = simulate([8, 8], 2, model=words, algorithm={"name": "flora"})
+    names = [name for name, spec in sim.held.specs.items() if spec.kind == "shift"]
+    assert names == [name for name, spec in sim.model.specs.items() if spec.kind == "shift"]
+    end = play(sim, 1)[0]
+    assert all(bool(end.params[name].any()) for name in names)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 4])
