@@ -25,6 +25,7 @@ from fedsim.algorithms.base import (
     ServerState,
     Tensors,
     Update,
+    add_exact,
 )
 from fedsim.algorithms.parts.low_rank import DenseSum, Pair, ProductSum, exact, weighted_sum
 from fedsim.errors import UserError
@@ -132,7 +133,7 @@ class ByProducts(Algorithm):
             for letter, value in zip((A, B), (new.a, new.b), strict=True):
                 params[layer.path + letter] = value.to(params[layer.path + letter].dtype)
             if new.shift is not None:
-                params[layer.path + SHIFT] = addexact(params[layer.path + SHIFT], new.shift)
+                params[layer.path + SHIFT] = add_exact(params[layer.path + SHIFT], new.shift)
             energies[layer.path] = energies_of(layer.total, new)
         self._figures = figures_of(energies)
         return replace(state, params=params)
