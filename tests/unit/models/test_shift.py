@@ -131,7 +131,7 @@ def test_an_exported_adapter_has_what_the_server_added(name: str, tmp_path: Path
     sim = simulate([40, 30], 2, algorithm={"name": name}, train={"lr": 0.2, "epochs": 2})
     state = play(sim, 3)[0]
     export_adapter(tmp_path / "adapter", sim, state.params, {"round": 3, "val": {}, "test": {}})
-    base: Any = library_model(sim.config.model, IMAGE_SIZE, sim.config.seed).eval()
+    base: Any = library_model(sim.config.model, IMAGE_SIZE, sim.model.encoder.seed).eval()
     pixels = drawn(4, 3, IMAGE_SIZE, IMAGE_SIZE, seed=8)
     with torch.no_grad():
         library = base(pixels)
