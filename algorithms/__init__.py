@@ -44,6 +44,13 @@ METHODS = {
     "med_duallora": "fedsim.algorithms.med_duallora:MedDualLoRA",
     "feddpa": "fedsim.algorithms.feddpa:FedDPA",
     "pf2lora": "fedsim.algorithms.pf2lora:PF2LoRA",
+    "flora": "fedsim.algorithms.flora:FLoRA",
+    "flexlora": "fedsim.algorithms.flexlora:FlexLoRA",
+    "fedex_lora": "fedsim.algorithms.fedex_lora:FedExLoRA",
+    "lora_fair": "fedsim.algorithms.lora_fair:LoRAFAIR",
+    "florist": "fedsim.algorithms.florist:FLoRIST",
+    "fedmomentum": "fedsim.algorithms.fedmomentum:FedMomentum",
+    "hlora": "fedsim.algorithms.hlora:HLoRA",
 }
 
 

@@ -77,6 +77,8 @@ class Algorithm:
     keeps: tuple[str, ...] = ()
     #: Whether clients are given the aggregate itself, in ``receive``, and nothing else at a round's start.
     returns_aggregate: ClassVar[bool] = False
+    #: Whether the server changes the frozen weights: every adapted layer then has a parameter of kind "shift".
+    shifts_base: ClassVar[bool] = False
     #: What the server reads of a single client where a sum lets it, in words; secure aggregation refuses such a method.
     reads_alone: str | None = None
 

@@ -33,6 +33,8 @@ class Facts:
     """What a method may know of the run: the model's parameters, and how many rounds and clients there are.
 
     ``clients_per_round``: how many have images and take part in a round; on average, where that is drawn by coins.
+    ``seed``: of the run, for what the server draws. ``sums_alone``: whether nobody may read a single client's message,
+    so that a payload may have no ``gather``.
     """
 
     specs: Mapping[str, ParamSpec]
@@ -40,6 +42,8 @@ class Facts:
     num_clients: int
     train: TrainConfig
     clients_per_round: float
+    seed: int = 0
+    sums_alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,12 @@ class Parts:
     client_model: StackedModel
     public: PublicInputs | None = None
 
+    def with_shifts(self) -> "Parts":
+        """Return the same parts with parameters for what the server adds to the frozen weights."""
+        server = self.server_model.with_shifts()
+        client = server if self.client_model is self.server_model else self.client_model.with_shifts()
+        return replace(self, server_model=server, client_model=client)
+
 
 def build_simulation(config: Config, group: Group, scratch: Path | None = None, progress: Progress = str) -> Simulation:
     """Load the parts that a config names and put them together, see ``assemble``."""
@@ -102,6 +108,8 @@ def assemble(
     ``progress`` is told of what takes its time.
     """
     # The method is told what there is, and refuses a model that has not what it is about.
+    if resolve(config.algorithm.name).shifts_base:
+        parts = parts.with_shifts()
     algorithm = make_algorithm(config, parts)
 
     # What is spent of privacy is known before anything is trained, and with it how much noise there is.
@@ -158,8 +166,15 @@ def open_ledger(config: Config, algorithm: Algorithm, sizes: Sequence[int], prog
 def make_algorithm(config: Config, parts: Parts) -> Algorithm:
     """Make the method; UserError where the model has not what it is about."""
     method = resolve(config.algorithm.name)
-    per_round = expected_clients(config.clients, [len(part) for part in parts.clients])
-    facts = Facts(parts.client_model.specs, config.rounds, len(parts.clients), config.train, per_round)
+    facts = Facts(
+        specs=parts.client_model.specs,
+        num_rounds=config.rounds,
+        num_clients=len(parts.clients),
+        train=config.train,
+        clients_per_round=expected_clients(config.clients, [len(part) for part in parts.clients]),
+        seed=config.seed,
+        sums_alone=config.privacy is not None and config.privacy.sums_alone,
+    )
     algorithm = method(method.Config(**config.algorithm.settings), facts)
     check_names(algorithm)
     return algorithm

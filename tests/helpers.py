@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fedsim.algorithms import METHODS, resolve
 from fedsim.algorithms.base import Algorithm, Batch, Facts, Payload, Phase, ServerState, Step, Tensors, Update
+from fedsim.algorithms.parts.by_products import ByProducts
 from fedsim.build import Parts, assemble
 from fedsim.comm.group import open_group
 from fedsim.config.data import DataConfig
@@ -54,6 +56,8 @@ BASE: dict[str, Any] = {
     "train": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "batch_size": 16},
 }
 
+#: The methods that send products in place of factors where the server may read sums alone.
+BY_PRODUCTS = {name for name in METHODS if issubclass(resolve(name), ByProducts)}
 SCRATCH = tempfile.TemporaryDirectory(prefix="fedsim-")
 
 

@@ -21,11 +21,13 @@ def told_to_client(method: Algorithm, params: Tensors, known: Tensors, context: 
     """Return the bytes that the server sends one client before a phase.
 
     ``params``: the server's. ``known``: what clients were told of them in the round before; what has not changed since
-    is not sent again. ``context``: what the method begins the phase with (K, ...); what clients keep is there already.
+    is not sent again. Of a shift of the frozen weights zeros are not sent: clients have the weights. ``context``: what
+    the method begins the phase with (K, ...); what clients keep is there already.
     """
-    proxies = {name: value for name, value in params.items() if method.specs[name].kind == "proxy"}
+    kinds = {name: method.specs[name].kind for name in params}
+    given = {n: v for n, v in params.items() if kinds[n] == "proxy" or (kinds[n] == "shift" and v.any())}
     before = {**known, **method.told(known)}
-    new = [v for name, v in {**proxies, **method.told(params)}.items() if not same(before.get(name), v)]
+    new = [v for name, v in {**given, **method.told(params)}.items() if not same(before.get(name), v)]
     told = {group: tensors for group, tensors in context.items() if group not in method.keeps}
     return sum(value.nbytes for value in new) + row_bytes(told)
 

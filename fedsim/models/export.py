@@ -3,7 +3,8 @@
 A layer of S slices (q, k and v of a fused projection, otherwise one), of which G were targeted, gets one
 pair of matrices of rank G * R: the A factors below each other, the B factors as blocks, zero for untargeted
 slices. lora_alpha grows with the rank, so that their quotient, the scaling, stays (Hu et al., LoRA, ICLR
-2022, equation 3).
+2022, equation 3). Where the server has changed the frozen weights, the pair also has what it added to them, as
+singular vectors, so that it fits the library's own weights: its rank grows by that of the sum of all changes.
 
 Shapes: G targeted of S slices of a layer's output, R LoRA rank, D input width, O width of one slice.
 """
@@ -21,6 +22,7 @@ from fedsim.catalogue.functions import is_import_path
 from fedsim.config.words import LoraConfig, ModelConfig
 from fedsim.machine.files import write_atomic, write_json
 from fedsim.models.attention import ClipAttention, HuggingAttention
+from fedsim.models.specs import SHIFT, A, B
 from fedsim.models.tower import Encoder, Tower
 
 QKV = ("q", "k", "v")
@@ -28,6 +30,10 @@ OWN, OUT_PROJ = (
     "",
     ".base_layer.out_proj",
 )  # where peft keeps a module's pair, and a MultiheadAttention's second
+
+# Of what was added to frozen weights a singular value is none when it is that small beside the largest one: what
+# rounding to float32 leaves.
+RELATIVE_ZERO = 1e-6
 
 Pair = tuple[Tensor, Tensor]
 
@@ -45,7 +51,11 @@ head = safetensors.torch.load_file(FOLDER + "/head.safetensors")
 ```
 
 FOLDER is the folder of this file. {inputs} The outputs have the order of the data set's class names.
-{amplitude}"""
+{shifted}{amplitude}"""
+SHIFTED = """
+The server has changed the frozen weights in training. The factors hold these changes, too, and so have ranks of up to
+{rank} in place of {r}: the adapter belongs on the library's unchanged weights, as above.
+"""
 LIBRARY = """from fedsim.config.words import ModelConfig
 from fedsim.models.encoders import library_model
 config = ModelConfig(name={name!r}, weights={weights!r}, options={options!r})
@@ -102,6 +112,7 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained, max_
     lora, tower = model.config.lora, model.encoder.tower
     assert lora is not None, "only LoRA makes an adapter"
     assert tower is not None, "load_encoder refuses LoRA without a tower"
+    params, added = with_shifts_in_factors(params)
     adapters = _adapters(tower, params, lora)
     tensors = {
         f"base_model.model.{path}{inner}.lora_{letter}.weight": matrix
@@ -116,7 +127,24 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained, max_
     if target := {name.removeprefix(start): value for name, value in params.items() if name.startswith(start)}:
         write_atomic(folder / "amplitude_norm.safetensors", _serialised(target))
     write_json(folder / "adapter_config.json", _peft_config(adapters, lora, model.config.name))
-    write_atomic(folder / "README.md", _readme(model.config, model.encoder, max_tokens).encode())
+    write_atomic(folder / "README.md", _readme(model.config, model.encoder, added, max_tokens).encode())
+
+
+def with_shifts_in_factors(params: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """Return parameters in which the factors hold every layer's shift, and by how many ranks the largest has grown.
+
+    All slices of a layer grow alike, by the largest rank of their shifts.
+    """
+    found = {name: value for name, value in params.items() if not name.endswith(SHIFT)}
+    grown = [0]
+    for path in (name.removesuffix(SHIFT) for name in params.keys() - found.keys()):
+        left, values, right = torch.linalg.svd(params[path + SHIFT].double().cpu(), full_matrices=False)
+        rank = int((values > RELATIVE_ZERO * values.amax(1, keepdim=True)).sum(1).max())
+        a, b = (found[path + letter].cpu() for letter in (A, B))
+        found[path + A] = torch.cat([a, right[:, :rank].to(a.dtype)], 1)
+        found[path + B] = torch.cat([b, (left * values[:, None])[..., :rank].to(b.dtype)], 2)
+        grown.append(rank)
+    return found, max(grown)
 
 
 def _adapters(tower: Tower, params: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, dict[str, Pair]]:
@@ -180,8 +208,9 @@ def _head(params: Mapping[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
     return {"text_features": encoder.text_features, "logit_scale": scale}
 
 
-def _readme(config: ModelConfig, encoder: Encoder, max_tokens: int | None) -> str:
+def _readme(config: ModelConfig, encoder: Encoder, added: int, max_tokens: int | None) -> str:
     assert encoder.tower is not None, "load_encoder refuses LoRA without a tower"
+    assert config.lora is not None, "only LoRA makes an adapter"
     whole_clip = config.name.startswith("open_clip:")
     size, norm = encoder.image_size, config.amplitude_norm
     words = "" if norm is None else ", ".join(f"{name}={value!r}" for name, value in norm.model_dump().items())
@@ -200,6 +229,7 @@ def _readme(config: ModelConfig, encoder: Encoder, max_tokens: int | None) -> st
         logits=logits.format(features=features),
         tokens=tokens,
         inputs=inputs,
+        shifted=SHIFTED.format(rank=config.lora.r + added, r=config.lora.r) if added else "",
         amplitude="" if norm is None else AMPLITUDE_NORM.format(words=words, size=size),
     )
 

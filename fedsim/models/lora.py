@@ -21,14 +21,19 @@ from fedsim.config.words import LoraConfig
 from fedsim.errors import UserError
 from fedsim.kernels import lora as compiled
 from fedsim.kernels.examples import Keep, PlainProducts, Tape
-from fedsim.kernels.frozen import FrozenLinear, FrozenProduct, frozen_linear
+from fedsim.kernels.frozen import FrozenLinear, FrozenProduct, frozen_linear, plain
+from fedsim.models.specs import SHIFT, A, B
 from fedsim.seeding import torch_stream
 
 QKV = ("q", "k", "v")
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer plus (lora_alpha / r) * B A on the targeted slices of its output."""
+    """A frozen linear layer plus (lora_alpha / r) * (shift + B A) on the targeted slices of its output.
+
+    The shift is what the server has added to the frozen weights, of all clients; there may be none. Products with both
+    are laid out for the processor once, as long as the shift stays the same; those without stay in memory beside them.
+    """
 
     def __init__(self, base: nn.Linear, num_slices: int, slices: Sequence[int], scaling: float) -> None:
         super().__init__()
@@ -38,12 +43,40 @@ class LoRALinear(nn.Module):
         self.scaling = scaling
         self.lora_a: Tensor | None = None
         self.lora_b: Tensor | None = None
+        self._shift: Tensor | None = None
+        self._version = 0
+        self._is_shifted = False
+        self._shifted: dict[tuple[int, int], FrozenProduct] = {}
         #: Where the way back leaves the products of single examples instead of the factors' gradients.
         self.tape: Tape | None = None
 
     @property
     def slice_width(self) -> int:
         return self.base.out_features // self.num_slices
+
+    def shift_by(self, shift: Tensor | None) -> None:
+        """Use the frozen weights with this shift (G, O, D) from the next forward pass on; None: as they are."""
+        version = 0 if shift is None else shift._version
+        if shift is self._shift and version == self._version:
+            return
+        self._shift, self._version, self._shifted = shift, version, {}
+        self._is_shifted = shift is not None and bool(shift.any())
+
+    def product(self, start: int, stop: int) -> FrozenProduct:
+        """The frozen product that gives the slices ``start`` to ``stop`` of the output."""
+        rows = start * self.slice_width, stop * self.slice_width
+        if not self._is_shifted:
+            return self.base.product(*rows)
+        if (start, stop) not in self._shifted:
+            assert self._shift is not None, "it is shifted"
+            frozen = plain(self.base.weight)[slice(*rows)]
+            weight_SOD = frozen.float().unflatten(0, (stop - start, self.slice_width)).clone()
+            for place, index in enumerate(self.slices):
+                if start <= index < stop:
+                    weight_SOD[index - start] += self.scaling * self._shift[place]
+            bias = None if self.base.bias is None else self.base.bias[slice(*rows)]
+            self._shifted[start, stop] = FrozenProduct(weight_SOD.flatten(0, 1).to(frozen.dtype), bias)
+        return self._shifted[start, stop]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (K * N, ..., D) to (K * N, ..., num_slices * O); images of one client are adjacent."""
@@ -53,7 +86,7 @@ class LoRALinear(nn.Module):
         """Return the slices ``start`` to ``stop`` of the output alone, (K * N, ..., (stop - start) * O)."""
         assert self.lora_a is not None, "forward before bind"
         assert self.lora_b is not None, "forward before bind"
-        product = self.base.product(start * self.slice_width, stop * self.slice_width)
+        product = self.product(start, stop)
         adapted = [place for place, index in enumerate(self.slices) if start <= index < stop]
         if not adapted:
             return frozen_linear(x, product)
@@ -151,16 +184,23 @@ class LoraLayer:
         num, rank = len(self.module.slices), self.rank
         base = self.module.base
         return {
-            f"{self.path}.lora_a": (num, rank, base.in_features),
-            f"{self.path}.lora_b": (num, self.module.slice_width, rank),
+            f"{self.path}{A}": (num, rank, base.in_features),
+            f"{self.path}{B}": (num, self.module.slice_width, rank),
         }
+
+    @property
+    def shift(self) -> dict[str, tuple[int, int, int]]:
+        """Name and shape of what the server adds to the frozen weights, where it does."""
+        module = self.module
+        return {f"{self.path}{SHIFT}": (len(module.slices), module.slice_width, module.base.in_features)}
 
     rank: int
 
     def bind(self, params: Mapping[str, Tensor]) -> None:
-        """Use these factors in the next forward pass."""
-        self.module.lora_a = params[f"{self.path}.lora_a"]
-        self.module.lora_b = params[f"{self.path}.lora_b"]
+        """Use these factors in the next forward pass, and the frozen weights with the shift if there is one."""
+        self.module.lora_a = params[f"{self.path}{A}"]
+        self.module.lora_b = params[f"{self.path}{B}"]
+        self.module.shift_by(params.get(f"{self.path}{SHIFT}"))
 
 
 def add_lora(root: nn.Module, prefix: str, config: LoraConfig, blocks: Sequence[int] | None = None) -> list[LoraLayer]:

@@ -7,7 +7,12 @@ from typing import Literal
 # averaged but never differentiated.
 # "local": trained by a client from the server's value and never sent. "proxy": of a sub-model's cut feed-forward,
 # given to clients, which neither train nor send it. "count": how often something happened in a training, int64.
-Kind = Literal["lora_a", "lora_b", "head", "body", "norm", "buffer", "local", "proxy", "count"]
+# "shift": what the server has added to the frozen weights of an adapted layer, in units of B A; clients are given it.
+Kind = Literal["lora_a", "lora_b", "head", "body", "norm", "buffer", "local", "proxy", "count", "shift"]
+
+# How the names of an adapted layer's parameters end, behind its path: factors (G, R, D) and (G, O, R), and where the
+# server changes the frozen weights, what it has added to them, (G, O, D).
+A, B, SHIFT = ".lora_a", ".lora_b", ".shift"
 
 # The buffers of model.amplitude_norm: the clients' target, and whether it is shared and stays.
 AMPLITUDE, AMPLITUDE_IS_FIXED = "amplitude_norm.amplitude", "amplitude_norm.is_fixed"

@@ -3,7 +3,9 @@
 Shapes: K clients in a block, B inputs per client, N = K B, T tokens, D width of the tokens, W feature width.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,12 @@ class TunedTower(StackedModel):
     def initial_encoder(self, seed: int) -> dict[str, Tensor]:
         shapes = {name: shape for layer in self.lora_layers for name, shape in layer.shapes.items()}
         return {name: initial_factor(name, shape, seed) for name, shape in shapes.items()}
+
+    def with_shifts(self) -> Self:
+        other = copy.copy(self)
+        shifts = {name: ParamSpec(shape, "shift") for layer in self.lora_layers for name, shape in layer.shift.items()}
+        other.specs = self.specs | shifts
+        return other
 
     def freeze(self, pixels: Tensor) -> Tensor:
         return self.tower.stem(pixels)

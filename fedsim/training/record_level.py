@@ -185,7 +185,8 @@ def check_model(config: Config, model: StackedModel) -> None:
         raise UserError(WHERE, found, "a network without BatchNorm, and model.amplitude_norm: null")
     if config.model.submodel is not None:
         raise UserError(WHERE, "record with model.submodel", "model.submodel: null")
-    odd = [name for name, spec in model.specs.items() if spec.kind not in ("lora_a", "lora_b", "head", "local")]
+    known = ("lora_a", "lora_b", "head", "local", "shift")
+    odd = [name for name, spec in model.specs.items() if spec.kind not in known]
     if odd or model.encoder.per_pixel:
         found = f"record with {config.model.name} that trains {odd[0] if odd else 'pixels'}"
         raise UserError(WHERE, found, "model.train: lora or head, and images or texts with one answer each")

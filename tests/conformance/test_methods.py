@@ -15,6 +15,7 @@ from fedsim.models.specs import Kind, ParamSpec
 from fedsim.phase import flattened
 from fedsim.schedule.cohort import Cohort
 from tests.helpers import (
+    BY_PRODUCTS,
     LORA,
     TINY_VIT,
     cohort_of,
@@ -61,6 +62,13 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "pf2lora": {"local_rank": 1},
     # Not AdamW, which makes large what is rounding in a gradient.
     "fedpft": {"distill": {"optimizer": "sgd", "lr": 0.5, "epochs": 2.0, "batch_size": 8, "micro_batch": 3}},
+    "flora": {},
+    "flexlora": {},
+    "fedex_lora": {},
+    "lora_fair": {},
+    "florist": {},
+    "fedmomentum": {},
+    "hlora": {},
 }
 # The model where it is not the tests' own, LoRA on a small transformer.
 MODEL: dict[str, dict[str, Any]] = {
@@ -85,6 +93,8 @@ NEUTRAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "moon": ({"mu": 0.0}, {**TINY_VIT, "lora": LORA}),
     # Without alignment FedPFT is FedAvg on the sub-model.
     "fedpft": ({"align_interval": None}, MODEL["fedpft"]),
+    # A correction that costs so much is none.
+    "lora_fair": ({"strength": 1e30}, {**TINY_VIT, "lora": LORA}),
 }
 # Kinds that a server changes beside those that a phase trains.
 SERVER_CHANGES: dict[str, frozenset[Kind]] = {"fedsvd": frozenset({"lora_a"})}
@@ -165,7 +175,12 @@ def test_clipping_without_effect_and_without_noise_changes_no_bit(method: str) -
     quiet = {"mechanism": mechanism, "noise_multiplier": 0.0, "delta": 1e-5}
     private, plain = (simulate(SIZES, 2, **active(method), privacy=privacy) for privacy in (quiet, None))
     (end, _), (other, _) = play(private, 2), play(plain, 2)
-    assert same_bits(everything(private, end), everything(plain, other))
+    found, expected = everything(private, end), everything(plain, other)
+    if method in BY_PRODUCTS:
+        # What travels is another thing then.
+        assert furthest(found, expected) < (1e-4, "")
+    else:
+        assert same_bits(found, expected)
 
 
 @every_method
@@ -254,8 +269,10 @@ def test_only_what_a_phase_trains_changes(method: str) -> None:
         trained = {name for name, spec in sim.held.specs.items() if spec.kind in phase.kinds}
         assert all(set(after) == trained for after in seen["after"].values())
         changed = {name for name, value in seen["server"].items() if not torch.equal(value, before[name])}
+        # Some is the server's to change, as the frozen weights are where a method does that.
         turned = {name for name, spec in sim.held.specs.items() if spec.kind in SERVER_CHANGES.get(method, ())}
-        assert changed <= (trained | turned) & set(sim.algorithm.sent(before))
+        shifts = {name for name, spec in sim.held.specs.items() if spec.kind == "shift"}
+        assert changed <= ((trained | turned) & set(sim.algorithm.sent(before))) | shifts
         assert changed or sim.store.sizes(), "a phase that changes nothing"
         before = seen["server"]
 

@@ -19,7 +19,7 @@ from fedsim.errors import UserError
 from fedsim.load import load_config
 from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.tasks.choose import task_of
-from tests.helpers import LORA, TINY_VIT, facts_of, make_config, make_dataset, make_simulation
+from tests.helpers import BY_PRODUCTS, LORA, TINY_VIT, facts_of, make_config, make_dataset, make_simulation
 
 RUN = """
 name: small
@@ -163,6 +163,7 @@ METHODS_WITHOUT = [
     ("fedsvd", HEAD, "model.lora: found null with algorithm.name: fedsvd"),
     ("fedrot_lora", HEAD, "model.lora: found null with algorithm.name: fedrot_lora"),
     ("sfed_lora", HEAD, "model.lora: found null with algorithm.name: sfed_lora"),
+    *((name, HEAD, "model.lora: found null with ") for name in sorted(BY_PRODUCTS)),
     ("dp_dylora", HEAD, "model.lora: found null with algorithm.name: dp_dylora"),
     ("moon", HEAD, "algorithm.name: found moon on a model that trains ['head'], and no features"),
     ("fedrep", HEAD, "algorithm.name: found fedrep on a model that trains ['head']"),
