@@ -21,7 +21,7 @@ from fedsim.errors import UserError
 # The noise's deviation counts this many steps or more, less than twice as many.
 STEPS = 2**26
 # A draw is decided in float64 unless it is nearer to its threshold than this; exp and log err by far less.
-MARGIN = 1e-12
+MARGIN = 1e-13
 # Bits that a draw gets beyond float64's 53 where these do not decide, and decimal digits to compare with.
 MORE_BITS = 160
 DIGITS = 90

@@ -61,6 +61,7 @@ def pid_of_rank(parent: int, rank: int) -> int:
             0,
             [
                 "algorithm.name=fedavg",
+                "clients.sampling=poisson",
                 "privacy={mechanism: {name: client, bound: 0.1, clipping: {name: quantile, count_noise: 2.0}}, "
                 "noise_multiplier: 0.5, delta: 1.0e-5}",
             ],

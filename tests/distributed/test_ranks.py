@@ -73,7 +73,8 @@ CASES = {
     "every client's own noise, Poisson cohorts": [
         "clients.sampling=poisson",
         "clients.per_round=2",
-        "privacy={mechanism: {name: client, bound: 0.1, noise: local}, noise_multiplier: 0.5, delta: 1.0e-5}",
+        "privacy={mechanism: {name: client, bound: 0.1, noise: local}, noise_multiplier: 0.5, delta: 1.0e-5, "
+        "adjacency: replace_one}",
     ],
     "totals with noise, a bound that follows a quantile": [
         "algorithm.name=scaffold",
