@@ -15,7 +15,7 @@ from fedsim.algorithms.parts.abilities import Aligning, Assessing
 from fedsim.catalogue.models import MODELS
 from fedsim.client import BlockTrainer
 from fedsim.comm.group import Group
-from fedsim.config.experiment import Config, with_block_size
+from fedsim.config.experiment import Config, with_block_size, with_noise
 from fedsim.config.train import StoreConfig
 from fedsim.data import Dataset, load_dataset, partition_clients, without_small
 from fedsim.errors import UserError
@@ -31,7 +31,7 @@ from fedsim.models.whole_net import WholeNet
 from fedsim.privacy.choose import expected_clients, privacy_layers
 from fedsim.privacy.facts import public_facts
 from fedsim.privacy.layer import Layer
-from fedsim.privacy.ledger import Ledger, settled
+from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.refusals import check_claims
 from fedsim.schedule.block_size import choose_block_size
 from fedsim.schedule.pace import Pace
@@ -115,7 +115,7 @@ def assemble(
     # What is spent of privacy is known before anything is trained, and with it how much noise there is.
     sizes = [len(part) for part in parts.clients]
     ledger = open_ledger(config, algorithm, sizes, progress)
-    config = config if ledger is None else settled(config, ledger.multiplier)
+    config = config if ledger is None else with_noise(config, ledger.multiplier)
 
     # The block size depends on the config alone, so that no result depends on the ranks.
     images = input_source(config, parts.dataset, parts.server_model)

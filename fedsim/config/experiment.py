@@ -78,6 +78,15 @@ def dump_config(config: Words) -> str:
     return to_yaml(config.model_dump(mode="json"))
 
 
+def with_noise(config: Config, noise_multiplier: float | None) -> Config:
+    """The same config with the noise multiplier settled that its epsilon takes; None leaves it open."""
+    if config.privacy is None or config.privacy.noise_multiplier is not None:
+        return config
+    return config.model_copy(
+        update={"privacy": config.privacy.model_copy(update={"noise_multiplier": noise_multiplier})}
+    )
+
+
 def with_block_size(config: Config, per_block: int | None) -> Config:
     """The same config with ``clients.per_block`` settled; None leaves it open."""
     if per_block is None:

@@ -112,7 +112,8 @@ class PrivacyConfig(Words):
         default=None, description="Standard deviation of the noise over the sensitivity to one more client or image."
     )
     epsilon: Positive | None = Field(
-        default=None, description="Epsilon after the last round, from which the noise multiplier is solved."
+        default=None,
+        description="Most that epsilon may be after the last round; from it the noise multiplier is solved if null.",
     )
     delta: Share | None = Field(default=None, description="Delta of the statement; below one over the clients.")
     adjacency: Literal["add_remove", "replace_one"] = Field(
@@ -145,9 +146,8 @@ class PrivacyConfig(Words):
             if self.secure_aggregation is None:
                 raise KeyedError("mechanism", "null without secure_aggregation", "one of them, or privacy: null")
             return self
-        if (self.noise_multiplier is None) == (self.epsilon is None):
-            found = "neither noise_multiplier nor epsilon" if self.epsilon is None else "noise_multiplier and epsilon"
-            raise KeyedError("epsilon", found, "one of them")
+        if self.noise_multiplier is None and self.epsilon is None:
+            raise KeyedError("epsilon", "neither noise_multiplier nor epsilon", "one of them")
         if self.delta is None:
             raise KeyedError("delta", "null", "a number below one over the number of clients, such as 1e-5")
         if isinstance(mechanism, ClientLevel) and mechanism.noise == "distributed" and self.secure_aggregation is None:

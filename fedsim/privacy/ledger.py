@@ -69,6 +69,8 @@ class Ledger:
         self.delta = self.words.delta
         multiplier = self.words.noise_multiplier
         self.multiplier = self._solved(progress) if multiplier is None else multiplier
+        if multiplier is not None and self.words.epsilon is not None:
+            self._check_epsilon(self.words.epsilon)
 
     @property
     def is_record_level(self) -> bool:
@@ -164,6 +166,12 @@ class Ledger:
     def _has_fixed_size(self) -> bool:
         return self.is_amplified and self.config.clients.sampling == "uniform"
 
+    def _check_epsilon(self, most: float) -> None:
+        spent = self.epsilon(self.config.rounds)
+        if spent > most:
+            found = f"{self.multiplier:g}, with which epsilon is {spent:.4g} after {self.config.rounds} rounds"
+            raise UserError("privacy.noise_multiplier", found, f"null, or so much that it is {most:g} at most")
+
     def _solved(self, progress: Callable[[str], object]) -> float:
         target, rounds = self.words.epsilon, self.config.rounds
         assert target is not None, "the config's words say so"
@@ -224,10 +232,3 @@ class Ledger:
             rate = min(1.0, batch / self.facts.sizes[client])
             # What is trained and not sent shapes what is sent later.
             yield Spending(accounting.gaussian(multiplier, rate=rate), steps * self.facts.trainings, client)
-
-
-def settled(config: Config, multiplier: float) -> Config:
-    """Return the config with a noise multiplier in the place of the epsilon that it was solved for."""
-    assert config.privacy is not None
-    words = config.privacy.model_copy(update={"noise_multiplier": multiplier, "epsilon": None})
-    return config.model_copy(update={"privacy": words})

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from fedsim.comm.group import Group
-from fedsim.config.experiment import Config, dump_config, with_block_size
+from fedsim.config.experiment import Config, dump_config, with_block_size, with_noise
 from fedsim.config.mistakes import show
 from fedsim.config.words import Words
 from fedsim.data import Dataset
@@ -54,15 +54,16 @@ class RunLog:
         self._tables = {name: Table(folder / f"{name}.jsonl") for name in TABLES}
         self._scalars = Scalars(folder / "tensorboard")
         self._lock: FolderLock | None = None
-        #: The run's config, with the block size that the run has settled on where it is resumed.
-        self.config = with_block_size(config, group.decide(lambda: self._claim(config, resume)))
+        per_block, noise_multiplier = group.decide(lambda: self._claim(config, resume)) or (None, None)
+        #: The run's config, with what the run has settled on where it is resumed.
+        self.config = with_noise(with_block_size(config, per_block), noise_multiplier)
 
-    def _claim(self, config: Config, resume: bool) -> int | None:
+    def _claim(self, config: Config, resume: bool) -> tuple[int | None, float | None] | None:
         folder, group = self.folder, self._group
         with naming_files(folder):
             self._lock, is_used = claim_folder(folder, dump_config(config), resume, self.message)
             try:
-                per_block = _require_same_run(config, folder / "config.yaml") if is_used else None
+                settled = _require_same_run(config, folder / "config.yaml") if is_used else None
                 write_environment(folder / "environment.json", environment(group))
             except BaseException:
                 self._lock.release()
@@ -73,7 +74,7 @@ class RunLog:
             self.message(
                 f"LoRA trains with PyTorch's own operators, which are slower than fedsim's compiled ones: {reason}"
             )
-        return per_block
+        return settled
 
     def record_config(self, config: Config) -> None:
         """Rewrite config.yaml, now that what the config left open is decided."""
@@ -216,16 +217,19 @@ def leave_folder(group: Group, folder: Path, lock: FolderLock | None, error: Bas
         raise_named(error, folder)
 
 
-def _require_same_run(config: Config, file: Path) -> int | None:
-    """UserError unless ``file`` has the config of the same run; return the block size that it has settled on.
+def _require_same_run(config: Config, file: Path) -> tuple[int | None, float | None]:
+    """UserError unless ``file`` has the config of the same run; return block size and noise that it has settled on.
 
     The memory for clients' states may differ: no result depends on it, and a run may go on on another machine.
     """
     recorded = load_config(file, imports=False).model_copy(update={"store": config.store})
-    settled = None if recorded.clients.per_block == "auto" else recorded.clients.per_block
-    # The run has settled on a number since, see record_config.
-    require_same(recorded, with_block_size(config, settled) if config.clients.per_block == "auto" else config, file)
-    return settled
+    per_block = None if recorded.clients.per_block == "auto" else recorded.clients.per_block
+    noise_multiplier = None if recorded.privacy is None else recorded.privacy.noise_multiplier
+    # The run has settled on numbers since, see record_config.
+    if config.clients.per_block == "auto":
+        config = with_block_size(config, per_block)
+    require_same(recorded, with_noise(config, noise_multiplier), file)
+    return per_block, noise_multiplier
 
 
 def require_same(recorded: Words, config: Words, file: Path) -> None:

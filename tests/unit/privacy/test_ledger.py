@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from fedsim.config.experiment import with_noise
 from fedsim.errors import UserError
 from fedsim.privacy import accounting, deer_release
 from fedsim.privacy.facts import public_facts
-from fedsim.privacy.ledger import Ledger, PublicFacts, settled
+from fedsim.privacy.ledger import Ledger, PublicFacts
 from fedsim.privacy.refusals import check_claims
 from tests.helpers import TINY_VIT, make_config, make_dataset, make_simulation
 
@@ -64,9 +65,9 @@ def test_the_multiplier_is_solved_and_its_tries_are_told() -> None:
     assert ledger.epsilon(50) <= 3.0 < ledger.epsilon(51)
     assert tries
     assert all("after 50 rounds" in line for line in tries)
-    again = Ledger(settled(config, ledger.multiplier), TWELVE)
+    again = Ledger(with_noise(config, ledger.multiplier), TWELVE)
     assert again.epsilon(50) == ledger.epsilon(50)
-    assert again.words.epsilon is None
+    assert again.words.epsilon == 3.0
 
 
 def test_poisson_cohorts_amplify_where_the_server_is_trusted() -> None:

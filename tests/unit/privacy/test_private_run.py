@@ -31,9 +31,11 @@ def test_epsilon_grows_to_what_was_asked_for(tmp_path: Path) -> None:
     assert results["epsilon"] == spent[-1] == pytest.approx(4.0, rel=1e-3)
     # The config in the folder says what noise that took, and gives the same run.
     settled = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["privacy"]
-    assert settled["epsilon"] is None
+    assert settled["epsilon"] == 4.0
     again = run(load_config(tmp_path / "run" / "config.yaml"), tmp_path / "again", resume=False)
     assert again["state_sha256"] == results["state_sha256"]
+    with pytest.raises(UserError, match=r"privacy.noise_multiplier: found .*, with which epsilon is 4 after 3 rounds"):
+        run(load_config(tmp_path / "run" / "config.yaml", ["privacy.epsilon=3.9"]), tmp_path / "less", resume=False)
 
 
 def test_the_run_ends_before_its_budget_does(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_going_on_compares_the_recorded_config_as_data(tmp_path: Path, monkeypat
         _require_same_run(config, theirs)
     assert not (theirs.parent / "ran").exists()
     theirs.write_text(dump_config(config))
-    assert _require_same_run(config, theirs) == 2
+    assert _require_same_run(config, theirs) == (2, None)
 
 
 @pytest.mark.parametrize("layout", ["beside", "namespace", "package", "linked"])
