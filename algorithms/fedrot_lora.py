@@ -62,4 +62,6 @@ def nearest_rotation(matrix: Tensor) -> Tensor:
     left, _, right = torch.linalg.svd(matrix)
     sign = torch.linalg.det(left @ right).sign()
     # A reflection is undone along the direction that counts least.
-    return torch.cat([left[..., :-1], left[..., -1:] * sign[..., None, None]], dim=-1) @ right
+    left = torch.cat([left[..., :-1], left[..., -1:] * sign[..., None, None]], dim=-1)
+    rotation: Tensor = left @ right
+    return rotation
