@@ -59,7 +59,7 @@ def serve(form: str, width: int, clients: int, threads: int, out: Path) -> None:
         specs[f"blocks.{number}.lora_a"] = ParamSpec((SLICES, LORA_RANK, width), "lora_a")
         specs[f"blocks.{number}.lora_b"] = ParamSpec((SLICES, width, LORA_RANK), "lora_b")
     train = TrainConfig.model_validate({"lr": 0.1, "batch_size": 1})
-    method = FlexLoRA(FlexLoRA.Config(), Facts(specs, 1, clients, train, sums_alone=form == "dense"))
+    method = FlexLoRA(FlexLoRA.Config(), Facts(specs, 1, clients, train, float(clients), sums_alone=form == "dense"))
     state = ServerState(0, {name: torch.zeros(spec.shape) for name, spec in specs.items()})
     weights = torch.full((clients,), 1 / clients, dtype=torch.float64)
     cohort = Cohort(tuple(range(clients)), weights)
