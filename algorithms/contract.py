@@ -36,7 +36,8 @@ class Facts:
     ``seed``: of the run, for what the server draws. ``sums_alone``: whether nobody may read a single client's message,
     so that a payload may have no ``gather``.
     ``ranks``: of every client, how many rows of LoRA's A and columns of B it has; the others are given to it as zeros
-    and stay so. None where all clients have all of them.
+    and stay so. ``scales``: of every client's B A beside the server's, by which its update is larger than its factors
+    tell. Both None where all clients have all ranks.
     """
 
     specs: Mapping[str, ParamSpec]
@@ -47,6 +48,7 @@ class Facts:
     seed: int = 0
     sums_alone: bool = False
     ranks: tuple[int, ...] | None = None
+    scales: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,8 @@ def make_algorithm(config: Config, parts: Parts) -> Algorithm:
     """Make the method; UserError where the model has not what it is about."""
     method = resolve(config.algorithm.name)
     sizes = [len(part) for part in parts.clients]
+    lora = config.model.lora
+    ranks = client_ranks(lora, sizes, config.seed)
     facts = Facts(
         specs=parts.client_model.specs,
         num_rounds=config.rounds,
@@ -179,7 +181,8 @@ def make_algorithm(config: Config, parts: Parts) -> Algorithm:
         clients_per_round=expected_clients(config.clients, sizes),
         seed=config.seed,
         sums_alone=config.privacy is not None and config.privacy.sums_alone,
-        ranks=client_ranks(config.model.lora, sizes, config.seed),
+        ranks=ranks,
+        scales=tuple(lora.scaling(rank) / lora.scaling(lora.r) for rank in ranks) if lora and ranks else None,
     )
     algorithm = method(method.Config(**config.algorithm.settings), facts)
     check_names(algorithm)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import PARAMS, Aggregate, Groups, Payload, Phase, ServerState, Update
-from fedsim.algorithms.parts.own_ranks import ranks_of
+from fedsim.algorithms.parts.own_ranks import scales_of
 from fedsim.comm.exact import NUM_COUNTS, ExactSum
 from fedsim.comm.group import Group
 from fedsim.measure.client_scores import ClientScores
@@ -63,7 +63,7 @@ class Sums:
         secured: SecuredPhase | None = None,
         scales: Tensor | None = None,
     ) -> None:
-        """``scales`` (K,): of the clients' products of factors beside the server's, where they differ."""
+        """``scales`` (K,): of the clients' products of factors beside the server's; None: one."""
         self.cohort = cohort
         self.scales = torch.ones(len(cohort.clients), dtype=torch.float64) if scales is None else scales
         self.secured = secured
@@ -117,7 +117,7 @@ def train_blocks(
 ) -> Sums:
     """Train the blocks ``mine``, ranges of positions in the cohort, and add up what they let out."""
     secured = secured_phase(sim, state, phase, cohort)
-    sums = Sums(cohort, sim.group, sim.held.specs, secured, product_scales(sim, cohort))
+    sums = Sums(cohort, sim.group, sim.held.specs, secured, scales_of(sim.algorithm.facts, cohort.clients))
     # A rank without blocks trains one without clients.
     for block in mine or [range(0)]:
         started = time.perf_counter()
@@ -136,15 +136,6 @@ def train_blocks(
         sums.add(block, update, raw, payload, losses)
         sums.table[2, block.start : block.stop] = (time.perf_counter() - started) / max(1, len(clients))
     return sums
-
-
-def product_scales(sim: Simulation, cohort: Cohort) -> Tensor | None:
-    """Return the scale of each client's B A over that of the server's, float64 (K,); None where ranks are equal."""
-    lora, rank_K = sim.config.model.lora, ranks_of(sim.algorithm.facts, cohort.clients)
-    if lora is None or rank_K is None:
-        return None
-    scales: Tensor = lora.scaling(rank_K.double()) / lora.scaling(lora.r)
-    return scales
 
 
 def meet(group: Group, sums: Sums) -> tuple[Aggregate, Observed]:

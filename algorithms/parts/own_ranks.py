@@ -31,6 +31,12 @@ def ranks_of(facts: Facts, clients: Sequence[int]) -> Tensor | None:
     return None if facts.ranks is None else torch.tensor([facts.ranks[client] for client in clients])
 
 
+def scales_of(facts: Facts, clients: Sequence[int]) -> Tensor:
+    """Return the scales (K,) of some clients' products beside the server's, float64; one where all have one rank."""
+    scales = [1.0 if facts.scales is None else facts.scales[client] for client in clients]
+    return torch.tensor(scales, dtype=torch.float64)
+
+
 def held(spec: ParamSpec, rank_K: Tensor) -> Tensor:
     """Return which of a factor's rows of A, or columns of B, clients of these ranks have: bool (K, 1, R, 1 or R)."""
     rank_axis = 1 if spec.kind == "lora_a" else 2

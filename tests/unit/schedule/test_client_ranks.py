@@ -79,13 +79,6 @@ def test_methods_are_told() -> None:
     assert simulate([4, 4, 4], 3).algorithm.facts.ranks is None
 
 
-@pytest.mark.parametrize("method", ["dp_dylora", "fednova", "prrfl"])
-def test_methods_that_make_no_sense_of_ranks_refuse_them(method: str) -> None:
-    lora = {**LORA, "r": 4, "ranks": [1, 4]}
-    with pytest.raises(UserError, match=rf"model\.lora\.ranks: found ranks with algorithm\.name: {method}"):
-        simulate([4, 4], 2, model={**TINY_VIT, "lora": lora}, algorithm={"name": method})
-
-
 @pytest.mark.parametrize("method", ["hetlora", "raflora"])
 def test_methods_that_are_about_ranks_want_them(method: str) -> None:
     with pytest.raises(UserError, match=rf"model\.lora\.ranks: found null with algorithm\.name: {method}"):

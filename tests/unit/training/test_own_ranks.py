@@ -9,6 +9,7 @@ from torch import Tensor
 from fedsim.algorithms import METHODS
 from fedsim.algorithms.base import GradOf, Step, Tensors
 from fedsim.algorithms.fedavg import FedAvg
+from fedsim.errors import UserError
 from fedsim.kernels import lora as compiled
 from fedsim.measure.diagnostics import lora_diagnostics
 from fedsim.models.specs import RANK
@@ -32,6 +33,11 @@ from tests.helpers import (
 
 RANKS = [4, 2, 1, 3, 2]
 MODEL = {**TINY_VIT, "lora": {**LORA, "r": 4, "ranks": RANKS}}
+#: Methods to which ranks of the clients' own mean nothing.
+REFUSING = {
+    *("dp_dylora", "fednova", "prrfl", "fed_sb", "ravan"),
+    *("med_duallora", "feddpa", "pf2lora", "fedrot_lora", "sfed_lora"),
+}
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.0},
     "momentum": {"momentum": 0.9, "weight_decay": 0.1},
@@ -125,7 +131,7 @@ def test_a_client_trains_as_with_its_rank_alone(
         torch.testing.assert_close(own, value[0], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", METHODS.keys() - {"dp_dylora", "fednova", "prrfl"})
+@pytest.mark.parametrize("method", METHODS.keys() - REFUSING)
 def test_every_method_keeps_the_zeros_and_trains_the_same_in_any_blocks(method: str) -> None:
     """What a method adds to a gradient does not reach beyond a client's rank either."""
     model = {**MODELS.get(method, {}), **MODEL}
@@ -139,6 +145,29 @@ def test_every_method_keeps_the_zeros_and_trains_the_same_in_any_blocks(method: 
         for client, after in phase["after"].items():
             for name in (name for name in after if "lora_" in name):
                 assert not own_and_beyond(name, after[name], RANKS[client])[1].any()
+
+
+@pytest.mark.parametrize("method", sorted(REFUSING))
+def test_methods_that_make_no_sense_of_ranks_refuse_them(method: str) -> None:
+    with pytest.raises(UserError, match=r"model\.lora\.ranks: found ranks with algorithm\.name: "):
+        simulate([4] * 5, 5, model=MODEL, algorithm={"name": method, **ACTIVE[method]})
+
+
+@pytest.mark.parametrize("sums_alone", [False, True])
+def test_a_sum_of_products_has_the_clients_own_scales(sums_alone: bool) -> None:
+    """What FlexLoRA returns at full rank is the mean of s_k B_k A_k, in units of the server's s."""
+    privacy = {"secure_aggregation": {}} if sums_alone else None
+    lora = {**LORA, "r": 32, "ranks": [32, 8], "lora_alpha": 8}
+    sim = simulate([20] * 4, 4, model={**TINY_VIT, "lora": lora}, algorithm={"name": "flexlora"}, privacy=privacy)
+    phases = record_phases(sim)
+    end, _ = play(sim, 1)
+    for layer in ("blocks.0.attn.qkv", "blocks.1.attn.qkv"):
+        mean = torch.zeros(3, 32, 32, dtype=torch.float64)
+        for client, after in phases[0]["after"].items():
+            a, b = (after[f"{layer}.lora_{letter}"].double() for letter in "ab")
+            mean += 0.25 * (4 if client % 2 else 1) * b @ a
+        found = end.params[f"{layer}.lora_b"].double() @ end.params[f"{layer}.lora_a"].double()
+        torch.testing.assert_close(found, mean, rtol=1e-4, atol=1e-7)
 
 
 def test_noise_on_single_images_stays_within_a_clients_rank() -> None:
@@ -181,7 +210,8 @@ def test_deviation_of_ranks_is_that_of_the_scaled_products() -> None:
         a, b = (after[f"{layer}.lora_{letter}"].double() for letter in "ab")
         mean += 0.2 * (4 / RANKS[client]) * b @ a
     torch.testing.assert_close(found[layer], mean, rtol=1e-6, atol=1e-9)
-    assert lora_diagnostics(found, state.params, {})["aggregation_deviation"] > 0
+    change = {name: torch.zeros(()).expand_as(value) for name, value in state.params.items() if "qkv" in name}
+    assert lora_diagnostics(found, state.params, change)["aggregation_deviation"] > 0
 
 
 def test_clients_are_measured_with_their_own_ranks() -> None:
