@@ -26,6 +26,8 @@ METHODS = {
     "fedrot_lora": "fedsim.algorithms.fedrot_lora:FedRotLoRA",
     "sfed_lora": "fedsim.algorithms.sfed_lora:SFedLoRA",
     "dp_dylora": "fedsim.algorithms.dp_dylora:DPDyLoRA",
+    "hetlora": "fedsim.algorithms.hetlora:HetLoRA",
+    "raflora": "fedsim.algorithms.raflora:RaFLoRA",
     "local": "fedsim.algorithms.local:Local",
     "fedbn": "fedsim.algorithms.fedbn:FedBN",
     "fedrep": "fedsim.algorithms.fedrep:FedRep",

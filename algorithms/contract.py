@@ -23,7 +23,7 @@ GradOf = Callable[[Tensors], Tensors]
 #: A step's gradient by name; a parameter with None stands still, whatever momentum and weight decay there are.
 Gradients = Mapping[str, Tensor | None]
 
-TRAINED_KINDS: frozenset[Kind] = frozenset({"lora_a", "lora_b", "head", "body", "norm", "buffer", "local"})
+TRAINED_KINDS: frozenset[Kind] = frozenset({"lora_a", "lora_b", "magnitude", "head", "body", "norm", "buffer", "local"})
 #: The group of a payload that holds changes of parameters under the parameters' own names.
 PARAMS = "params"
 
@@ -35,6 +35,9 @@ class Facts:
     ``clients_per_round``: how many have images and take part in a round; on average, where that is drawn by coins.
     ``seed``: of the run, for what the server draws. ``sums_alone``: whether nobody may read a single client's message,
     so that a payload may have no ``gather``.
+    ``ranks``: of every client, how many rows of LoRA's A and columns of B it has; the others are given to it as zeros
+    and stay so. ``scales``: of every client's B A beside the server's, by which its update is larger than its factors
+    tell. Both None where all clients have all ranks.
     """
 
     specs: Mapping[str, ParamSpec]
@@ -44,6 +47,8 @@ class Facts:
     clients_per_round: float
     seed: int = 0
     sums_alone: bool = False
+    ranks: tuple[int, ...] | None = None
+    scales: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,9 @@ class Start:
     """Where a block's clients begin a phase.
 
     ``params``: what they have in place of the server's parameters, (K, ...) or (K, M, ...); some may be parameters that
-    the phase does not train. ``context``: what else the phase's hooks see, by group and name, (K, ...). A group that
-    clients keep is their own; all other groups come from the server, and are counted as going down.
+    the phase does not train, or a ``RANK`` below a client's own. ``context``: what else the phase's hooks see, by group
+    and name, (K, ...). A group that clients keep is their own; all other groups come from the server, and are counted
+    as going down.
     """
 
     params: Tensors = field(default_factory=dict)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import PARAMS, Algorithm, Facts, Payload, Update
 from fedsim.algorithms.parts.factors import factor_pairs
+from fedsim.algorithms.parts.own_ranks import refuse_ranks
 
 
 class FedRotLoRA(Algorithm):
@@ -38,6 +39,7 @@ class FedRotLoRA(Algorithm):
     def __init__(self, config: Any, facts: Facts) -> None:
         super().__init__(config, facts)
         self.pairs = factor_pairs(self.specs, "fedrot_lora")
+        refuse_ranks(facts, "fedrot_lora")
 
     def pre_aggregate(self, update: Update) -> Payload:
         change = self.sent(update.delta)

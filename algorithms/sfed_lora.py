@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Facts, GradOf, Groups, Step, Tensors, Update
 from fedsim.algorithms.parts.factors import factor_pairs
+from fedsim.algorithms.parts.own_ranks import refuse_ranks
 from fedsim.algorithms.parts.personal import Personal
 
 
@@ -27,6 +28,7 @@ class SFedLoRA(Personal):
     def __init__(self, config: Any, facts: Facts) -> None:
         super().__init__(config, facts)
         (rank,) = {self.specs[b].shape[-1] for _, b in factor_pairs(self.specs, "sfed_lora")}
+        refuse_ranks(facts, "sfed_lora")
         self.growth = math.sqrt(facts.clients_per_round * rank)
 
     def gradient(self, params: Tensors, grad_of: GradOf, step: Step) -> Tensors:

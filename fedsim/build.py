@@ -34,6 +34,7 @@ from fedsim.privacy.layer import Layer
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.refusals import check_claims
 from fedsim.schedule.block_size import choose_block_size
+from fedsim.schedule.client_ranks import client_ranks
 from fedsim.schedule.pace import Pace
 from fedsim.simulation import Simulation
 from fedsim.storage.store import GIB, Budget, ClientStore
@@ -109,6 +110,9 @@ def assemble(
     """
     # The method is told what there is, and refuses a model that has not what it is about.
     if resolve(config.algorithm.name).shifts_base:
+        if config.model.lora is not None and config.model.lora.use_dora:
+            found = f"true with algorithm.name: {config.algorithm.name}, which changes the frozen weights"
+            raise UserError("model.lora.use_dora", found, "false, or another method")
         parts = parts.with_shifts()
     algorithm = make_algorithm(config, parts)
 
@@ -166,14 +170,19 @@ def open_ledger(config: Config, algorithm: Algorithm, sizes: Sequence[int], prog
 def make_algorithm(config: Config, parts: Parts) -> Algorithm:
     """Make the method; UserError where the model has not what it is about."""
     method = resolve(config.algorithm.name)
+    sizes = [len(part) for part in parts.clients]
+    lora = config.model.lora
+    ranks = client_ranks(lora, sizes, config.seed)
     facts = Facts(
         specs=parts.client_model.specs,
         num_rounds=config.rounds,
-        num_clients=len(parts.clients),
+        num_clients=len(sizes),
         train=config.train,
-        clients_per_round=expected_clients(config.clients, [len(part) for part in parts.clients]),
+        clients_per_round=expected_clients(config.clients, sizes),
         seed=config.seed,
         sums_alone=config.privacy is not None and config.privacy.sums_alone,
+        ranks=ranks,
+        scales=tuple(lora.scaling(rank) / lora.scaling(lora.r) for rank in ranks) if lora and ranks else None,
     )
     algorithm = method(method.Config(**config.algorithm.settings), facts)
     check_names(algorithm)

@@ -26,8 +26,10 @@ from fedsim.algorithms.base import (
     Tensors,
     Update,
     add_exact,
+    beside,
 )
 from fedsim.algorithms.parts.low_rank import DenseSum, Pair, ProductSum, exact, weighted_sum
+from fedsim.algorithms.parts.own_ranks import scales_of
 from fedsim.errors import UserError
 from fedsim.models.specs import SHIFT, A, B
 
@@ -116,7 +118,10 @@ class ByProducts(Algorithm):
 
     def pre_aggregate(self, update: Update) -> Payload:
         sent = self.sent(update.delta)
-        own = {layer: self._pair(update.after, layer) for layer in self.layers}
+        # A client whose rank is lower scales its product up; the sum is in units of the server's.
+        scale_K = scales_of(self.facts, update.clients)
+        pairs = ((layer, self._pair(update.after, layer)) for layer in self.layers)
+        own = {layer: Pair(a, b if self.facts.scales is None else b * beside(scale_K, b)) for layer, (a, b) in pairs}
         names = {layer + letter for layer in self.layers for letter in (A, B)}
         others = {name: value for name, value in sent.items() if name not in names}
         if not self.facts.sums_alone:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms import base
+from fedsim.algorithms.parts.own_ranks import refuse_ranks
 from fedsim.errors import UserError
 
 #: The core is what the server tells and clients send. The basis a client has no need to be told again.
@@ -38,6 +39,7 @@ class Cores(base.Algorithm):
         self.pairs = {n: n.removesuffix("b") + "a" for n, spec in self.specs.items() if spec.kind == "lora_b"}
         if not self.pairs:
             raise UserError("model.lora", f"null with {type(self).__name__}", "a section, {} for its defaults")
+        refuse_ranks(facts, type(self).__name__)
         for b, a in self.pairs.items():
             (*_, width, rank), (*_, depth) = self.specs[b].shape, self.specs[a].shape
             if rank > min(width, depth):

@@ -30,6 +30,7 @@ from fedsim.algorithms.base import (
     keep,
     recall,
 )
+from fedsim.algorithms.parts.own_ranks import refuse_ranks
 from fedsim.errors import UserError
 
 OWN = "own pair"
@@ -56,6 +57,7 @@ class TwoLevels(Algorithm):
         ranks = {self.specs[name].shape[axis] for name, axis in self.axes.items()}
         if not ranks:
             raise UserError("model.lora", "null with a method of two pairs", "a section, {} for its defaults")
+        refuse_ranks(facts, type(self).__name__)
         if config.local_rank >= min(ranks):
             expected = f"less than model.lora.r, {min(ranks)}: the others are what clients share"
             raise UserError("algorithm.local_rank", str(config.local_rank), expected)

@@ -4,11 +4,13 @@ A layer of S slices (q, k and v of a fused projection, otherwise one), of which 
 pair of matrices of rank G * R: the A factors below each other, the B factors as blocks, zero for untargeted
 slices. lora_alpha grows with the rank, so that their quotient, the scaling, stays (Hu et al., LoRA, ICLR
 2022, equation 3). Where the server has changed the frozen weights, the pair also has what it added to them, as
-singular vectors, so that it fits the library's own weights: its rank grows by that of the sum of all changes.
+singular vectors, so that it fits the library's own weights: its rank grows by that of the sum of all changes. Where
+training began with a part of the library's weight in the factors (pissa, olora), the first factors are taken off again.
 
 Shapes: G targeted of S slices of a layer's output, R LoRA rank, D input width, O width of one slice.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +18,14 @@ from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.catalogue.functions import is_import_path
 from fedsim.config.words import LoraConfig, ModelConfig
+from fedsim.kernels.frozen import plain
 from fedsim.machine.files import write_atomic, write_json
 from fedsim.models.attention import ClipAttention, HuggingAttention
+from fedsim.models.lora import LoRALinear
 from fedsim.models.specs import SHIFT, A, B
 from fedsim.models.tower import Encoder, Tower
 
@@ -120,6 +124,8 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained, max_
         for inner, pair in pairs.items()
         for letter, matrix in zip("AB", pair, strict=True)
     }
+    for path, vector in _magnitudes(tower, params, lora).items():
+        tensors[f"base_model.model.{path}.lora_magnitude_vector"] = vector
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "adapter_model.safetensors", _serialised(tensors))
     write_atomic(folder / "head.safetensors", _serialised(_head(params, model.encoder)))
@@ -152,7 +158,9 @@ def _adapters(tower: Tower, params: Mapping[str, Tensor], lora: LoraConfig) -> d
     adapters: dict[str, dict[str, Pair]] = {}
     for path in (name.removesuffix(".lora_a") for name in params if name.endswith(".lora_a")):
         parent, _, word = path.rpartition(".")
-        a_GRD, b_GOR = (params[f"{path}.lora_{letter}"].cpu() for letter in "ab")
+        a_GRD, b_GOR = _whole_pair(
+            tower.get_submodule(path), *(params[f"{path}.lora_{letter}"].cpu() for letter in "ab")
+        )
         attention = tower.get_submodule(parent)
         if word == "qkv" and isinstance(attention, HuggingAttention):
             # The library keeps q, k and v apart, so every targeted one gets a pair of its own.
@@ -172,6 +180,38 @@ def _adapters(tower: Tower, params: Mapping[str, Tensor], lora: LoraConfig) -> d
     return adapters
 
 
+def _magnitudes(tower: Tower, params: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, Tensor]:
+    """DoRA's magnitudes (O,), or (S * O,) of a fused projection, by the modules' paths in the library's model.
+
+    Slices that are not targeted have the norms of their rows, which changes nothing.
+    """
+    found: dict[str, Tensor] = {}
+    for path in (name.removesuffix(".lora_magnitude") for name in params if name.endswith(".lora_magnitude")):
+        parent, _, word = path.rpartition(".")
+        magnitude_GO, attention = params[f"{path}.lora_magnitude"].cpu(), tower.get_submodule(parent)
+        if word == "qkv" and isinstance(attention, HuggingAttention):
+            names = [name for name, part in zip(attention.names, QKV, strict=False) if part in lora.target]
+            found |= {f"{tower.source_path(parent)}.{name}": row for name, row in zip(names, magnitude_GO, strict=True)}
+            continue
+        place = tower.source_path(path)
+        if word == "proj" and isinstance(attention, HuggingAttention):
+            place = f"{tower.source_path(parent)}.{attention.names[3]}"
+        layer = tower.get_submodule(path)
+        assert isinstance(layer, LoRALinear), "a tower with magnitudes has been tuned"
+        norms_SO = plain(layer.base.weight).float().norm(dim=1).view(layer.num_slices, -1).cpu()
+        norms_SO[list(layer.slices)] = magnitude_GO
+        found[place] = norms_SO.flatten()
+    return found
+
+
+def _whole_pair(layer: nn.Module, a_GRD: Tensor, b_GOR: Tensor) -> Pair:
+    """What the library's own weight needs: the factors, less those that the layer's weight began by giving away."""
+    if not isinstance(layer, LoRALinear) or layer.start is None:
+        return a_GRD, b_GOR
+    a, b = (factor.cpu() for factor in layer.start)
+    return torch.cat([a_GRD, a], 1), torch.cat([b_GOR, -b], 2)
+
+
 def _one_pair(path: str, a_GRD: Tensor, b_GOR: Tensor, lora: LoraConfig) -> Pair:
     """One A (G * R, D) and one B (S * O, G * R) for all slices of a layer."""
     slices, num_slices = [0], 1
@@ -188,16 +228,20 @@ def _peft_config(adapters: Mapping[str, Mapping[str, Pair]], lora: LoraConfig, n
     ranks = {path: len(pairs[OWN][0]) for path, pairs in adapters.items()}
     common = min(ranks.values())
     others = {re.escape(path): rank for path, rank in ranks.items() if rank != common}
-    scaling = lora.lora_alpha / lora.r
+    # What peft divides lora_alpha by at a rank.
+    divisor = math.sqrt if lora.use_rslora else float
+    scaling = lora.scaling(lora.r)
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": name,
         "inference_mode": True,
         "target_modules": list(adapters),
         "r": common,
-        "lora_alpha": scaling * common,
+        "lora_alpha": scaling * divisor(common),
+        "use_rslora": lora.use_rslora,
+        "use_dora": lora.use_dora,
         "rank_pattern": others,
-        "alpha_pattern": {path: scaling * rank for path, rank in others.items()},
+        "alpha_pattern": {path: scaling * divisor(rank) for path, rank in others.items()},
     }
 
 

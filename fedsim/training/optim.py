@@ -13,14 +13,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.base import Phase
 from fedsim.config.train import ScheduleConfig, TrainConfig
 
 
 class StackedOptimizer:
     """State of K optimisers; ``state`` maps names to tensors with a client axis, ready to be kept by the clients."""
 
-    def __init__(self, config: TrainConfig, flat_KP: Tensor, states: list[dict[str, Tensor]]) -> None:
-        """Start fresh, or from kept ``states``, one mapping per client (an empty one is fresh)."""
+    def __init__(
+        self, config: TrainConfig, flat_KP: Tensor, states: list[dict[str, Tensor]], beyond_KP: Tensor | None = None
+    ) -> None:
+        """Start fresh, or from kept ``states``, one mapping per client (an empty one is fresh).
+
+        ``beyond_KP``: where a client has nothing that moves, whatever a method or noise adds to its gradient.
+        """
         self.config = config
         names = ["momentum"] if config.optimizer == "sgd" else ["first", "second"]
         if config.optimizer == "sgd" and config.momentum == 0:
@@ -34,6 +40,9 @@ class StackedOptimizer:
                 self.state[name][row] = kept[name].to(flat_KP.device)
             if kept:
                 self.num_steps[row] = kept["num_steps"]
+        self._beyond = beyond_KP
+        for value in self.state.values():
+            self._keep_within(value)
 
     def rows(self) -> list[dict[str, Tensor]]:
         """Return each client's state."""
@@ -59,8 +68,13 @@ class StackedOptimizer:
         for place, value in zip(places, before, strict=True):
             place.copy_(value)
 
+    def _keep_within(self, value: Tensor) -> Tensor:
+        """Return, and for a state leave, zeros where a client has nothing."""
+        return value if self._beyond is None else value.masked_fill_(self._beyond[: len(value)], 0)
+
     def _step(self, flat_KP: Tensor, grad: Tensor, lr: float) -> None:
         active = len(grad)
+        grad = self._keep_within(grad)
         self.num_steps[:active] += 1
         if self.config.clip_norm is not None:
             norm = grad.norm(dim=1, keepdim=True)
@@ -102,3 +116,24 @@ def learning_rate(base: float, schedule: ScheduleConfig, round: int, num_rounds:
     if schedule.name == "step":
         return base * schedule.factor ** ((round - 1) // schedule.every)
     return base
+
+
+def optimizer_places(phase: Phase) -> list[str]:
+    """The places of the optimiser states in a client's state, one for each of its models."""
+    return [f"optimizer/{phase.name}/{model}/" for model in range(phase.models)]
+
+
+def kept_moments(kept: list[dict[str, Tensor]], phase: Phase) -> list[dict[str, Tensor]]:
+    """Return the optimiser states of a phase that clients keep, one for each model."""
+    return [
+        {name.removeprefix(start): value for name, value in own.items() if name.startswith(start)}
+        for own in kept
+        for start in optimizer_places(phase)
+    ]
+
+
+def keep_moments(kept: list[dict[str, Tensor]], phase: Phase, optimizer: StackedOptimizer) -> None:
+    """Let clients keep their models' optimiser states."""
+    places = [(own, start) for own in kept for start in optimizer_places(phase)]
+    for (own, start), row in zip(places, optimizer.rows(), strict=True):
+        own.update({start + name: value for name, value in row.items()})

@@ -43,6 +43,8 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "fedrot_lora": {"strength": 1.0},
     "sfed_lora": {},
     "dp_dylora": {},
+    "hetlora": {"gamma": 0.5, "strength": 0.05},
+    "raflora": {},
     "local": {},
     "fedbn": {},
     "fedrep": {},
@@ -70,10 +72,13 @@ ACTIVE: dict[str, dict[str, Any]] = {
     "fedmomentum": {},
     "hlora": {},
 }
+RANKS = {**LORA, "r": 4, "ranks": [4, 2]}
 # The model where it is not the tests' own, LoRA on a small transformer.
 MODEL: dict[str, dict[str, Any]] = {
     "harmofl": {**TINY_VIT, "lora": LORA, "amplitude_norm": {}},
     "fedpft": {**TINY_VIT, "lora": LORA, "submodel": {"folder": tiny_submodel(48)}},
+    "hetlora": {**TINY_VIT, "lora": RANKS},
+    "raflora": {**TINY_VIT, "lora": RANKS},
 }
 # Methods that at no setting of ours do anything on the LoRA model, and a model on which they do.
 OWN_MODEL: dict[str, dict[str, Any]] = {"fedbn": {"name": "timm:test_resnet", "weights": "random", "train": "all"}}
@@ -83,6 +88,8 @@ NEUTRAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fedrot_lora": ({"strength": 0.0}, {**TINY_VIT, "lora": LORA}),
     # There is but one rank to draw.
     "dp_dylora": ({}, {**TINY_VIT, "lora": {**LORA, "r": 1}}),
+    # Everybody has all there is.
+    "raflora": ({}, {**TINY_VIT, "lora": {**LORA, "ranks": [2]}}),
     # Without BatchNorm FedBN keeps nothing; Ditto's server never hears of the personal models.
     "fedbn": ({}, {**TINY_VIT, "lora": LORA}),
     "ditto": ({"strength": 0.5}, {**TINY_VIT, "lora": LORA}),

@@ -165,6 +165,8 @@ METHODS_WITHOUT = [
     ("sfed_lora", HEAD, "model.lora: found null with algorithm.name: sfed_lora"),
     *((name, HEAD, "model.lora: found null with ") for name in sorted(BY_PRODUCTS)),
     ("dp_dylora", HEAD, "model.lora: found null with algorithm.name: dp_dylora"),
+    ("hetlora", {**TINY_VIT, "lora": LORA}, "model.lora.ranks: found null with algorithm.name: hetlora"),
+    ("raflora", {**TINY_VIT, "lora": LORA}, "model.lora.ranks: found null with algorithm.name: raflora"),
     ("moon", HEAD, "algorithm.name: found moon on a model that trains ['head'], and no features"),
     ("fedrep", HEAD, "algorithm.name: found fedrep on a model that trains ['head']"),
     ("harmofl", HEAD, "model.amplitude_norm: found null with algorithm.name: harmofl"),
