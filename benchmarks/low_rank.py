@@ -46,7 +46,7 @@ def serve(form: str, width: int, clients: int, threads: int, out: Path) -> None:
     import torch
 
     from fedsim.algorithms.base import Facts, Phase, ServerState, Update
-    from fedsim.algorithms.flexlora import FlexLoRA
+    from fedsim.algorithms.lora.flexlora import FlexLoRA
     from fedsim.comm.group import open_group
     from fedsim.config.train import TrainConfig
     from fedsim.models.specs import ParamSpec

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fedsim.algorithms.base import Step, Tensors
-from fedsim.algorithms.deer import DEeR
-from fedsim.algorithms.dp_dylora import DPDyLoRA, nested
-from fedsim.algorithms.ffa_lora import FFALoRA
+from fedsim.algorithms.lora.deer import DEeR
+from fedsim.algorithms.lora.dp_dylora import DPDyLoRA, nested
+from fedsim.algorithms.lora.ffa_lora import FFALoRA
 from fedsim.models.lora_start import initial_factor
 from fedsim.models.specs import ParamSpec
 from fedsim.models.stacked import StackedModel

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import PARAMS, Aggregate, Algorithm, Payload, ServerState, Step, Tensors
-from fedsim.algorithms.fed_sb import FedSB
-from fedsim.algorithms.feddpa import FedDPA
-from fedsim.algorithms.la_lora import LALoRA
-from fedsim.algorithms.med_duallora import MedDualLoRA
+from fedsim.algorithms.lora.fed_sb import FedSB
+from fedsim.algorithms.lora.feddpa import FedDPA
+from fedsim.algorithms.lora.la_lora import LALoRA
+from fedsim.algorithms.lora.med_duallora import MedDualLoRA
+from fedsim.algorithms.lora.pf2lora import PF2LoRA
+from fedsim.algorithms.lora.ravan import Ravan
 from fedsim.algorithms.parts.cores import CORE
 from fedsim.algorithms.parts.two_levels import OWN
-from fedsim.algorithms.pf2lora import PF2LoRA
-from fedsim.algorithms.ravan import Ravan
 from fedsim.models.specs import ParamSpec
 from tests.helpers import facts_of, step_of, update_of
 

@@ -9,9 +9,9 @@ import torch
 
 from fedsim.algorithms.base import Aggregate, Algorithm, ServerState
 from fedsim.algorithms.fedavg import FedAvg
-from fedsim.algorithms.hetlora import HetLoRA
+from fedsim.algorithms.lora.hetlora import HetLoRA
+from fedsim.algorithms.lora.raflora import RaFLoRA
 from fedsim.algorithms.parts.own_ranks import product_norm, tail_norm
-from fedsim.algorithms.raflora import RaFLoRA
 from fedsim.comm.exact import ExactSum
 from fedsim.config.mistakes import KeyedError
 from fedsim.models.specs import RANK, ParamSpec

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Aggregate, Algorithm, ServerState, Step, Tensors
-from fedsim.algorithms.fedrot_lora import FedRotLoRA, nearest_rotation
-from fedsim.algorithms.fedsa_lora import FedSALoRA
-from fedsim.algorithms.fedsvd import FedSVD, orthogonalised
-from fedsim.algorithms.rolora import RoLoRA
-from fedsim.algorithms.sfed_lora import SFedLoRA
+from fedsim.algorithms.lora.fedrot_lora import FedRotLoRA, nearest_rotation
+from fedsim.algorithms.lora.fedsa_lora import FedSALoRA
+from fedsim.algorithms.lora.fedsvd import FedSVD, orthogonalised
+from fedsim.algorithms.lora.rolora import RoLoRA
+from fedsim.algorithms.lora.sfed_lora import SFedLoRA
 from fedsim.comm.exact import ExactSum
 from fedsim.config.mistakes import KeyedError
 from fedsim.errors import UserError

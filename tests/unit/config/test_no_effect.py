@@ -153,6 +153,7 @@ def test_words_about_drawing_a_split_that_the_set_brings(
 
 # A method, a model that lacks what it is about, and how the refusal begins.
 HEAD = {**TINY_VIT, "train": "head"}
+PAIRS = ("fed_sb", "ravan", "la_lora", "med_duallora", "feddpa", "pf2lora")
 METHODS_WITHOUT = [
     ("deer", HEAD, "model.lora: found null with algorithm.name: deer"),
     ("deer", {**TINY_VIT, "train": "all"}, "model.lora: found null with algorithm.name: deer"),
@@ -164,6 +165,7 @@ METHODS_WITHOUT = [
     ("fedrot_lora", HEAD, "model.lora: found null with algorithm.name: fedrot_lora"),
     ("sfed_lora", HEAD, "model.lora: found null with algorithm.name: sfed_lora"),
     *((name, HEAD, "model.lora: found null with ") for name in sorted(BY_PRODUCTS)),
+    *((name, HEAD, "model.lora: found null with ") for name in PAIRS),
     ("dp_dylora", HEAD, "model.lora: found null with algorithm.name: dp_dylora"),
     ("hetlora", {**TINY_VIT, "lora": LORA}, "model.lora.ranks: found null with algorithm.name: hetlora"),
     ("raflora", {**TINY_VIT, "lora": LORA}, "model.lora.ranks: found null with algorithm.name: raflora"),
