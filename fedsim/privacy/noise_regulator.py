@@ -41,6 +41,9 @@ class WhitenedRegulator(ClientLevelLayer):
         if peer is None:
             return value
         require_whole(name, value, state.params[name])
+        if state.round > 0 and not state.params[peer].any():
+            found = f"noise_regulator with a {peer} that stays zero on the server, so that nothing of {name} counts"
+            raise UserError("privacy.mechanism", found, "client, or a method whose clients keep no factor")
         root = _power(gram(peer, state.params[peer]), power)
         return root @ value if key.endswith(A) else value @ root
 
