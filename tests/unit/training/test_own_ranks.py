@@ -131,7 +131,7 @@ def test_a_client_trains_as_with_its_rank_alone(
         torch.testing.assert_close(own, value[0], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", METHODS.keys() - REFUSING)
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - REFUSING))
 def test_every_method_keeps_the_zeros_and_trains_the_same_in_any_blocks(method: str) -> None:
     """What a method adds to a gradient does not reach beyond a client's rank either."""
     model = {**MODELS.get(method, {}), **MODEL}
