@@ -126,9 +126,11 @@ def test_factors_take_a_shift_in(rank: int) -> None:
 
 
 @pytest.mark.filterwarnings("error::UserWarning:peft")  # peft warns of missing or unknown factors
+@pytest.mark.parametrize("start", [{}, {"init_lora_weights": "pissa"}, {"use_rslora": True}])
 @pytest.mark.parametrize("name", ["flora", "fedex_lora", "fedmomentum"])
-def test_an_exported_adapter_has_what_the_server_added(name: str, tmp_path: Path) -> None:
-    sim = simulate([40, 30], 2, algorithm={"name": name}, train={"lr": 0.2, "epochs": 2})
+def test_an_exported_adapter_has_what_the_server_added(name: str, start: dict[str, Any], tmp_path: Path) -> None:
+    model = {**TINY_VIT, "lora": {**LORA, **start}}
+    sim = simulate([40, 30], 2, model=model, algorithm={"name": name}, train={"lr": 0.2, "epochs": 2})
     state = play(sim, 3)[0]
     export_adapter(tmp_path / "adapter", sim, state.params, {"round": 3, "val": {}, "test": {}})
     base: Any = library_model(sim.config.model, IMAGE_SIZE, sim.model.encoder.seed).eval()
