@@ -18,6 +18,7 @@ from fedsim.algorithms.contract import (
     Aggregate,
     Batch,
     Facts,
+    Gradients,
     GradOf,
     Groups,
     Payload,
@@ -40,6 +41,7 @@ __all__ = [
     "Batch",
     "Facts",
     "GradOf",
+    "Gradients",
     "Groups",
     "KeyedError",
     "Payload",
@@ -75,6 +77,8 @@ class Algorithm:
     keeps: tuple[str, ...] = ()
     #: Whether clients are given the aggregate itself, in ``receive``, and nothing else at a round's start.
     returns_aggregate: ClassVar[bool] = False
+    #: Whether the server changes the frozen weights: every adapted layer then has a parameter of kind "shift".
+    shifts_base: ClassVar[bool] = False
     #: What the server reads of a single client where a sum lets it, in words; secure aggregation refuses such a method.
     reads_alone: str | None = None
 
@@ -100,11 +104,12 @@ class Algorithm:
         """Return each client's local objective on its batch, (K,)."""
         return batch.task_loss
 
-    def gradient(self, params: Tensors, grad_of: GradOf, step: Step) -> Tensors:
+    def gradient(self, params: Tensors, grad_of: GradOf, step: Step) -> Gradients:
         """Return the gradient of a step from the trained parameters, all (K, ...) or (K, M, ...).
 
         ``grad_of`` gives that of the losses, on the step's images, at any parameters; its first answer's losses are
-        the step's. A corrected gradient, or one taken elsewhere, is returned in its place.
+        the step's. A corrected gradient, or one taken elsewhere, is returned in its place; None for a parameter that
+        stands still in this step.
         """
         return grad_of(params)
 
@@ -144,6 +149,10 @@ class Algorithm:
     def sent(self, tensors: Tensors) -> dict[str, Tensor]:
         """Leave out what clients keep to themselves or do not train."""
         return {name: value for name, value in self.trained(tensors).items() if self.specs[name].kind != "local"}
+
+    def told(self, params: Tensors) -> dict[str, Tensor]:
+        """Return what of the server's ``params`` it tells the clients: of all that they send, the whole."""
+        return self.sent(params)
 
     def with_gradient(self, tensors: Tensors) -> dict[str, Tensor]:
         """Leave out, of what is sent, running statistics: they follow the images, not a gradient."""

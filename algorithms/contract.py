@@ -20,20 +20,35 @@ Tensors = Mapping[str, Tensor]
 Groups = Mapping[str, Tensors]
 #: The gradient at trained parameters, of the losses of the step's clients.
 GradOf = Callable[[Tensors], Tensors]
+#: A step's gradient by name; a parameter with None stands still, whatever momentum and weight decay there are.
+Gradients = Mapping[str, Tensor | None]
 
-TRAINED_KINDS: frozenset[Kind] = frozenset({"lora_a", "lora_b", "head", "body", "norm", "buffer", "local"})
+TRAINED_KINDS: frozenset[Kind] = frozenset({"lora_a", "lora_b", "magnitude", "head", "body", "norm", "buffer", "local"})
 #: The group of a payload that holds changes of parameters under the parameters' own names.
 PARAMS = "params"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a method may know of the run: the model's parameters, and how many rounds and clients there are."""
+    """What a method may know of the run: the model's parameters, and how many rounds and clients there are.
+
+    ``clients_per_round``: how many have images and take part in a round; on average, where that is drawn by coins.
+    ``seed``: of the run, for what the server draws. ``sums_alone``: whether nobody may read a single client's message,
+    so that a payload may have no ``gather``.
+    ``ranks``: of every client, how many rows of LoRA's A and columns of B it has; the others are given to it as zeros
+    and stay so. ``scales``: of every client's B A beside the server's, by which its update is larger than its factors
+    tell. Both None where all clients have all ranks.
+    """
 
     specs: Mapping[str, ParamSpec]
     num_rounds: int
     num_clients: int
     train: TrainConfig
+    clients_per_round: float
+    seed: int = 0
+    sums_alone: bool = False
+    ranks: tuple[int, ...] | None = None
+    scales: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,8 +93,9 @@ class Start:
     """Where a block's clients begin a phase.
 
     ``params``: what they have in place of the server's parameters, (K, ...) or (K, M, ...); some may be parameters that
-    the phase does not train. ``context``: what else the phase's hooks see, by group and name, (K, ...). A group that
-    clients keep is their own; all other groups come from the server, and are counted as going down.
+    the phase does not train, or a ``RANK`` below a client's own. ``context``: what else the phase's hooks see, by group
+    and name, (K, ...). A group that clients keep is their own; all other groups come from the server, and are counted
+    as going down.
     """
 
     params: Tensors = field(default_factory=dict)
@@ -93,9 +109,9 @@ class Step:
     ``targets`` (K, B), or what else the task has. ``weights`` (K, B): one over the client's batch size for its images
     (the expected one of a Poisson sample), zero for the places that a smaller batch leaves empty. ``trained``: the
     names of the parameters that the phase trains. ``start``: the server's parameters that the phase began from, without
-    a client axis. ``context``: see ``Start``. ``lr``: the step's learning rate. ``chance`` (K,): a number of each
-    client's own, float64, uniform over 0..1 without the 1; it stays for one pass over the client's images, for what a
-    method draws anew in each.
+    a client axis. ``context``: see ``Start``. ``number``: of the step in its local training, from 0. ``lr``: the
+    step's learning rate. ``chance`` (K,): a number of each client's own, float64, uniform over 0..1 without the 1; it
+    stays for one pass over the client's images, for what a method draws anew in each.
     """
 
     phase: Phase
@@ -104,6 +120,7 @@ class Step:
     trained: tuple[str, ...]
     start: Tensors
     context: Groups
+    number: int
     lr: float
     chance: Tensor
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pydantic import Field
 
 from fedsim.algorithms import base
+from fedsim.algorithms.parts.own_ranks import ranks_of, within
 
 OWN, MOVED = "own gradient", "moved"
 
@@ -34,7 +35,9 @@ class FedDyn(base.Algorithm):
         return {n: grad + pull[n] if n in pull else grad for n, grad in grad_of(params).items()}
 
     def pre_aggregate(self, update: base.Update) -> base.Payload:
-        own, moved = update.context[OWN], self.with_gradient(update.delta)
+        # That a client lacks what the server has beyond its rank is no move.
+        rank_K = ranks_of(self.facts, update.clients)
+        own, moved = update.context[OWN], within(self.with_gradient(update.delta), self.specs, rank_K)
         base.keep(update.kept, OWN, {n: base.add_exact(own[n], -self.config.alpha * v) for n, v in moved.items()})
         return base.Payload(mean={base.PARAMS: self.sent(update.delta)}, total={MOVED: moved})
 

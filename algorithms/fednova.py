@@ -1,8 +1,11 @@
 """FedNova: clients that take more steps do not pull harder."""
 
+from typing import Any
+
 from torch import Tensor
 
-from fedsim.algorithms.base import PARAMS, Aggregate, Algorithm, Payload, ServerState, Update, beside
+from fedsim.algorithms.base import PARAMS, Aggregate, Algorithm, Facts, Payload, ServerState, Update, beside
+from fedsim.algorithms.parts.own_ranks import refuse_ranks
 from fedsim.config.mistakes import KeyedError
 from fedsim.config.train import TrainConfig
 
@@ -25,6 +28,10 @@ class FedNova(Algorithm):
             if train.keep_optimizer and train.momentum:
                 found = "true with fednova and momentum, whose length of a training assumes that it begins anew"
                 raise KeyedError("train.keep_optimizer", found, "false, or momentum: 0 with adam or adamw")
+
+    def __init__(self, config: Any, facts: Facts) -> None:
+        super().__init__(config, facts)
+        refuse_ranks(facts, "fednova")
 
     def pre_aggregate(self, update: Update) -> Payload:
         length_K = training_length(update.num_steps, update.momentum)

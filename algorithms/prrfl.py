@@ -33,6 +33,7 @@ from fedsim.algorithms.base import (
 )
 from fedsim.algorithms.parts.abilities import ASSESSED, Assessing
 from fedsim.algorithms.parts.fourier import Form, from_matrices, low_amplitudes, to_matrices, with_low_amplitudes
+from fedsim.algorithms.parts.own_ranks import refuse_ranks
 from fedsim.config.mistakes import KeyedError, refuse_idle
 from fedsim.config.train import TrainConfig
 from fedsim.errors import UserError
@@ -88,6 +89,7 @@ class PRRFL(Assessing):
 
     def __init__(self, config: Any, facts: Facts) -> None:
         super().__init__(config, facts)
+        refuse_ranks(facts, "prrfl")
         self.transformed = [name for name, spec in self.specs.items() if is_transformed(spec)]
         self.averaged = [
             name

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fedsim.algorithms import base
+from fedsim.algorithms.parts.own_ranks import ranks_of, within
 
 SERVER, OWN = "server control", "own control"
 
@@ -37,6 +38,8 @@ class Scaffold(base.Algorithm):
     def pre_aggregate(self, update: base.Update) -> base.Payload:
         server, own, length = update.context[SERVER], update.context[OWN], update.num_steps.double() * update.lr
         change = {n: -server[n].double() - update.delta[n] / base.beside(length, update.delta[n]) for n in own}
+        # That a client lacks what the server has beyond its rank is no gradient.
+        change = within(change, self.specs, ranks_of(self.facts, update.clients))
         base.keep(update.kept, OWN, {n: base.add_exact(own[n], value) for n, value in change.items()})
         return base.Payload(mean={base.PARAMS: self.sent(update.delta)}, total={SERVER: change})
 

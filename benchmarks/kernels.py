@@ -18,9 +18,9 @@ from benchmarks.regimes import BATCH_SIZE, LORA_RANK, MLP_RATIO, REGIMES, Regime
 from fedsim.kernels.attention import CompiledAttention
 from fedsim.kernels.frozen import FrozenProduct
 from fedsim.kernels.lora import CompiledLowRank
+from fedsim.kernels.low_rank import LowRankLinear
 from fedsim.kernels.rows import FrozenNorm, Gelu
 from fedsim.machine.memory import keep_freed_memory
-from fedsim.models.lora import LowRankLinear
 
 # Clients of a block, as fedsim chooses them on a CPU.
 PER_BLOCK = {"small": 17, "medium": 2, "clip": 1}

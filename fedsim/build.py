@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +28,13 @@ from fedsim.models.build import build_models
 from fedsim.models.encoders import Encoder
 from fedsim.models.stacked import StackedModel
 from fedsim.models.whole_net import WholeNet
-from fedsim.privacy.choose import privacy_layers
+from fedsim.privacy.choose import expected_clients, privacy_layers
 from fedsim.privacy.facts import public_facts
 from fedsim.privacy.layer import Layer
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.refusals import check_claims
 from fedsim.schedule.block_size import choose_block_size
+from fedsim.schedule.client_ranks import client_ranks
 from fedsim.schedule.pace import Pace
 from fedsim.simulation import Simulation
 from fedsim.storage.store import GIB, Budget, ClientStore
@@ -52,6 +53,12 @@ class Parts:
     server_model: StackedModel
     client_model: StackedModel
     public: PublicInputs | None = None
+
+    def with_shifts(self) -> "Parts":
+        """Return the same parts with parameters for what the server adds to the frozen weights."""
+        server = self.server_model.with_shifts()
+        client = server if self.client_model is self.server_model else self.client_model.with_shifts()
+        return replace(self, server_model=server, client_model=client)
 
 
 def build_simulation(config: Config, group: Group, scratch: Path | None = None, progress: Progress = str) -> Simulation:
@@ -102,6 +109,11 @@ def assemble(
     ``progress`` is told of what takes its time.
     """
     # The method is told what there is, and refuses a model that has not what it is about.
+    if resolve(config.algorithm.name).shifts_base:
+        if config.model.lora is not None and config.model.lora.use_dora:
+            found = f"true with algorithm.name: {config.algorithm.name}, which changes the frozen weights"
+            raise UserError("model.lora.use_dora", found, "false, or another method")
+        parts = parts.with_shifts()
     algorithm = make_algorithm(config, parts)
 
     # What is spent of privacy is known before anything is trained, and with it how much noise there is.
@@ -158,7 +170,20 @@ def open_ledger(config: Config, algorithm: Algorithm, sizes: Sequence[int], prog
 def make_algorithm(config: Config, parts: Parts) -> Algorithm:
     """Make the method; UserError where the model has not what it is about."""
     method = resolve(config.algorithm.name)
-    facts = Facts(parts.client_model.specs, config.rounds, len(parts.clients), config.train)
+    sizes = [len(part) for part in parts.clients]
+    lora = config.model.lora
+    ranks = client_ranks(lora, sizes, config.seed)
+    facts = Facts(
+        specs=parts.client_model.specs,
+        num_rounds=config.rounds,
+        num_clients=len(sizes),
+        train=config.train,
+        clients_per_round=expected_clients(config.clients, sizes),
+        seed=config.seed,
+        sums_alone=config.privacy is not None and config.privacy.sums_alone,
+        ranks=ranks,
+        scales=tuple(lora.scaling(rank) / lora.scaling(lora.r) for rank in ranks) if lora and ranks else None,
+    )
     algorithm = method(method.Config(**config.algorithm.settings), facts)
     check_names(algorithm)
     return algorithm

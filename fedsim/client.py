@@ -22,14 +22,15 @@ from fedsim.config.train import TrainConfig
 from fedsim.data import Dataset
 from fedsim.inputs.images import ImageSource
 from fedsim.method_checks import check_agreement, check_gradient, check_loss, check_start, refuse
-from fedsim.models.specs import NUM_TOKENS
+from fedsim.models.specs import NUM_TOKENS, RANK
 from fedsim.models.stacked import Counting, StackedModel
 from fedsim.schedule.cohort import Cohort
 from fedsim.tasks.task import Task
 from fedsim.training.block import Block, StepInputs, rows_of
 from fedsim.training.flat import Layout
-from fedsim.training.optim import StackedOptimizer, learning_rate
+from fedsim.training.optim import StackedOptimizer, keep_moments, kept_moments, learning_rate
 from fedsim.training.own_images import OwnImages, macro_f1
+from fedsim.training.own_ranks import OwnRanks
 from fedsim.training.record_level import RecordNoise, private_records
 from fedsim.training.steps import Steps, plan_steps
 
@@ -54,6 +55,7 @@ class BlockTrainer:
         self.images = images
         self.parts = parts
         self.own = OwnImages(config, self.task, model, images, dataset, parts)
+        self.ranks = OwnRanks(method.facts)
         #: What protects single images; None where nothing does.
         self.records = private_records(config, model, method, [len(part) for part in parts])
         #: How far the first step's gradient was from those of its clients one by one, see ``check_agreement``.
@@ -73,8 +75,8 @@ class BlockTrainer:
         """
         block = self._begin(clients, state, phase, kept)
         keeps_optimizer = self.config.train.keep_optimizer
-        moments = _kept_moments(kept, phase) if keeps_optimizer else []
-        optimizer = StackedOptimizer(self.config.train, block.flat, moments)
+        moments = kept_moments(kept, phase) if keeps_optimizer else []
+        optimizer = StackedOptimizer(self.config.train, block.flat, moments, block.beyond)
         losses = torch.zeros(len(clients), dtype=torch.float64)
         num_steps = torch.zeros(len(clients), dtype=torch.int64)
         passes = self._passes(phase)
@@ -88,7 +90,7 @@ class BlockTrainer:
             losses += self._run_steps(block, optimizer, steps, name)
             num_steps += steps.num_steps
         if keeps_optimizer:
-            _keep_moments(kept, phase, optimizer)
+            keep_moments(kept, phase, optimizer)
         update = Update(
             round=state.round + 1,
             phase=phase,
@@ -119,8 +121,12 @@ class BlockTrainer:
             rows[name] = state.params[name].expand(num_rows, *trained[name])
         buffers = {name: rows[name].clone() for name in trained if specs[name].kind in ("buffer", "count")}
         layout = Layout({name: shape for name, shape in trained.items() if name not in buffers})
+        beyond = None
+        if self.ranks.differ:
+            rows = self.ranks.own(clients, {**state.params, **rows}, phase.models)
+            beyond = self.ranks.beyond(rows[RANK], layout)
         fixed = {name: value for name, value in rows.items() if name not in trained}
-        return Block(clients, state, phase, layout, layout.pack(rows), buffers, fixed, start.context)
+        return Block(clients, state, phase, layout, layout.pack(rows), buffers, fixed, start.context, beyond)
 
     def _by_row(self, by_client: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return tensors (K, M, ...) as (R, ...); others stay."""
@@ -170,14 +176,15 @@ class BlockTrainer:
                 trained=tuple(block.layout.shapes),
                 start=block.state.params,
                 context=rows_of(block.context, slice(active)),
+                number=number,
                 lr=lr,
                 chance=steps.chances[:active, number].to(flat_RP.device),
             )
             inputs = StepInputs(fixed, counts_SK[number][:active], step)
             if self.agreement is None and active > 1:
                 self.agreement = self._agreement(block, inputs)
-            loss_K, grad = self._gradient(block, flat_RP[: active * phase.models], inputs, noise)
-            optimizer.step(flat_RP, grad, lr)
+            loss_K, grad, still = self._gradient(block, flat_RP[: active * phase.models], inputs, noise)
+            optimizer.step(flat_RP, grad, lr, still)
             losses[:active] += loss_K
         return losses.cpu()
 
@@ -185,7 +192,7 @@ class BlockTrainer:
         """Compare a first step's gradient with those of its clients one by one, see ``check_agreement``."""
         num_clients = len(inputs.counts)
         together = replace(block, buffers={name: value.clone() for name, value in block.buffers.items()})
-        _, stacked = self._gradient(together, block.flat[: num_clients * block.phase.models], inputs)
+        stacked = self._gradient(together, block.flat[: num_clients * block.phase.models], inputs)[1]
         singles = [(block.row(client), inputs.row(client)) for client in range(num_clients)]
         alone_KP = torch.stack([self._gradient(one, one.flat, own)[1].flatten() for one, own in singles])
         precision = self.config.model.precision
@@ -193,8 +200,8 @@ class BlockTrainer:
 
     def _gradient(
         self, block: Block, at: Tensor, inputs: StepInputs, noise: RecordNoise | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the losses (K,) and the method's gradient (R, P) of a step from trained parameters ``at`` (R, P)."""
+    ) -> tuple[Tensor, Tensor, list[slice]]:
+        """Return the losses (K,) at trained parameters ``at`` (R, P), the gradient (R, P) there, and where is none."""
         losses: list[Tensor] = []
         flat: list[Tensor] = []
         answers: list[Tensors] = []
@@ -216,7 +223,11 @@ class BlockTrainer:
         found = self.method.gradient(start, grad_of, inputs.step)
         check_gradient(self.method, found, answers)
         unchanged = [grad for grad, answer in zip(flat, answers, strict=True) if answer is found]
-        return losses[0], unchanged[0] if unchanged else block.layout.pack(self._by_row(found))
+        if unchanged:
+            return losses[0], unchanged[0], []
+        still = [name for name, value in found.items() if value is None]
+        whole = {name: torch.zeros_like(answers[0][name]) if v is None else v for name, v in found.items()}
+        return losses[0], block.layout.pack(self._by_row(whole)), block.layout.columns(still)
 
     def _loss_gradient(
         self, block: Block, at: Tensor, inputs: StepInputs, again: bool = False
@@ -268,25 +279,6 @@ class BlockTrainer:
         """Return what the classifier of other models sees at a step, see ``Batch.features_of``."""
         num_models = block.phase.models
         fixed = inputs.fixed.repeat_interleave(num_models, 0)
+        rows = self.ranks.given(block.clients[: len(inputs.counts)], self._by_row(params), num_models)
         with torch.no_grad():
-            features = self.model.features(self._by_row(params), fixed, training=False)
-        return block.by_client({"": features})[""]
-
-
-def _optimizer_names(phase: Phase) -> list[str]:
-    """The places of the optimiser states in a client's state, one for each of its models."""
-    return [f"optimizer/{phase.name}/{model}/" for model in range(phase.models)]
-
-
-def _kept_moments(kept: list[dict[str, Tensor]], phase: Phase) -> list[dict[str, Tensor]]:
-    return [
-        {name.removeprefix(start): value for name, value in own.items() if name.startswith(start)}
-        for own in kept
-        for start in _optimizer_names(phase)
-    ]
-
-
-def _keep_moments(kept: list[dict[str, Tensor]], phase: Phase, optimizer: StackedOptimizer) -> None:
-    places = [(own, start) for own in kept for start in _optimizer_names(phase)]
-    for (own, start), row in zip(places, optimizer.rows(), strict=True):
-        own.update({start + name: value for name, value in row.items()})
+            return block.by_client({"": self.model.features(rows, fixed, training=False)})[""]

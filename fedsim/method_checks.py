@@ -82,7 +82,7 @@ def check_groups(method: Algorithm, hook: str, what: str, groups: Any, num_clien
 
 
 def check_gradient(method: Algorithm, found: Any, answers: Sequence[Mapping[str, Tensor]]) -> None:
-    """A gradient like those that ``grad_of`` gave."""
+    """A gradient like those that ``grad_of`` gave, or None, by name."""
     if not answers:
         refuse(method, "gradient", "no call of grad_of", "one or more: the losses are those of the first")
     if not isinstance(found, Mapping) or found.keys() != answers[0].keys():
@@ -90,6 +90,8 @@ def check_gradient(method: Algorithm, found: Any, answers: Sequence[Mapping[str,
         refuse(method, "gradient", names, "the names that grad_of returns")
     for name, value in answers[0].items():
         new = found[name]
+        if new is None:
+            continue
         if not isinstance(new, Tensor) or (new.shape, new.dtype) != (value.shape, value.dtype):
             refuse(method, "gradient", f"{name}: {shown(new)}", shown(value))
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import PARAMS, Aggregate, Groups, Payload, Phase, ServerState, Update
+from fedsim.algorithms.parts.own_ranks import scales_of
 from fedsim.comm.exact import NUM_COUNTS, ExactSum
 from fedsim.comm.group import Group
 from fedsim.measure.client_scores import ClientScores
 from fedsim.measure.costs import payload_of
 from fedsim.measure.diagnostics import block_products
-from fedsim.measure.traffic import sent_by_client
+from fedsim.measure.traffic import Size, sent_by_client
 from fedsim.method_checks import check_kept, check_payload
 from fedsim.models.specs import ParamSpec
 from fedsim.privacy.secured_phase import SecuredCosts, SecuredPhase, require_messages, require_sums, sends
@@ -36,7 +37,7 @@ class Observed:
     ``losses``, ``seconds``, ``squared_norms``: float64 (K,) in the cohort's order; the norms are of the changes that
     clients send to be averaged, but for running statistics. ``busy``: every rank's seconds from the last meeting to its
     training. ``products``: see ``diagnostics.block_products``. ``below_grid``: share of the numbers sent, unlike zero,
-    that the exact sum could not hold. ``sent_per_client``: bytes. ``context``: of no client, for its shapes.
+    that the exact sum could not hold. ``sent``: by a client. ``context``: of no client, for its shapes.
     ``secured``: what secure aggregation took on this rank, where there is some.
     """
 
@@ -46,7 +47,7 @@ class Observed:
     busy: list[float]
     products: Mapping[str, Tensor]
     below_grid: float
-    sent_per_client: int
+    sent: Size
     context: Groups
     secured: SecuredCosts | None
 
@@ -55,14 +56,21 @@ class Sums:
     """What the blocks of a rank add up to."""
 
     def __init__(
-        self, cohort: Cohort, group: Group, specs: Mapping[str, ParamSpec], secured: SecuredPhase | None = None
+        self,
+        cohort: Cohort,
+        group: Group,
+        specs: Mapping[str, ParamSpec],
+        secured: SecuredPhase | None = None,
+        scales: Tensor | None = None,
     ) -> None:
+        """``scales`` (K,): of the clients' products of factors beside the server's; None: one."""
         self.cohort = cohort
+        self.scales = torch.ones(len(cohort.clients), dtype=torch.float64) if scales is None else scales
         self.secured = secured
         #: The clients whose messages arrive, and the weights (K,) that they then have in a mean, the others zero.
         self.arrived = cohort.clients if secured is None else secured.stayed
         self.weights = cohort.weights_among(self.arrived)
-        self._specs = specs
+        self.specs = specs
         num_terms = max(1, len(cohort.clients))
         self.released = ExactSum(num_terms, masks=None if secured is None else secured.masks)
         self.observed = ExactSum(num_terms, "the clients from")
@@ -81,14 +89,14 @@ class Sums:
         """
         first = self.cohort.clients[block.start : block.stop][:1] or (0,)
         self._release(update, payload)
-        among = replace(update, weights=self.weights[block.start : block.stop])
+        among = replace(update, weights=(self.weights * self.scales)[block.start : block.stop])
         self.observed.add_sum(block_products(among, raw.mean.get(PARAMS, {})), first)
         for name, value in flattened(payload.gather).items():
             if name not in self.rows:
                 self.rows[name] = value.new_zeros(len(self.cohort.clients), *value.shape[1:])
             self.rows[name][block.start : block.stop] = value
         self.table[0, block.start : block.stop] = losses
-        self.table[1, block.start : block.stop] = squared_norms(raw, len(update.clients), self._specs)
+        self.table[1, block.start : block.stop] = squared_norms(raw, len(update.clients), self.specs)
         self.payload = payload
         self.context = {group: {n: v[:0] for n, v in tensors.items()} for group, tensors in update.context.items()}
 
@@ -109,7 +117,7 @@ def train_blocks(
 ) -> Sums:
     """Train the blocks ``mine``, ranges of positions in the cohort, and add up what they let out."""
     secured = secured_phase(sim, state, phase, cohort)
-    sums = Sums(cohort, sim.group, sim.held.specs, secured)
+    sums = Sums(cohort, sim.group, sim.held.specs, secured, scales_of(sim.algorithm.facts, cohort.clients))
     # A rank without blocks trains one without clients.
     for block in mine or [range(0)]:
         started = time.perf_counter()
@@ -168,7 +176,7 @@ def meet(group: Group, sums: Sums) -> tuple[Aggregate, Observed]:
         busy=busy.tolist(),
         products=observed.read(seen),
         below_grid=released.below_grid(exact),
-        sent_per_client=sent_by_client(sums.payload),
+        sent=sent_by_client(sums.payload, sums.specs),
         context=sums.context,
         secured=costs,
     )

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fedsim.algorithms import METHODS, resolve
 from fedsim.algorithms.base import Algorithm, Batch, Facts, Payload, Phase, ServerState, Step, Tensors, Update
+from fedsim.algorithms.parts.by_products import ByProducts
 from fedsim.build import Parts, assemble
 from fedsim.comm.group import open_group
 from fedsim.config.data import DataConfig
@@ -54,6 +56,8 @@ BASE: dict[str, Any] = {
     "train": {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "batch_size": 16},
 }
 
+#: The methods that send products in place of factors where the server may read sums alone.
+BY_PRODUCTS = {name for name in METHODS if issubclass(resolve(name), ByProducts)}
 SCRATCH = tempfile.TemporaryDirectory(prefix="fedsim-")
 
 
@@ -230,7 +234,7 @@ def train_alone(sim: Simulation, client: int, state: ServerState, phase: Phase |
 
 def facts_of(specs: Mapping[str, ParamSpec], num_rounds: int = 1, num_clients: int = 2) -> Facts:
     """What a method is told of a run with these parameters."""
-    return Facts(specs, num_rounds, num_clients, make_config().train)
+    return Facts(specs, num_rounds, num_clients, make_config().train, float(num_clients))
 
 
 def step_of(**words: Any) -> dict[str, Any]:
@@ -242,6 +246,7 @@ def step_of(**words: Any) -> dict[str, Any]:
         trained=(),
         start={},
         context={},
+        number=0,
         lr=0.1,
         chance=torch.zeros(2, dtype=torch.float64),
     )

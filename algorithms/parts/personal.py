@@ -1,7 +1,6 @@
 """What the methods share in which clients keep a part of their parameters to themselves."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,7 +17,7 @@ class Personal(Algorithm):
     """
 
     keeps = (OWN,)
-    kept_kinds: ClassVar[frozenset[Kind]]
+    kept_kinds: frozenset[Kind]
 
     def sent(self, tensors: Tensors) -> dict[str, Tensor]:
         kept = self._own(tensors)

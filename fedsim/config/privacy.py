@@ -131,6 +131,11 @@ class PrivacyConfig(Words):
         default=None, description="Masks that cancel in the sum; null: the server sees every client's message."
     )
 
+    @property
+    def sums_alone(self) -> bool:
+        """Whether the server may read sums over clients, and no single client's message."""
+        return self.secure_aggregation is not None or isinstance(self.mechanism, ClientLevel | NoiseRegulator)
+
     @model_validator(mode="after")
     def _whole(self) -> Self:
         mechanism = self.mechanism

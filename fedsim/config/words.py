@@ -24,6 +24,7 @@ Text = Annotated[str, Field(min_length=1)]
 # Also a folder's, which neither "." nor ".." can be.
 Name = Annotated[str, Field(pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)]
 Scalar = bool | int | float | str
+Ranks = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 Layers = Annotated[tuple[Whole, ...], Field(strict=False, min_length=1)]
 
 
@@ -58,11 +59,61 @@ class AlgorithmConfig(Words):
         return dict(self.model_extra or {})
 
 
-class LoraConfig(Words):
-    """LoRA in the words of peft."""
+class RanksConfig(Words):
+    """Ranks of which every client has one."""
 
-    r: Count = Field(default=8, description="Rank of the factors.")
+    values: Ranks = Field(description="The ranks that clients may have.")
+    weights: Annotated[tuple[Positive, ...], Field(strict=False)] | None = Field(
+        default=None, description="The ranks' shares, in proportion; null: all alike."
+    )
+    by: Literal["seed", "images"] = Field(
+        default="seed",
+        description="seed: drawn with these shares; images: the clients with the fewest images, so many as its share "
+        "says, have the first rank, and so on.",
+    )
+
+    @model_validator(mode="after")
+    def _a_share_for_each(self) -> Self:
+        if self.weights is not None and len(self.weights) != len(self.values):
+            raise KeyedError("weights", f"{len(self.weights)} for {len(self.values)} values", "one for each value")
+        return self
+
+    @property
+    def shares(self) -> list[float]:
+        """The values' shares, which sum to one."""
+        weights = self.weights or (1.0,) * len(self.values)
+        return [weight / sum(weights) for weight in weights]
+
+
+def largest_rank(ranks: Any) -> int | None:
+    """The largest of ``model.lora.ranks``; None where all clients have the same."""
+    values = ranks.values if isinstance(ranks, RanksConfig) else ranks
+    return max(values) if values else None
+
+
+class LoraConfig(Words):
+    """LoRA in the words of peft; ``ranks`` and ``layers`` are ours."""
+
+    ranks: Ranks | RanksConfig | None = Field(
+        default=None,
+        description="Ranks by client: a list, client k has its entry k modulo its length; or values with their shares. "
+        "A client has the first rows of A and columns of B, at the scale of its own rank. null: r for all.",
+    )
+    r: Count = Field(
+        default_factory=lambda seen: largest_rank(seen.get("ranks")) or 8,
+        description="Rank of the factors. Default: 8; the largest of ranks.",
+    )
     lora_alpha: Positive = Field(default=8.0, description="Scale; the update is (lora_alpha / r) * B A.")
+    use_rslora: bool = Field(default=False, description="Whether the scale is lora_alpha / sqrt(r) instead.")
+    init_lora_weights: Literal[True, "gaussian", "orthogonal", "pissa", "olora"] = Field(
+        default=True,
+        description="How the factors begin. true: A uniform, B zero; gaussian: A normal, B zero; orthogonal: both at "
+        "random with B A = 0, r even; pissa, olora: the weight's first singular vectors, or the first of its QR "
+        "decomposition, which the frozen weight then lacks.",
+    )
+    use_dora: bool = Field(
+        default=False, description="Whether every output has a trained magnitude (DoRA) in place of its weight's norm."
+    )
     target: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = Field(
         default=("q", "k", "v"),
         description="q, k, v: slices of the attention's qkv; proj: its output; other words: nn.Linear modules by "
@@ -78,6 +129,22 @@ class LoraConfig(Words):
             raise KeyedError("target", f"{list(self.target)}", "each target once")
         check_rising("layers", self.layers)
         return self
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> Self:
+        largest, init = largest_rank(self.ranks), self.init_lora_weights
+        if largest is not None and self.r != largest:
+            raise KeyedError("r", f"{self.r} with ranks", f"{largest}, the largest of them, or no r")
+        if init == "orthogonal" and self.r % 2:
+            raise KeyedError("init_lora_weights", f"orthogonal with r: {self.r}", "an even r")
+        if largest is not None and init in ("orthogonal", "pissa", "olora"):
+            found = f"{init} with ranks: a part of the factors is not what they begin as"
+            raise KeyedError("init_lora_weights", found, "true or gaussian")
+        return self
+
+    def scaling(self, rank: Any) -> Any:
+        """The factor of B A where it has this rank, a number or a tensor of them."""
+        return self.lora_alpha / (rank**0.5 if self.use_rslora else rank)
 
 
 class SubmodelConfig(Words):

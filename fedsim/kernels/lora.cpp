@@ -2,8 +2,8 @@
 //
 // Shapes: K clients, M rows in all, those of a client from `starts` (K + 1,) on, D input width, O width of a slice of
 // the output, S such slices, of which `targets` (G,) are adapted, R rank, R' the rank rounded up to whole words.
-// Factors A (K or 1, G, R, D) and B (K or 1, G, O, R) and their gradients are fp32; all else are elements. D and O are
-// even for bfloat16.
+// Factors A (K or 1, G, R, D) and B (K or 1, G, O, R) and their gradients are fp32, and so are the clients' own
+// `scaling` (K,); all else are elements. D and O are even for bfloat16.
 
 #include "products.h"
 
@@ -73,7 +73,8 @@ static void scaled(const float *from, long columns, long rows, long width, float
 // Adds s x A' B' to the adapted slices of out (M, S O), for x (M, D); hidden (M, G R') gets s x A'.
 extern "C" void lora_forward(const Element *x, const float *a, const float *b, const long *targets, Element *hidden,
                              Element *out, const long *starts, long clients, long width, long out_width, long slices,
-                             long adapted, long rank, long a_clients, long b_clients, float scaling, long threads) {
+                             long adapted, long rank, long a_clients, long b_clients, const float *scaling,
+                             long threads) {
     Sizes n = {starts, clients, width, out_width, slices, adapted, rank};
     long inner = rounded_up(n.hidden(), LANES), wide = rounded_up(out_width, LANES), most = inner > wide ? inner : wide;
     long depth = n.whole_rank() / WORD_ELEMENTS, blocks = n.blocks();
@@ -99,7 +100,7 @@ extern "C" void lora_forward(const Element *x, const float *a, const float *b, c
             long place = starts[client] + first;
             Element *own = hidden + place * n.hidden();
             multiply(count, as_rows(x + place * width, width), down, inner, width / WORD_ELEMENTS, block, false);
-            scaled(block, inner, count, n.hidden(), scaling, own, n.hidden());
+            scaled(block, inner, count, n.hidden(), scaling[client], own, n.hidden());
             for (long target = 0; target < adapted; target++) {
                 Factor left = as_rows(own + target * n.whole_rank(), n.hidden());
                 multiply(count, left, up + target * depth * wide, wide, depth, block, false);
@@ -113,7 +114,8 @@ extern "C" void lora_forward(const Element *x, const float *a, const float *b, c
 // inner (M, G R') gets s grad B, what reaches the hidden values, for grad (M, S O); inner A is added to grad_x (M, D),
 // unless NULL.
 static void back_through(const Element *grad, const float *a, const float *b, const long *targets, Element *inner,
-                         Element *grad_x, Sizes n, long a_clients, long b_clients, float scaling, long threads) {
+                         Element *grad_x, Sizes n, long a_clients, long b_clients, const float *scaling,
+                         long threads) {
     long narrow = rounded_up(n.whole_rank(), LANES), wide = rounded_up(n.width, LANES);
     long depth = n.out_width / WORD_ELEMENTS, stride = n.slices * n.out_width, blocks = n.blocks();
 #pragma omp parallel num_threads(threads)
@@ -140,7 +142,8 @@ static void back_through(const Element *grad, const float *a, const float *b, co
             for (long target = 0; target < n.adapted; target++) {
                 Factor left = as_rows(grad + place * stride + targets[target] * n.out_width, stride);
                 multiply(count, left, down + target * depth * narrow, narrow, depth, block, false);
-                scaled(block, narrow, count, n.whole_rank(), scaling, own + target * n.whole_rank(), n.hidden());
+                scaled(block, narrow, count, n.whole_rank(), scaling[client], own + target * n.whole_rank(),
+                       n.hidden());
             }
             if (grad_x) {
                 multiply(count, as_rows(own, n.hidden()), up, wide, n.hidden() / WORD_ELEMENTS, block, false);
@@ -155,7 +158,7 @@ extern "C" void lora_backward(const Element *grad, const Element *x, const float
                               const long *targets, const Element *hidden, Element *inner, Element *grad_x,
                               float *grad_a, float *grad_b, const long *starts, long clients, long width,
                               long out_width, long slices, long adapted, long rank, long a_clients, long b_clients,
-                              float scaling, long threads) {
+                              const float *scaling, long threads) {
     Sizes n = {starts, clients, width, out_width, slices, adapted, rank};
     back_through(grad, a, b, targets, inner, grad_x, n, a_clients, b_clients, scaling, threads);
     if (!grad_a && !grad_b) return;

@@ -27,8 +27,9 @@ class CompiledLowRank(torch.autograd.Function):
     """x W' + bias, plus s x A' B' on the adapted slices of the output; W and bias are frozen.
 
     x (K, M, D), ``product`` with W (S * O, D) and bias; A (K or 1, G, R, D) and B (K or 1, G, O, R) in fp32;
-    ``targets``: the slices, of S, that the G factors adapt; returns (K, M, S * O). ``keep``: given the examples'
-    products in place of gradients of A and B, which are then None; x is then (1, M, D), the clients' images in order.
+    ``targets``: the slices, of S, that the G factors adapt; s is one number or each client's own, (K,) or (); returns
+    (K, M, S * O). ``keep``: given the examples' products in place of gradients of A and B, which are then None; x is
+    then (1, M, D), the clients' images in order.
     """
 
     @staticmethod
@@ -39,7 +40,7 @@ class CompiledLowRank(torch.autograd.Function):
         a: Tensor,
         b: Tensor,
         targets: tuple[int, ...],
-        scaling: float,
+        scaling: float | Tensor,
         keep: Keep | None = None,
     ) -> Tensor:
         """Keep the hidden values (K, M, G, R), with the rank rounded up to an even number."""
@@ -48,9 +49,10 @@ class CompiledLowRank(torch.autograd.Function):
         hidden = x.new_empty(*x.shape[:2], b.shape[1], b.shape[3] + b.shape[3] % 2)
         places = torch.tensor(targets)
         starts = torch.arange(len(x) + 1) * x.shape[1] if keep is None else keep.starts(x.shape[1])
-        call("lora_forward", x.dtype, x, a, b, places, hidden, out, *_sizes(starts, x, out, a, b), scaling)
+        scales = torch.as_tensor(scaling, dtype=torch.float32).expand(len(starts) - 1).contiguous()
+        call("lora_forward", x.dtype, x, a, b, places, hidden, out, *_sizes(starts, x, out, a, b), scales)
         ctx.save_for_backward(x, a, b, hidden, places, starts)
-        ctx.product, ctx.scaling, ctx.keep = product, scaling, keep
+        ctx.product, ctx.scales, ctx.keep = product, scales, keep
         return out.view(*x.shape[:2], -1)
 
     @staticmethod
@@ -64,7 +66,7 @@ class CompiledLowRank(torch.autograd.Function):
         inner, sizes = torch.empty_like(hidden), _sizes(starts, x, rows, a, b)
         run = partial(call, "lora_backward", x.dtype, rows, x, a, b, places, hidden, inner, grad_x)
         if ctx.keep is not None:
-            run(None, None, *sizes, ctx.scaling)
+            run(None, None, *sizes, ctx.scales)
             _, _, width, rank = b.shape
             sides = x.detach()[0], inner, hidden, rows
             ctx.keep(CompiledProducts(*sides, places, ctx.keep.sizes, width, rank, needs_a, needs_b))
@@ -72,7 +74,7 @@ class CompiledLowRank(torch.autograd.Function):
         # One gradient per client, also of a factor that they share: its own is their sum.
         grad_a = a.new_empty(len(x), *a.shape[1:]) if needs_a else None
         grad_b = b.new_empty(len(x), *b.shape[1:]) if needs_b else None
-        run(grad_a, grad_b, *sizes, ctx.scaling)
+        run(grad_a, grad_b, *sizes, ctx.scales)
         sums = (part if part is None else part.sum_to_size(like.shape) for part, like in ((grad_a, a), (grad_b, b)))
         return grad_x, None, *sums, None, None, None
 

@@ -70,7 +70,8 @@ class ClientScores:
         models = self._sim.algorithm.client_params(kept, params, update)
         for which, own in enumerate(models.values()):
             for place, split in enumerate(SPLITS):
-                rows, labels = self._sim.trainer.own.rows(split, clients, {**params, **own})
+                theirs = self._sim.trainer.ranks.given(clients, {**params, **own})
+                rows, labels = self._sim.trainer.own.rows(split, clients, theirs)
                 for position, row, truth in zip(block, rows.cpu(), labels.cpu(), strict=True):
                     self._table[position, which, MOMENTS.index(moment), place] = own_metrics(self._sim.task, row, truth)
 

@@ -13,14 +13,15 @@ from fedsim.schedule.cohort import Cohort
 from fedsim.simulation import Simulation
 
 # Parameters that are no part of the network itself, whatever a client does with them.
-BESIDE = ("lora_a", "lora_b", "head", "local")
+BESIDE = ("lora_a", "lora_b", "magnitude", "head", "local")
 
 
 def costs(sim: Simulation) -> dict[str, dict[str, int]]:
     """Return for ``full_model``, and ``submodel`` if there is one, what a client of the first round holds and sends.
 
     ``parameters`` and ``bytes``: the frozen network in the type of its products, adapters and classifier in float32;
-    no buffers. ``bytes_sent`` in the round, floats as float32; with the full model without what a sub-model counts.
+    no buffers. ``bytes_sent`` in the round, floats as float32, LoRA factors of the largest rank; with the full model
+    without what a sub-model counts.
     """
     state = sim.initial_state()
     payloads = [payload_of(sim, state, phase) for phase in sim.algorithm.phases(1)]
@@ -43,7 +44,7 @@ def _costs(model: StackedModel, payloads: list[Payload]) -> dict[str, int]:
     return {
         "parameters": sum(tensor.numel() for tensor in tensors),
         "bytes": sum(tensor.nbytes for tensor in tensors),
-        "bytes_sent": sum(sent_by_client(payload) for payload in payloads),
+        "bytes_sent": sum(sent_by_client(payload, model.specs).full for payload in payloads),
     }
 
 

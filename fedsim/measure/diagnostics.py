@@ -39,16 +39,22 @@ def _directions(width: int) -> Tensor:
     return torch.from_numpy(signs / np.sqrt(EXACT_WIDTH))
 
 
-def averaged_layers(names: Mapping[str, Any]) -> list[str]:
-    """Return the layers of which a factor is among ``names``."""
-    return sorted({name.rpartition(".")[0] for name in names if name.endswith((A, B))})
+def averaged_layers(trained: Mapping[str, Any], averaged: Mapping[str, Any]) -> list[str]:
+    """Return the layers of which a factor is trained, and none that is not averaged: the others have no common one."""
+    factors = [name for name in trained if name.endswith((A, B))]
+    own = {name.rpartition(".")[0] for name in factors if name not in averaged}
+    return sorted({name.rpartition(".")[0] for name in factors} - own)
 
 
 def block_products(update: Update, averaged: Tensors) -> dict[str, Tensor]:
-    """Return for each layer a factor of which is averaged the block's sum of w_k B_k A_k S, float64 (1, G, O, C)."""
+    """Return for each layer all of whose trained factors are averaged the block's sum of w_k B_k A_k S.
+
+    Float64 (1, G, O, C).
+    """
     products = {}
-    for layer in averaged_layers(averaged):
-        a, b = (_factor(update, layer + letter) for letter in (A, B))
+    for layer in averaged_layers(update.after, averaged):
+        factors = {layer + letter: _factor(update, layer + letter) for letter in (A, B)}
+        a, b = first_ranks(factors, averaged).values()
         weighted = update.weights.to(b.device).view(-1, 1, 1, 1) * b.double()
         # With the clients side by side along the rank it is one product: (G, O, K R) times (G, K R, C).
         side_by_side = weighted.permute(1, 2, 0, 3).flatten(2), narrowed(a).transpose(0, 1).flatten(1, 2)
@@ -61,6 +67,20 @@ def _factor(update: Update, name: str) -> Tensor:
     if name in update.after:
         return update.after[name]
     return update.before[name].expand(len(update.clients), *update.before[name].shape)
+
+
+def first_ranks(factors: Tensors, averaged: Tensors) -> dict[str, Tensor]:
+    """Return a layer's A (..., R, D) and B (..., O, R) without the ranks behind those that are averaged, if any are.
+
+    Where clients share only the first ranks of a layer, these are what the averages stand for.
+    """
+    used = {name: _by_rank(averaged[name], name).shape[-1] for name in factors if name in averaged}
+    return {name: _by_rank(_by_rank(value, name)[..., : min(used.values())], name) for name, value in factors.items()}
+
+
+def _by_rank(factor: Tensor, name: str) -> Tensor:
+    """Return a factor with its ranks in the last axis; of what that returned, the factor."""
+    return factor.mT if name.endswith(A) else factor
 
 
 def lora_diagnostics(products: Mapping[str, Tensor], before: Tensors, change: Tensors) -> dict[str, Any]:
@@ -77,7 +97,8 @@ def lora_diagnostics(products: Mapping[str, Tensor], before: Tensors, change: Te
     error_squared = norm_squared = 0.0
     ranks = []
     for layer, product in products.items():
-        a, b = (before[name].double() + change.get(name, 0) for name in (layer + A, layer + B))
+        factors = first_ranks({name: before[name].double() for name in (layer + A, layer + B)}, change)
+        a, b = (value + change.get(name, 0) for name, value in factors.items())
         difference = product - b @ narrowed(a)
         error, norm = (value.square().sum().item() for value in (difference, product))
         # What float64 leaves of a difference of equal numbers is none.

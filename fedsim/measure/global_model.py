@@ -66,4 +66,5 @@ def unsent(method: Algorithm, kept: Sequence[Tensors], params: Tensors) -> dict[
     """Return what of the global model only clients hold, (K, ...)."""
     models = method.client_params(kept, params)
     sent = method.sent(params)
-    return {name: value for name, value in models.get("exchanged", models["own"]).items() if name not in sent}
+    own = method.trained(models.get("exchanged", models["own"]))
+    return {name: value for name, value in own.items() if name not in sent}

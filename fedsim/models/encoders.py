@@ -83,7 +83,11 @@ def _check_lora(config: ModelConfig, tower: Tower | None) -> None:
             "packaged:, a timm VisionTransformer, open_clip ViT, hf: BERT, RoBERTa or ViT; else train: head or all",
         )
     assert config.lora is not None
-    if "proj" in config.lora.target and any(type(part) is ClipAttention for part in tower.modules()):
+    is_clip = any(type(part) is ClipAttention for part in tower.modules())
+    if config.lora.use_dora and is_clip and set(config.lora.target) & set("qkv"):
+        found = f"true with {config.name}, whose attention peft gives no magnitudes"
+        raise UserError("model.lora.use_dora", found, "false, or target: c_fc or c_proj")
+    if "proj" in config.lora.target and is_clip:
         # peft up to 0.21 adds the update of a MultiheadAttention's out_proj twice (huggingface/peft#3774), so
         # no adapter would be right both for it and for the version that repairs it.
         raise UserError(

@@ -3,11 +3,14 @@
 A layer of S slices (q, k and v of a fused projection, otherwise one), of which G were targeted, gets one
 pair of matrices of rank G * R: the A factors below each other, the B factors as blocks, zero for untargeted
 slices. lora_alpha grows with the rank, so that their quotient, the scaling, stays (Hu et al., LoRA, ICLR
-2022, equation 3).
+2022, equation 3). Where the server has changed the frozen weights, the pair also has what it added to them, as
+singular vectors, so that it fits the library's own weights: its rank grows by that of the sum of all changes. Where
+training began with a part of the library's weight in the factors (pissa, olora), the first factors are taken off again.
 
 Shapes: G targeted of S slices of a layer's output, R LoRA rank, D input width, O width of one slice.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +18,15 @@ from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.catalogue.functions import is_import_path
 from fedsim.config.words import LoraConfig, ModelConfig
+from fedsim.kernels.frozen import plain
 from fedsim.machine.files import write_atomic, write_json
 from fedsim.models.attention import ClipAttention, HuggingAttention
+from fedsim.models.lora import LoRALinear
+from fedsim.models.specs import SHIFT, A, B
 from fedsim.models.tower import Encoder, Tower
 
 QKV = ("q", "k", "v")
@@ -28,6 +34,10 @@ OWN, OUT_PROJ = (
     "",
     ".base_layer.out_proj",
 )  # where peft keeps a module's pair, and a MultiheadAttention's second
+
+# Of what was added to frozen weights a singular value is none when it is that small beside the largest one: what
+# rounding to float32 leaves.
+RELATIVE_ZERO = 1e-6
 
 Pair = tuple[Tensor, Tensor]
 
@@ -45,7 +55,11 @@ head = safetensors.torch.load_file(FOLDER + "/head.safetensors")
 ```
 
 FOLDER is the folder of this file. {inputs} The outputs have the order of the data set's class names.
-{amplitude}"""
+{shifted}{amplitude}"""
+SHIFTED = """
+The server has changed the frozen weights in training. The factors hold these changes, too, and so have ranks of up to
+{rank} in place of {r}: the adapter belongs on the library's unchanged weights, as above.
+"""
 LIBRARY = """from fedsim.config.words import ModelConfig
 from fedsim.models.encoders import library_model
 config = ModelConfig(name={name!r}, weights={weights!r}, options={options!r})
@@ -102,6 +116,7 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained, max_
     lora, tower = model.config.lora, model.encoder.tower
     assert lora is not None, "only LoRA makes an adapter"
     assert tower is not None, "load_encoder refuses LoRA without a tower"
+    params, added = with_shifts_in_factors(params)
     adapters = _adapters(tower, params, lora)
     tensors = {
         f"base_model.model.{path}{inner}.lora_{letter}.weight": matrix
@@ -109,6 +124,8 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained, max_
         for inner, pair in pairs.items()
         for letter, matrix in zip("AB", pair, strict=True)
     }
+    for path, vector in _magnitudes(tower, params, lora).items():
+        tensors[f"base_model.model.{path}.lora_magnitude_vector"] = vector
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "adapter_model.safetensors", _serialised(tensors))
     write_atomic(folder / "head.safetensors", _serialised(_head(params, model.encoder)))
@@ -116,7 +133,24 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained, max_
     if target := {name.removeprefix(start): value for name, value in params.items() if name.startswith(start)}:
         write_atomic(folder / "amplitude_norm.safetensors", _serialised(target))
     write_json(folder / "adapter_config.json", _peft_config(adapters, lora, model.config.name))
-    write_atomic(folder / "README.md", _readme(model.config, model.encoder, max_tokens).encode())
+    write_atomic(folder / "README.md", _readme(model.config, model.encoder, added, max_tokens).encode())
+
+
+def with_shifts_in_factors(params: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """Return parameters in which the factors hold every layer's shift, and by how many ranks the largest has grown.
+
+    All slices of a layer grow alike, by the largest rank of their shifts.
+    """
+    found = {name: value for name, value in params.items() if not name.endswith(SHIFT)}
+    grown = [0]
+    for path in (name.removesuffix(SHIFT) for name in params.keys() - found.keys()):
+        left, values, right = torch.linalg.svd(params[path + SHIFT].double().cpu(), full_matrices=False)
+        rank = int((values > RELATIVE_ZERO * values.amax(1, keepdim=True)).sum(1).max())
+        a, b = (found[path + letter].cpu() for letter in (A, B))
+        found[path + A] = torch.cat([a, right[:, :rank].to(a.dtype)], 1)
+        found[path + B] = torch.cat([b, (left * values[:, None])[..., :rank].to(b.dtype)], 2)
+        grown.append(rank)
+    return found, max(grown)
 
 
 def _adapters(tower: Tower, params: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, dict[str, Pair]]:
@@ -124,7 +158,9 @@ def _adapters(tower: Tower, params: Mapping[str, Tensor], lora: LoraConfig) -> d
     adapters: dict[str, dict[str, Pair]] = {}
     for path in (name.removesuffix(".lora_a") for name in params if name.endswith(".lora_a")):
         parent, _, word = path.rpartition(".")
-        a_GRD, b_GOR = (params[f"{path}.lora_{letter}"].cpu() for letter in "ab")
+        a_GRD, b_GOR = _whole_pair(
+            tower.get_submodule(path), *(params[f"{path}.lora_{letter}"].cpu() for letter in "ab")
+        )
         attention = tower.get_submodule(parent)
         if word == "qkv" and isinstance(attention, HuggingAttention):
             # The library keeps q, k and v apart, so every targeted one gets a pair of its own.
@@ -144,6 +180,38 @@ def _adapters(tower: Tower, params: Mapping[str, Tensor], lora: LoraConfig) -> d
     return adapters
 
 
+def _magnitudes(tower: Tower, params: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, Tensor]:
+    """DoRA's magnitudes (O,), or (S * O,) of a fused projection, by the modules' paths in the library's model.
+
+    Slices that are not targeted have the norms of their rows, which changes nothing.
+    """
+    found: dict[str, Tensor] = {}
+    for path in (name.removesuffix(".lora_magnitude") for name in params if name.endswith(".lora_magnitude")):
+        parent, _, word = path.rpartition(".")
+        magnitude_GO, attention = params[f"{path}.lora_magnitude"].cpu(), tower.get_submodule(parent)
+        if word == "qkv" and isinstance(attention, HuggingAttention):
+            names = [name for name, part in zip(attention.names, QKV, strict=False) if part in lora.target]
+            found |= {f"{tower.source_path(parent)}.{name}": row for name, row in zip(names, magnitude_GO, strict=True)}
+            continue
+        place = tower.source_path(path)
+        if word == "proj" and isinstance(attention, HuggingAttention):
+            place = f"{tower.source_path(parent)}.{attention.names[3]}"
+        layer = tower.get_submodule(path)
+        assert isinstance(layer, LoRALinear), "a tower with magnitudes has been tuned"
+        norms_SO = plain(layer.base.weight).float().norm(dim=1).view(layer.num_slices, -1).cpu()
+        norms_SO[list(layer.slices)] = magnitude_GO
+        found[place] = norms_SO.flatten()
+    return found
+
+
+def _whole_pair(layer: nn.Module, a_GRD: Tensor, b_GOR: Tensor) -> Pair:
+    """What the library's own weight needs: the factors, less those that the layer's weight began by giving away."""
+    if not isinstance(layer, LoRALinear) or layer.start is None:
+        return a_GRD, b_GOR
+    a, b = (factor.cpu() for factor in layer.start)
+    return torch.cat([a_GRD, a], 1), torch.cat([b_GOR, -b], 2)
+
+
 def _one_pair(path: str, a_GRD: Tensor, b_GOR: Tensor, lora: LoraConfig) -> Pair:
     """One A (G * R, D) and one B (S * O, G * R) for all slices of a layer."""
     slices, num_slices = [0], 1
@@ -160,16 +228,20 @@ def _peft_config(adapters: Mapping[str, Mapping[str, Pair]], lora: LoraConfig, n
     ranks = {path: len(pairs[OWN][0]) for path, pairs in adapters.items()}
     common = min(ranks.values())
     others = {re.escape(path): rank for path, rank in ranks.items() if rank != common}
-    scaling = lora.lora_alpha / lora.r
+    # What peft divides lora_alpha by at a rank.
+    divisor = math.sqrt if lora.use_rslora else float
+    scaling = lora.scaling(lora.r)
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": name,
         "inference_mode": True,
         "target_modules": list(adapters),
         "r": common,
-        "lora_alpha": scaling * common,
+        "lora_alpha": scaling * divisor(common),
+        "use_rslora": lora.use_rslora,
+        "use_dora": lora.use_dora,
         "rank_pattern": others,
-        "alpha_pattern": {path: scaling * rank for path, rank in others.items()},
+        "alpha_pattern": {path: scaling * divisor(rank) for path, rank in others.items()},
     }
 
 
@@ -180,8 +252,9 @@ def _head(params: Mapping[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
     return {"text_features": encoder.text_features, "logit_scale": scale}
 
 
-def _readme(config: ModelConfig, encoder: Encoder, max_tokens: int | None) -> str:
+def _readme(config: ModelConfig, encoder: Encoder, added: int, max_tokens: int | None) -> str:
     assert encoder.tower is not None, "load_encoder refuses LoRA without a tower"
+    assert config.lora is not None, "only LoRA makes an adapter"
     whole_clip = config.name.startswith("open_clip:")
     size, norm = encoder.image_size, config.amplitude_norm
     words = "" if norm is None else ", ".join(f"{name}={value!r}" for name, value in norm.model_dump().items())
@@ -200,6 +273,7 @@ def _readme(config: ModelConfig, encoder: Encoder, max_tokens: int | None) -> st
         logits=logits.format(features=features),
         tokens=tokens,
         inputs=inputs,
+        shifted=SHIFTED.format(rank=config.lora.r + added, r=config.lora.r) if added else "",
         amplitude="" if norm is None else AMPLITUDE_NORM.format(words=words, size=size),
     )
 

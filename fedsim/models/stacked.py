@@ -15,6 +15,7 @@ Shapes: K clients in a block, B images per client, N images in all, S slices of 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +79,10 @@ class StackedModel(ABC):
         del seed
         return {}
 
+    def with_shifts(self) -> Self:
+        """Return a model of the same network with a "shift" for every adapted layer, zero at first; see ``specs``."""
+        return self
+
     def encoder_mixes(self, *, training: bool) -> bool:
         """Whether what the encoder makes of an image depends on the others of its batch."""
         del training
@@ -116,6 +121,8 @@ class StackedModel(ABC):
         for name, spec in self.specs.items():
             if spec.kind == "head":
                 found[name] = self._initial_head(name, spec.shape, seed)
+            elif spec.kind == "shift":
+                found[name] = torch.zeros(spec.shape)
         if "logit_scale" in self.specs:
             found["logit_scale"] = torch.tensor(self._logit_scale)
         return {name: found[name].to(self.device) for name in self.specs}

@@ -3,17 +3,21 @@
 Shapes: K clients in a block, B inputs per client, N = K B, T tokens, D width of the tokens, W feature width.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from fedsim.config.words import ModelConfig
+from fedsim.config.words import LoraConfig, ModelConfig
 from fedsim.kernels.frozen import cast_products, freeze_linears, transpose_linears
-from fedsim.models.lora import LoraLayer, add_lora, initial_factor
-from fedsim.models.specs import ParamSpec
+from fedsim.models.lora import LoraLayer, add_lora
+from fedsim.models.specs import RANK, Kind, ParamSpec
 from fedsim.models.stacked import Counting, StackedModel
 from fedsim.models.tower import Encoder, Tower
+
+KINDS: dict[str, Kind] = {"lora_a": "lora_a", "lora_b": "lora_b", "lora_magnitude": "magnitude"}
 
 
 class TunedTower(StackedModel):
@@ -43,15 +47,29 @@ class TunedTower(StackedModel):
         return len(self.blocks)
 
     def encoder_specs(self) -> dict[str, ParamSpec]:
-        return {
-            name: ParamSpec(shape, "lora_a" if name.endswith("a") else "lora_b")
+        specs = {
+            name: ParamSpec(shape, KINDS[name.rpartition(".")[2]])
             for layer in self.lora_layers
             for name, shape in layer.shapes.items()
         }
+        return specs | ({} if self.lora.ranks is None else {RANK: ParamSpec((), "rank")})
+
+    @property
+    def lora(self) -> LoraConfig:
+        """The words of ``model.lora``."""
+        assert self.config.lora is not None, "LoRA layers are what trains"
+        return self.config.lora
 
     def initial_encoder(self, seed: int) -> dict[str, Tensor]:
-        shapes = {name: shape for layer in self.lora_layers for name, shape in layer.shapes.items()}
-        return {name: initial_factor(name, shape, seed) for name, shape in shapes.items()}
+        init = self.lora.init_lora_weights
+        factors = {name: value for layer in self.lora_layers for name, value in layer.initial(init, seed).items()}
+        return factors | ({} if self.lora.ranks is None else {RANK: torch.tensor(float(self.lora.r))})
+
+    def with_shifts(self) -> Self:
+        other = copy.copy(self)
+        shifts = {name: ParamSpec(shape, "shift") for layer in self.lora_layers for name, shape in layer.shift.items()}
+        other.specs = self.specs | shifts
+        return other
 
     def freeze(self, pixels: Tensor) -> Tensor:
         return self.tower.stem(pixels)
@@ -84,8 +102,9 @@ class TunedTower(StackedModel):
     def bind(self, params: Mapping[str, Tensor], tokens: Tensor, counting: Counting | None) -> None:
         """Let the next forward pass, over ``tokens`` (N, T, ...), use these parameters."""
         del tokens, counting
+        scaling = self.lora.scaling(params[RANK]) if RANK in params else None
         for layer in self.lora_layers:
-            layer.bind(params)
+            layer.bind(params, scaling)
 
 
 def tune(config: ModelConfig, encoder: Encoder, num_classes: int, device: torch.device) -> TunedTower:

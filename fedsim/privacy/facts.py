@@ -18,12 +18,19 @@ from fedsim.schedule.cohort import num_local_steps
 def public_facts(config: Config, algorithm: Algorithm, sizes: Sequence[int]) -> PublicFacts:
     """Return what a run's privacy is accounted from; ``sizes``: the number of training images of each client.
 
-    All rounds are taken to have the first one's phases. A phase in which nothing is sent is no release.
+    All rounds are taken to have as many phases, and as large messages, as any has. A phase in which nothing is sent is
+    no release.
     """
-    numbers = [count_numbers(nobodys_payload(algorithm, phase)) for phase in algorithm.phases(1)]
-    released = [count for count in numbers if count]
+    rounds: list[Sequence[Phase]] = []
+    for round in range(1, config.rounds + 1):
+        if (phases := algorithm.phases(round)) not in rounds:
+            rounds.append(phases)
+    numbers = [[count_numbers(nobodys_payload(algorithm, phase)) for phase in phases] for phases in rounds]
+    largest = max(count for counts in numbers for count in counts)
+    trainings = max(len(counts) for counts in numbers)
+    releases = max(sum(count > 0 for count in counts) for counts in numbers)
     steps = tuple(num_local_steps(config.train, size) if size else 0 for size in sizes)
-    return PublicFacts(tuple(sizes), steps, len(numbers), len(released), max(released, default=0))
+    return PublicFacts(tuple(sizes), steps, trainings, releases, largest)
 
 
 def nobodys_payload(algorithm: Algorithm, phase: Phase) -> Payload:

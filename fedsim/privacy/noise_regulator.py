@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import ServerState, Tensors
+from fedsim.errors import UserError
 from fedsim.privacy.client_level import ClientLevelLayer
 from fedsim.privacy.messages import param_of
 
@@ -35,9 +36,14 @@ class WhitenedRegulator(ClientLevelLayer):
 
     def _turned(self, state: ServerState, key: str, value: Tensor, power: float) -> Tensor:
         """Multiply a factor's side of rank by a power of its peer's Gram matrix, zero where that has no inverse."""
-        peer = peer_of(param_of(key) or "")
+        name = param_of(key) or ""
+        peer = peer_of(name)
         if peer is None:
             return value
+        require_whole(name, value, state.params[name])
+        if state.round > 0 and not state.params[peer].any():
+            found = f"noise_regulator with a {peer} that stays zero on the server, so that nothing of {name} counts"
+            raise UserError("privacy.mechanism", found, "client, or a method whose clients keep no factor")
         root = _power(gram(peer, state.params[peer]), power)
         return root @ value if key.endswith(A) else value @ root
 
@@ -48,6 +54,13 @@ def peer_of(name: str) -> str | None:
         if name.endswith(own):
             return name.removesuffix(own) + other
     return None
+
+
+def require_whole(name: str, sent_K: Tensor, whole: Tensor) -> None:
+    """UserError for a factor of which clients send some ranks alone: the others have a part in its peer's shape."""
+    if sent_K.shape[-3:] != whole.shape[-3:]:
+        found = f"noise_regulator with a method that sends a part of {name}"
+        raise UserError("privacy.mechanism", found, "client, or a method that sends whole factors")
 
 
 def gram(name: str, factor: Tensor) -> Tensor:

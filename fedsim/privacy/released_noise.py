@@ -18,7 +18,7 @@ from fedsim.errors import UserError
 from fedsim.privacy.client_level import Noise
 from fedsim.privacy.layer import Layer
 from fedsim.privacy.messages import groups_of, message_of, param_of, shrink, sums_of
-from fedsim.privacy.noise_regulator import RELATIVE_ZERO, A, gram, peer_of
+from fedsim.privacy.noise_regulator import RELATIVE_ZERO, A, gram, peer_of, require_whole
 
 #: The sum over releases of (true sensitivity / deviation)^2, in ``ServerState.layers``.
 SPENT = "privacy/mu_squared"
@@ -58,6 +58,7 @@ class ReleasedNoise(Layer):
         peer = peer_of(name) if self.mechanism.regulated else None
         if peer is None:
             return self.draw(update, name, tuple(like.shape[1:])).to(like.device)
+        require_whole(name, like, update.before[name])
         factor = update.after.get(peer, update.before[peer]).double()
         factor = factor.expand(len(like), *factor.shape[-3:])
         inverse = _inverse(peer, gram(peer, factor))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedsim.machine.files import write_json
 from fedsim.models.export import export_peft
+from fedsim.models.specs import SHIFT
 from fedsim.simulation import Simulation
 
 
@@ -23,7 +24,8 @@ def export_adapter(folder: Path, sim: Simulation, params: Mapping[str, Tensor], 
         inputs["slices"] = encoder.slices
     if encoder.tokenizer is not None:
         inputs = {"max_tokens": sim.config.data.max_tokens or encoder.tokenizer.model_max_length}
-    about = {
+    shifts = [value for name, value in params.items() if name.endswith(SHIFT)]
+    about: dict[str, Any] = {
         "model": sim.config.model.name,
         "round": row["round"],
         "best_by": sim.task.decisive(sim.config.evaluate.best_by),
@@ -32,4 +34,6 @@ def export_adapter(folder: Path, sim: Simulation, params: Mapping[str, Tensor], 
         "class_names": sim.dataset.class_names,
         "inputs": inputs,
     }
+    if any(bool(shift.any()) for shift in shifts):
+        about["frozen_weights"] = "changed by the server; the adapter's factors hold the changes"
     write_json(folder / "about.json", about)

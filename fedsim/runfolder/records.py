@@ -11,7 +11,7 @@ from fedsim.algorithms.base import Aggregate, Phase, ServerState
 from fedsim.distill.distiller import Step
 from fedsim.measure.client_scores import ClientScores
 from fedsim.measure.diagnostics import client_drift, lora_diagnostics
-from fedsim.measure.traffic import told_to_client
+from fedsim.measure.traffic import told_to_client, whole_model
 from fedsim.phase import Observed, drifting
 from fedsim.schedule.cohort import Cohort
 from fedsim.simulation import Simulation
@@ -51,7 +51,7 @@ class RoundRecord:
         if cohort.clients and self._observes:
             self._losses.append(float((cohort.weights * observed.losses).sum()))
             row["train_loss"] = sum(self._losses) / len(self._losses)
-        bytes_up = observed.sent_per_client * len(cohort.clients)
+        bytes_up = observed.sent.of_all(cohort.clients, method.facts.ranks)
         row["bytes_up"] += bytes_up
         row["bytes_down"] += self._bytes_down(before, cohort, bytes_up, observed)
         diagnostics: dict[str, Any] = {"below_grid": observed.below_grid} if bytes_up else {}
@@ -89,13 +89,14 @@ class RoundRecord:
         Each gets what the method shares of the server's parameters, at a round's start all and then what has changed,
         and the phase's context; or the aggregate, and before that, in its first round, the whole model.
         """
-        if self._sim.algorithm.returns_aggregate:
+        method = self._sim.algorithm
+        if method.returns_aggregate:
             newcomers = set(cohort.clients) - self._known_clients
             self._known_clients |= newcomers
-            return bytes_up + len(newcomers) * sum(value.nbytes for value in before.params.values())
-        told = told_to_client(self._sim.algorithm, before.params, self._known_params, observed.context)
+            return bytes_up + whole_model(before.params, method.specs).of_all(sorted(newcomers), method.facts.ranks)
+        told = told_to_client(method, before.params, self._known_params, observed.context)
         self._known_params = before.params
-        return told * len(cohort.clients)
+        return told.of_all(cohort.clients, method.facts.ranks)
 
     def add_scores(self, scores: ClientScores) -> None:
         """Take in the clients' own scores, with the last phase's rows."""

@@ -18,7 +18,8 @@ class Block:
     """The models of a block's clients in training: ``flat`` (R, P) and ``buffers`` (R, ...) change, ``fixed`` stay.
 
     Running statistics and counts are ``buffers``. ``fixed`` (R, ...) are parameters that the phase does not train and a
-    client nevertheless has for its own. ``context``: what the method began the phase with, beside parameters.
+    client nevertheless has for its own. ``beyond`` bool (R, P): what lies beyond a client's own rank, and stays zero;
+    None where all have the same. ``context``: what the method began the phase with, beside parameters.
     """
 
     clients: tuple[int, ...]
@@ -29,6 +30,7 @@ class Block:
     buffers: dict[str, Tensor]
     fixed: dict[str, Tensor]
     context: Groups
+    beyond: Tensor | None = None
 
     def params(self, leaf: Tensor) -> dict[str, Tensor]:
         """Return all parameters of the first rows, the trained ones from ``leaf``, a copy of their ``flat``."""
@@ -45,7 +47,9 @@ class Block:
         rows = slice(client * self.phase.models, (client + 1) * self.phase.models)
         buffers, fixed = ({n: v[rows].clone() for n, v in part.items()} for part in (self.buffers, self.fixed))
         clients = (self.clients[client],)
-        return replace(self, clients=clients, flat=self.flat[rows].clone(), buffers=buffers, fixed=fixed)
+        beyond = None if self.beyond is None else self.beyond[rows]
+        flat = self.flat[rows].clone()
+        return replace(self, clients=clients, flat=flat, buffers=buffers, fixed=fixed, beyond=beyond)
 
     def by_client(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return views (K, M, ...) of tensors (R, ...), or (K, ...) where a client has one model."""

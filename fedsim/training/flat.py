@@ -3,7 +3,7 @@
 Shapes: K models, P trained parameters of one model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -22,6 +22,12 @@ class Layout:
         # Sizes by name: without clients -1 would be ambiguous.
         sizes = zip(self.shapes, self.sizes, strict=True)
         return torch.cat([rows[name].reshape(len(rows[name]), size) for name, size in sizes], dim=1)
+
+    def columns(self, names: Collection[str]) -> list[slice]:
+        """Return where these parameters lie."""
+        ends = np.cumsum(self.sizes).tolist()
+        places = zip(self.shapes, self.sizes, ends, strict=True)
+        return [slice(end - size, end) for name, size, end in places if name in names]
 
     def unpack(self, flat_KP: Tensor) -> dict[str, Tensor]:
         """Return named views (K, ...) of the matrix; the backward pass of the split is one concatenation."""

@@ -8,29 +8,41 @@ Shapes: K clients in a block, P trained parameters of one client.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from fedsim.algorithms.base import Phase
 from fedsim.config.train import ScheduleConfig, TrainConfig
 
 
 class StackedOptimizer:
     """State of K optimisers; ``state`` maps names to tensors with a client axis, ready to be kept by the clients."""
 
-    def __init__(self, config: TrainConfig, flat_KP: Tensor, states: list[dict[str, Tensor]]) -> None:
-        """Start fresh, or from kept ``states``, one mapping per client (an empty one is fresh)."""
+    def __init__(
+        self, config: TrainConfig, flat_KP: Tensor, states: list[dict[str, Tensor]], beyond_KP: Tensor | None = None
+    ) -> None:
+        """Start fresh, or from kept ``states``, one mapping per client (an empty one is fresh).
+
+        ``beyond_KP``: where a client has nothing that moves, whatever a method or noise adds to its gradient.
+        """
         self.config = config
         names = ["momentum"] if config.optimizer == "sgd" else ["first", "second"]
         if config.optimizer == "sgd" and config.momentum == 0:
             names = []
         self.state = {name: torch.zeros_like(flat_KP) for name in names}
-        self.num_steps = torch.zeros(len(flat_KP), 1, dtype=torch.float64)
+        # A number for each client; for each of its parameters where some have stood still, see ``step``.
+        width = max((len(kept["num_steps"]) for kept in states if kept), default=1)
+        self.num_steps = torch.zeros(len(flat_KP), width, dtype=torch.float64)
         for row, kept in enumerate(states):
             for name in names if kept else []:
                 self.state[name][row] = kept[name].to(flat_KP.device)
             if kept:
                 self.num_steps[row] = kept["num_steps"]
+        self._beyond = beyond_KP
+        for value in self.state.values():
+            self._keep_within(value)
 
     def rows(self) -> list[dict[str, Tensor]]:
         """Return each client's state."""
@@ -39,9 +51,30 @@ class StackedOptimizer:
             for row, steps in enumerate(self.num_steps)
         ]
 
-    def step(self, flat_KP: Tensor, grad: Tensor, lr: float) -> None:
-        """Move the first ``len(grad)`` rows of ``flat_KP`` in place."""
+    def step(self, flat_KP: Tensor, grad: Tensor, lr: float, still: Sequence[slice] = ()) -> None:
+        """Move the first ``len(grad)`` rows of ``flat_KP`` in place, but for the columns ``still``.
+
+        These keep their state, too, as a parameter without gradient does in torch.optim.
+        """
+        if not still:
+            self._step(flat_KP, grad, lr)
+            return
+        if self.config.optimizer != "sgd" and self.num_steps.shape[1] == 1:
+            self.num_steps = self.num_steps.to(flat_KP.device).expand(flat_KP.shape).clone()
+        tensors = [flat_KP, *self.state.values()] + ([self.num_steps] if self.num_steps.shape[1] > 1 else [])
+        places = [tensor[: len(grad), columns] for tensor in tensors for columns in still]
+        before = [place.clone() for place in places]
+        self._step(flat_KP, grad, lr)
+        for place, value in zip(places, before, strict=True):
+            place.copy_(value)
+
+    def _keep_within(self, value: Tensor) -> Tensor:
+        """Return, and for a state leave, zeros where a client has nothing."""
+        return value if self._beyond is None else value.masked_fill_(self._beyond[: len(value)], 0)
+
+    def _step(self, flat_KP: Tensor, grad: Tensor, lr: float) -> None:
         active = len(grad)
+        grad = self._keep_within(grad)
         self.num_steps[:active] += 1
         if self.config.clip_norm is not None:
             norm = grad.norm(dim=1, keepdim=True)
@@ -83,3 +116,24 @@ def learning_rate(base: float, schedule: ScheduleConfig, round: int, num_rounds:
     if schedule.name == "step":
         return base * schedule.factor ** ((round - 1) // schedule.every)
     return base
+
+
+def optimizer_places(phase: Phase) -> list[str]:
+    """The places of the optimiser states in a client's state, one for each of its models."""
+    return [f"optimizer/{phase.name}/{model}/" for model in range(phase.models)]
+
+
+def kept_moments(kept: list[dict[str, Tensor]], phase: Phase) -> list[dict[str, Tensor]]:
+    """Return the optimiser states of a phase that clients keep, one for each model."""
+    return [
+        {name.removeprefix(start): value for name, value in own.items() if name.startswith(start)}
+        for own in kept
+        for start in optimizer_places(phase)
+    ]
+
+
+def keep_moments(kept: list[dict[str, Tensor]], phase: Phase, optimizer: StackedOptimizer) -> None:
+    """Let clients keep their models' optimiser states."""
+    places = [(own, start) for own in kept for start in optimizer_places(phase)]
+    for (own, start), row in zip(places, optimizer.rows(), strict=True):
+        own.update({start + name: value for name, value in row.items()})

@@ -185,7 +185,10 @@ def check_model(config: Config, model: StackedModel) -> None:
         raise UserError(WHERE, found, "a network without BatchNorm, and model.amplitude_norm: null")
     if config.model.submodel is not None:
         raise UserError(WHERE, "record with model.submodel", "model.submodel: null")
-    odd = [name for name, spec in model.specs.items() if spec.kind not in ("lora_a", "lora_b", "head", "local")]
+    if config.model.lora is not None and config.model.lora.use_dora:
+        raise UserError(WHERE, "record with model.lora.use_dora", "use_dora: false")
+    known = ("lora_a", "lora_b", "head", "local", "shift", "rank")
+    odd = [name for name, spec in model.specs.items() if spec.kind not in known]
     if odd or model.encoder.per_pixel:
         found = f"record with {config.model.name} that trains {odd[0] if odd else 'pixels'}"
         raise UserError(WHERE, found, "model.train: lora or head, and images or texts with one answer each")

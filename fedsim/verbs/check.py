@@ -8,7 +8,7 @@ from fedsim.comm.group import open_group
 from fedsim.config.experiment import Config
 from fedsim.data.overlap import overlap_rows
 from fedsim.measure.costs import costs, payload_of
-from fedsim.measure.traffic import sent_by_client
+from fedsim.measure.traffic import Size, sent_by_client
 from fedsim.phase import secured_phase
 from fedsim.runfolder.partition import notes
 from fedsim.schedule.cohort import draw_cohort, num_local_steps
@@ -38,14 +38,19 @@ def describe(config: Config) -> list[tuple[str, str]]:
         ("local steps", f"{min(steps, default=0)} to {max(steps, default=0)} per client and phase"),
         ("model", f"{config.model.name}, {sum(p.numel() for p in sim.model.net.parameters()):,} parameters"),
     ]
+    ranks = sim.algorithm.facts.ranks
+    of_rank = "" if ranks is None else f" of rank {max(ranks)}"
+    if ranks is not None:
+        rows.append(("LoRA ranks", ", ".join(f"{ranks.count(rank)} clients of {rank}" for rank in sorted(set(ranks)))))
     up = 0
     for phase in phases:
-        trained, sent = count_numbers(sim, state, phase)
-        rows.append((f"phase {phase.name}", f"{trained:,} parameters trained, {sent:,} bytes sent per client"))
+        trained, size = count_numbers(sim, state, phase)
+        sent = size.full
+        rows.append((f"phase {phase.name}", f"{trained:,} parameters trained, {sent:,} bytes sent per client{of_rank}"))
         if (secured := secured_phase(sim, state, phase, cohort)) is not None:
             needed = f"{secured.threshold} of {len(cohort.clients)} clients must stay for their sum to be unmasked"
             rows.append((f"phase {phase.name}, masked", needed))
-        up += sent * len(cohort.clients)
+        up += size.of_all(cohort.clients, sim.algorithm.facts.ranks)
     rows.append(("bytes per round", f"{up:,} up, as float32"))
     for name, cost in costs(sim).items():
         held = f"{cost['parameters']:,} parameters in {cost['bytes']:,} bytes"
@@ -53,7 +58,7 @@ def describe(config: Config) -> list[tuple[str, str]]:
     return rows
 
 
-def count_numbers(sim: Simulation, state: ServerState, phase: Phase) -> tuple[int, int]:
-    """Return how many numbers one client trains in a phase of the first round, and how many bytes it sends."""
+def count_numbers(sim: Simulation, state: ServerState, phase: Phase) -> tuple[int, Size]:
+    """Return how many numbers one client trains in a phase of the first round, and what it sends."""
     trained = sum(math.prod(spec.shape) for spec in sim.held.specs.values() if spec.kind in phase.kinds)
-    return trained * phase.models, sent_by_client(payload_of(sim, state, phase))
+    return trained * phase.models, sent_by_client(payload_of(sim, state, phase), sim.held.specs)

@@ -117,9 +117,10 @@ def values(annotation: Any, metadata: Any = ()) -> str:
     if models := models_in(annotation):
         names = [name_of(one) for one in models if len(models) > 1]
         section = f"a section; name: {', '.join(names)}" if names else "a section"
-        return section + (", null" if NoneType in get_args(annotation) else "")
+        others = [part for part in get_args(annotation) if NoneType in get_args(annotation) and not models_in(part)]
+        return ", ".join([section, *(values(part) for part in others)])
     if get_origin(annotation) is Literal:
-        return ", ".join(str(value) for value in get_args(annotation))
+        return ", ".join("true" if value is True else str(value) for value in get_args(annotation))
     if hasattr(annotation, "__metadata__"):  # Annotated, which carries the limits
         return values(annotation.__origin__, annotation.__metadata__)
     if get_origin(annotation) in (tuple, list):

@@ -56,6 +56,9 @@ def pid_of_rank(parent: int, rank: int) -> int:
         (1, [*HARMOFL, "train={lr: 0.01, optimizer: adam, batch_size: 8, keep_optimizer: true}"]),
         (1, ["algorithm.name=fedadam"]),
         (1, ["privacy={mechanism: {name: record, bound: 0.5}, epsilon: 20.0, delta: 1.0e-3}"]),
+        (0, ["algorithm.name=rolora"]),
+        (1, ["algorithm.name=fedsa_lora", "evaluate.clients=true"]),
+        (0, ["algorithm.name=fedsvd"]),
         # The bound that follows the clients' norms is the layer's own state.
         (
             0,

@@ -51,9 +51,20 @@ CASES = {
         "clients.partition={name: iid}",
         "evaluate.clients=true",
     ],
+    "rolora": ["algorithm.name=rolora"],
+    "fedsa_lora": ["algorithm.name=fedsa_lora", "evaluate.clients=true", "clients.per_round=4"],
+    "fedsvd": ["algorithm.name=fedsvd"],
+    "fedrot_lora": ["algorithm={name: fedrot_lora, strength: 1.0}"],
+    "sfed_lora": ["algorithm.name=sfed_lora", "evaluate.clients=true", "clients.per_round=4"],
     "dp_dylora": ["algorithm.name=dp_dylora", "train.epochs=2"],
     "fednova": ["algorithm.name=fednova"],
     "fedyogi": ["algorithm.name=fedyogi"],
+    "fedex_lora": ["algorithm.name=fedex_lora", "clients.per_round=5"],
+    "fedmomentum, by its products": [
+        "algorithm.name=fedmomentum",
+        "privacy={mechanism: {name: client, bound: 0.1}, noise_multiplier: 0.5, delta: 1.0e-5}",
+    ],
+    "florist": ["algorithm.name=florist"],
     "moon": ["algorithm.name=moon", "clients.per_round=4"],
     "noise regulator": [
         "algorithm.name=deer",
@@ -77,12 +88,21 @@ CASES = {
     ],
     "more ranks than blocks": ["clients.per_block=4", "clients.per_round=4"],
 }
+BY_PRODUCTS = ("fedex_lora", "fedmomentum, by its products")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_any_number_of_ranks_gives_the_same_bits(case, tmp_path):
-    many = ("deer", "prrfl", "harmofl", "noise regulator", "record-level privacy")
+    many = (
+        "deer",
+        "prrfl",
+        "harmofl",
+        "noise regulator",
+        "record-level privacy",
+        "fedex_lora",
+        "fedmomentum, by its products",
+    )
     counts = (0, 1, 2, 3) if case in many else (0, 3)
     compare(write_config(tmp_path), CASES[case], counts, tmp_path)
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fedsim.algorithms.base import Step, Tensors
-from fedsim.algorithms.deer import DEeR
-from fedsim.algorithms.dp_dylora import DPDyLoRA, nested
-from fedsim.algorithms.ffa_lora import FFALoRA
-from fedsim.models.lora import initial_factor
+from fedsim.algorithms.lora.deer import DEeR
+from fedsim.algorithms.lora.dp_dylora import DPDyLoRA, nested
+from fedsim.algorithms.lora.ffa_lora import FFALoRA
+from fedsim.models.lora_start import initial_factor
 from fedsim.models.specs import ParamSpec
 from fedsim.models.stacked import StackedModel
 from fedsim.tasks.task import classification_metrics, cross_entropy

@@ -100,7 +100,7 @@ train: {lr: 0.05, batch_size: 16, epochs: 2}
 """
 KEEPING = [
     *("{name: local}", "{name: fedrep}", "{name: ditto}", "{name: moon}", "{name: prrfl, decide_on: train}"),
-    *("{name: fedbn}", "{name: harmofl, share_target: never}"),
+    *("{name: fedbn}", "{name: harmofl, share_target: never}", "{name: fedsa_lora}", "{name: sfed_lora}"),
 ]
 
 
@@ -130,7 +130,7 @@ def test_a_model_that_clients_hold_a_part_of_measures_the_same_from_its_checkpoi
         assert evaluate_run(out, which) == {split: rows[round - 1][split] for split in ("val", "test")}
 
 
-@pytest.mark.parametrize("algorithm", ["{name: deer}", "{name: fedrep}"])
+@pytest.mark.parametrize("algorithm", ["{name: deer}", "{name: fedrep}", "{name: fedsa_lora}"])
 def test_the_exported_adapter_is_the_round_that_the_results_name(algorithm: str, tmp_path: Path) -> None:
     """The last round's was exported under the best round's figures."""
     out = tmp_path / "run"

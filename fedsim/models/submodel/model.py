@@ -9,6 +9,7 @@ feed-forward.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -161,6 +162,11 @@ class HeldModel(TunedTower):
             if spec.kind == "count":
                 params[name] = torch.zeros(spec.shape, dtype=torch.int64, device=self.device)
         return params
+
+    def with_shifts(self) -> Self:
+        other = super().with_shifts()
+        other._full = self._full.with_shifts()
+        return other
 
     def cut_tensors(self) -> list[Tensor]:
         """Return the cut feed-forwards' tensors in the types in which clients keep them; no values."""

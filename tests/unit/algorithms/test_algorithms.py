@@ -106,7 +106,7 @@ def test_names() -> None:
     assert all(f"{(found := resolve(name)).__module__}:{found.__name__}" == path for name, path in METHODS.items())
     assert resolve("fedsim.algorithms.fedprox.FedProx") is FedProx
     assert all(resolve(name).summary for name in METHODS)
-    wrong = ("fedavgg", "no.such.Module", "fedsim.algorithms.deer.Nothing", "fedsim.algorithms.base.Phase", "math.pi")
+    wrong = ("fedavgg", "no.such.Module", "fedsim.algorithms.base.Nothing", "fedsim.algorithms.base.Phase", "math.pi")
     for name in (*wrong, ".evil.Method", "...", "evil.", "evil..Method", "os.path.no.Class", "no\0such.Method", ""):
         with pytest.raises(UserError, match=r"algorithm\.name: found '"):
             resolve(name)

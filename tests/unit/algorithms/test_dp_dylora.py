@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Step, Tensors
-from fedsim.algorithms.dp_dylora import DPDyLoRA
+from fedsim.algorithms.lora.dp_dylora import DPDyLoRA
 from fedsim.errors import UserError
 from fedsim.measure.global_model import global_model
 from fedsim.measure.scores import evaluate, measure_split

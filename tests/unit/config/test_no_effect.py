@@ -19,7 +19,7 @@ from fedsim.errors import UserError
 from fedsim.load import load_config
 from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.tasks.choose import task_of
-from tests.helpers import LORA, TINY_VIT, facts_of, make_config, make_dataset, make_simulation
+from tests.helpers import BY_PRODUCTS, LORA, TINY_VIT, facts_of, make_config, make_dataset, make_simulation
 
 RUN = """
 name: small
@@ -153,12 +153,22 @@ def test_words_about_drawing_a_split_that_the_set_brings(
 
 # A method, a model that lacks what it is about, and how the refusal begins.
 HEAD = {**TINY_VIT, "train": "head"}
+PAIRS = ("fed_sb", "ravan", "la_lora", "med_duallora", "feddpa", "pf2lora")
 METHODS_WITHOUT = [
     ("deer", HEAD, "model.lora: found null with algorithm.name: deer"),
     ("deer", {**TINY_VIT, "train": "all"}, "model.lora: found null with algorithm.name: deer"),
     ("ffa_lora", HEAD, "model.lora: found null with algorithm.name: ffa_lora"),
     ("ffa_lora", {**TINY_VIT, "train": "all"}, "model.lora: found null with algorithm.name: ffa_lora"),
+    ("rolora", HEAD, "model.lora: found null with algorithm.name: rolora"),
+    ("fedsa_lora", HEAD, "model.lora: found null with algorithm.name: fedsa_lora"),
+    ("fedsvd", HEAD, "model.lora: found null with algorithm.name: fedsvd"),
+    ("fedrot_lora", HEAD, "model.lora: found null with algorithm.name: fedrot_lora"),
+    ("sfed_lora", HEAD, "model.lora: found null with algorithm.name: sfed_lora"),
+    *((name, HEAD, "model.lora: found null with ") for name in sorted(BY_PRODUCTS)),
+    *((name, HEAD, "model.lora: found null with ") for name in PAIRS),
     ("dp_dylora", HEAD, "model.lora: found null with algorithm.name: dp_dylora"),
+    ("hetlora", {**TINY_VIT, "lora": LORA}, "model.lora.ranks: found null with algorithm.name: hetlora"),
+    ("raflora", {**TINY_VIT, "lora": LORA}, "model.lora.ranks: found null with algorithm.name: raflora"),
     ("moon", HEAD, "algorithm.name: found moon on a model that trains ['head'], and no features"),
     ("fedrep", HEAD, "algorithm.name: found fedrep on a model that trains ['head']"),
     ("harmofl", HEAD, "model.amplitude_norm: found null with algorithm.name: harmofl"),

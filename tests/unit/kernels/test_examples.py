@@ -10,7 +10,7 @@ from fedsim.kernels import build
 from fedsim.kernels.examples import Keep, Products, Sizes, Tape
 from fedsim.kernels.frozen import FrozenProduct
 from fedsim.kernels.lora import CompiledLowRank
-from fedsim.models.lora import LowRankLinear
+from fedsim.kernels.low_rank import LowRankLinear
 
 needs_compiler = pytest.mark.skipif(build.problem() is not None, reason=str(build.problem()))
 FUNCTIONS = pytest.mark.parametrize(

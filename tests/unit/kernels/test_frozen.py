@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.kernels.frozen import FrozenLinear, FrozenProduct, can_pack, plain
-from fedsim.models.lora import LowRankLinear
+from fedsim.kernels.low_rank import LowRankLinear
 
 STREAM = torch.Generator().manual_seed(5)
 

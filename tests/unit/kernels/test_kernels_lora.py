@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from fedsim.kernels import build
 from fedsim.kernels.frozen import FrozenProduct, plain
 from fedsim.kernels.lora import CompiledLowRank, suits
+from fedsim.kernels.low_rank import LowRankLinear
 from fedsim.kernels.rows import FrozenNorm
-from fedsim.models.lora import LowRankLinear
 
 pytestmark = pytest.mark.skipif(build.problem() is not None, reason=str(build.problem()))
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

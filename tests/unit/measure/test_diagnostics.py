@@ -44,6 +44,18 @@ def dense(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, mean_b @ mean_a
 
 
+def test_of_the_first_ranks_where_only_these_are_averaged() -> None:
+    own = factors()
+    short = {n: v[..., :1, :] if n.endswith("lora_a") else v[..., :1] for n, v in own.items()}
+    before = {name: torch.zeros_like(value[0]) for name, value in own.items()}
+    update = update_of(range(K), before, own, weights=WEIGHTS)
+    products = {layer: product[0] for layer, product in block_products(update, short).items()}
+    found = lora_diagnostics(products, before, {n: torch.tensordot(WEIGHTS, v.double(), 1) for n, v in short.items()})
+    expected = diagnose(short, {}, WEIGHTS)
+    for key in ("aggregation_deviation", "aggregation_deviation_per_layer", "effective_rank"):
+        assert found[key] == pytest.approx(expected[key], rel=1e-12)
+
+
 def test_against_dense() -> None:
     own = factors()
     found = diagnose(own, {}, WEIGHTS)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from fedsim.config.words import LoraConfig
 from fedsim.errors import UserError
 from fedsim.kernels.frozen import plain
-from fedsim.models.lora import LoRALinear, add_lora, initial_factor
+from fedsim.models.lora import LoRALinear, add_lora
+from fedsim.models.lora_start import initial_factor
 
 K, N, TOKENS, D, OUT, R = 3, 2, 4, 6, 5, 2
 SCALING = 1.5

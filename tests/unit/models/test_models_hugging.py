@@ -79,9 +79,9 @@ def test_images(tmp_path: Path) -> None:
     assert (encoder.mean, encoder.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
 
 
-def adapted(folder: Path, target: tuple[str, ...]) -> tuple[Encoder, ModelConfig, dict[str, Tensor], Any]:
+def adapted(folder: Path, target: tuple[str, ...], **words: Any) -> tuple[Encoder, ModelConfig, dict[str, Tensor], Any]:
     """An encoder with LoRA layers, and factors none of which is zero."""
-    config = config_of(folder, train="lora", lora={"r": 3, "lora_alpha": 1.5, "target": list(target)})
+    config = config_of(folder, train="lora", lora={"r": 3, "lora_alpha": 1.5, "target": list(target), **words})
     encoder = load_encoder(config, 16, ["one", "two"], 0)
     assert encoder.tower is not None
     assert config.lora is not None
@@ -104,9 +104,10 @@ def adapted(folder: Path, target: tuple[str, ...]) -> tuple[Encoder, ModelConfig
         ("vit", ("k", "proj", "fc1")),
     ],
 )
-def test_the_adapter_loads_in_peft(tmp_path: Path, kind: str, target: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("words", [{}, {"use_dora": True, "init_lora_weights": "pissa", "use_rslora": True}])
+def test_the_adapter_loads_in_peft(tmp_path: Path, kind: str, target: tuple[str, ...], words: dict[str, Any]) -> None:
     write_hugging(tmp_path / "model", kind)
-    encoder, config, params, layers = adapted(tmp_path / "model", target)
+    encoder, config, params, layers = adapted(tmp_path / "model", target, **words)
     export_peft(tmp_path / "adapter", params, SimpleNamespace(config=config, encoder=encoder))
     for layer in layers:
         layer.bind(params)

@@ -14,7 +14,7 @@ from fedsim.privacy import accounting, deer_release
 from fedsim.privacy.facts import public_facts
 from fedsim.privacy.ledger import Ledger, PublicFacts
 from fedsim.privacy.refusals import check_claims
-from tests.helpers import make_config, make_dataset, make_simulation
+from tests.helpers import TINY_VIT, make_config, make_dataset, make_simulation
 
 CLIENT = {"name": "client", "bound": 0.5}
 RECORD = {"name": "record", "bound": 1.0}
@@ -250,6 +250,20 @@ def test_facts_are_those_of_the_messages(method: str, trainings: int, phases: in
     # Two blocks, three slices, rank 2, width 32: as many numbers in A as in B; and the head.
     factor, head = 2 * 3 * 2 * 32, 3 * 32 + 3
     assert facts.numbers == groups * (head + (factor if method == "deer" else 2 * factor))
+
+
+def test_the_largest_message_of_any_round_counts() -> None:
+    """RoLoRA's second round sends A, which on the feed-forward's second layer is four times as wide as B."""
+    lora = {"r": 2, "target": ["fc2"]}
+    dataset, parts = make_dataset([8, 8])
+    found = []
+    for rounds in (1, 2):
+        words = {"rounds": rounds, "algorithm": {"name": "rolora"}, "model": {**TINY_VIT, "lora": lora}}
+        sim = make_simulation(make_config(**words, clients={"count": 2, "per_block": 1}), dataset, parts)
+        found.append(public_facts(sim.config, sim.algorithm, sim.sizes))
+    head = 3 * 32 + 3
+    assert [facts.numbers for facts in found] == [2 * 2 * 32 + head, 2 * 2 * 128 + head]
+    assert [(facts.trainings, facts.phases) for facts in found] == [(1, 1), (1, 1)]
 
 
 def test_rounds_that_are_not_there_cost_nothing_and_each_costs_less_than_the_first() -> None:

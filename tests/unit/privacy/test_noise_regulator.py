@@ -81,6 +81,15 @@ def test_what_the_peer_does_not_let_through_is_left_out() -> None:
     assert (found[:, [0, 2]].abs().amax((1, 2)) > 0).all()
 
 
+@pytest.mark.parametrize("method", ["fedsa_lora", "sfed_lora"])
+def test_a_method_whose_clients_keep_b_is_refused(method: str) -> None:
+    """The server's B stays zero, so that noise on A would have no shape, and A would never move."""
+    words = {"mechanism": {"name": "noise_regulator", "bound": 0.1}, "noise_multiplier": 0.1, "delta": 1e-5}
+    sim = simulate([8, 8, 8], 2, algorithm={"name": method}, privacy=words)
+    with pytest.raises(UserError, match=r"noise_regulator with a .*lora_b that stays zero on the server"):
+        play(sim, 2)
+
+
 def test_deer_starts_with_b_at_zero() -> None:
     """The first phase trains B, shaped by A; with B at zero nothing of A could be released."""
     words = {"mechanism": {"name": "noise_regulator", "bound": 0.1}, "noise_multiplier": 0.1, "delta": 1e-5}

@@ -110,3 +110,25 @@ def test_learning_rates(schedule: dict[str, Any], expected: list[float]) -> None
     found = [learning_rate(2.0, chosen, round, 5) for round in range(1, 6)]
     assert found == pytest.approx(expected, abs=1e-15)
     assert learning_rate(2.0, chosen, 1, 1) == 2.0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_columns_without_gradient_stand_still_as_torch_has_it(case: str) -> None:
+    """Two trainings of which each odd step moves the first columns and each even one the others."""
+    config, cut = words(case), 4
+    start, kept = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(1)), []
+    owns = [[nn.Parameter(part.clone()) for part in row.split([cut, WIDTH - cut])] for row in start]
+    optimizers = [[torch_optimizer(config, own) for own in row] for row in owns]
+    flat = start.clone()
+    for seed in (2, 3):
+        grads = torch.randn(5, 2, WIDTH, generator=torch.Generator().manual_seed(seed))
+        stacked = StackedOptimizer(config, flat, kept)
+        for step, grad in enumerate(grads):
+            turn = step % 2
+            stacked.step(flat, grad, config.lr, [slice(cut, None) if turn == 0 else slice(0, cut)])
+            for row, own, rule in zip(grad, owns, optimizers, strict=True):
+                own[turn].grad = row.split([cut, WIDTH - cut])[turn]
+                rule[turn].step()
+        kept = stacked.rows()
+    expected = torch.stack([torch.cat([part.detach() for part in row]) for row in owns])
+    torch.testing.assert_close(flat, expected)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fedsim.algorithms.base import TRAINED_KINDS, Algorithm, Facts, Phase
-from fedsim.errors import UserError
+from fedsim.algorithms.parts.factors import factor_pairs
 
 
 class FFALoRA(Algorithm):
@@ -13,8 +13,7 @@ class FFALoRA(Algorithm):
 
     def __init__(self, config: Any, facts: Facts) -> None:
         super().__init__(config, facts)
-        if not {"lora_a", "lora_b"} <= {spec.kind for spec in self.specs.values()}:
-            raise UserError("model.lora", "null with algorithm.name: ffa_lora", "a section, {} for its defaults")
+        factor_pairs(self.specs, "ffa_lora")
 
     def phases(self, round: int) -> tuple[Phase, ...]:
         return (Phase(kinds=TRAINED_KINDS - {"lora_a"}),)

@@ -7,7 +7,7 @@ updates would give. Each phase is a local training with a fresh optimiser and an
 from typing import Any
 
 from fedsim.algorithms.base import TRAINED_KINDS, Algorithm, Facts, Phase
-from fedsim.errors import UserError
+from fedsim.algorithms.parts.factors import factor_pairs
 
 
 class DEeR(Algorithm):
@@ -17,8 +17,7 @@ class DEeR(Algorithm):
 
     def __init__(self, config: Any, facts: Facts) -> None:
         super().__init__(config, facts)
-        if not {"lora_a", "lora_b"} <= {spec.kind for spec in self.specs.values()}:
-            raise UserError("model.lora", "null with algorithm.name: deer", "a section, {} for its defaults")
+        factor_pairs(self.specs, "deer")
 
     def phases(self, round: int) -> tuple[Phase, ...]:
         return (Phase("b", TRAINED_KINDS - {"lora_a"}), Phase("a", TRAINED_KINDS - {"lora_b"}))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Algorithm, Facts, GradOf, Step, Tensors
 from fedsim.algorithms.parts.abilities import Choosing
+from fedsim.algorithms.parts.own_ranks import refuse_ranks
 from fedsim.errors import UserError
 
 #: The ranks for which the published code says what validation tries.
@@ -47,6 +48,7 @@ class DPDyLoRA(Choosing):
         if not ranks:
             raise UserError("model.lora", "null with algorithm.name: dp_dylora", "a section, {} for its defaults")
         (self.rank,) = ranks
+        refuse_ranks(facts, "dp_dylora")
         if config.form == "released" and self.rank not in RELEASED_RANKS:
             found = f"{self.rank} with algorithm.form: released"
             raise UserError("model.lora.r", found, f"one of {', '.join(map(str, RELEASED_RANKS))}, as the code has it")

@@ -1,0 +1,1 @@
+"""Federated methods about LoRA: one file each."""
