@@ -114,8 +114,7 @@ extern "C" void lora_forward(const Element *x, const float *a, const float *b, c
 // inner (M, G R') gets s grad B, what reaches the hidden values, for grad (M, S O); inner A is added to grad_x (M, D),
 // unless NULL.
 static void back_through(const Element *grad, const float *a, const float *b, const long *targets, Element *inner,
-                         Element *grad_x, Sizes n, long a_clients, long b_clients, const float *scaling,
-                         long threads) {
+                         Element *grad_x, Sizes n, long a_clients, long b_clients, const float *scaling, long threads) {
     long narrow = rounded_up(n.whole_rank(), LANES), wide = rounded_up(n.width, LANES);
     long depth = n.out_width / WORD_ELEMENTS, stride = n.slices * n.out_width, blocks = n.blocks();
 #pragma omp parallel num_threads(threads)
