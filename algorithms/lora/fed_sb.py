@@ -33,7 +33,12 @@ class FedSB(Cores):
 
     def begin(self, state: base.ServerState, phase: base.Phase, kept: Sequence[base.Tensors]) -> base.Start:
         if phase == self.CORES and not state.extra:
-            raise UserError("clients.sampling", "a first round without clients, with fed_sb", "uniform")
+            if state.round > 0:
+                raise UserError("clients.sampling", "a first round without clients, with fed_sb", "uniform")
+            # Asked beforehand what a later round sends: that has the shapes of any core.
+            factors = {b: state.params[b] for b in self.pairs}
+            cores = {b: v.new_zeros(len(v), 1, v.shape[-1], v.shape[-1]) for b, v in factors.items()}
+            state = self.with_cores(state, {b: self.heads(value) for b, value in factors.items()}, cores)
         if phase == self.CORES:
             return super().begin(state, phase, kept)
         drawn = {name: state.params[name] for name in self.pairs.values()} if phase == ROWS else {}
