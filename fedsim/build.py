@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,9 +30,7 @@ from fedsim.models.encoders import Encoder
 from fedsim.models.stacked import StackedModel
 from fedsim.models.whole_net import WholeNet
 from fedsim.privacy.choose import expected_clients, privacy_layers
-from fedsim.privacy.facts import public_facts
 from fedsim.privacy.layer import Layer
-from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.refusals import check_claims
 from fedsim.schedule.block_size import choose_block_size
 from fedsim.schedule.client_ranks import client_ranks
@@ -40,6 +39,9 @@ from fedsim.simulation import Simulation
 from fedsim.storage.store import GIB, Budget, ClientStore
 from fedsim.tasks.choose import task_of
 from fedsim.tasks.task import Classification, Task
+
+if TYPE_CHECKING:
+    from fedsim.privacy.ledger import Ledger
 
 Progress = Callable[[str], object]
 
@@ -159,11 +161,15 @@ def assemble(
     )
 
 
-def open_ledger(config: Config, algorithm: Algorithm, sizes: Sequence[int], progress: Progress) -> Ledger | None:
+def open_ledger(config: Config, algorithm: Algorithm, sizes: Sequence[int], progress: Progress) -> "Ledger | None":
     """Return the ledger of a config with a privacy mechanism; UserError for a claim that cannot hold."""
     check_claims(config, sizes)
     if config.privacy is None or config.privacy.mechanism is None:
         return None
+    # Late: it brings dp-accounting, which takes most of a second.
+    from fedsim.privacy.facts import public_facts
+    from fedsim.privacy.ledger import Ledger
+
     return Ledger(config, public_facts(config, algorithm, sizes), progress)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +16,12 @@ from fedsim.inputs.images import ImageSource
 from fedsim.inputs.public import PublicInputs
 from fedsim.models.stacked import StackedModel
 from fedsim.privacy.layer import Layer
-from fedsim.privacy.ledger import Ledger
 from fedsim.schedule.pace import Pace
 from fedsim.storage.store import ClientStore
 from fedsim.tasks.task import Task
+
+if TYPE_CHECKING:
+    from fedsim.privacy.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Simulation:
     held: StackedModel
     algorithm: Algorithm
     layers: Sequence[Layer]
-    ledger: Ledger | None
+    ledger: "Ledger | None"
     images: ImageSource
     trainer: BlockTrainer
     store: ClientStore

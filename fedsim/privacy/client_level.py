@@ -13,7 +13,6 @@ from torch import Tensor
 from fedsim.algorithms.base import Aggregate, Facts, Payload, Phase, ServerState, Tensors, Update
 from fedsim.config.privacy import ClientLevel, QuantileClipping, TensorClipping
 from fedsim.errors import UserError
-from fedsim.privacy.accounting import beside_count
 from fedsim.privacy.discrete_gaussian import Lattice
 from fedsim.privacy.layer import Layer
 from fedsim.privacy.messages import MEAN, groups_of, message_of, norms_of, scaled, shrink, sums_of
@@ -122,6 +121,9 @@ class ClientLevelLayer(Layer):
         clipping, z = self.mechanism.clipping, self.noise.multiplier
         if not isinstance(clipping, QuantileClipping) or z == 0:
             return z
+        # Late: accounting brings dp-accounting, which takes most of a second.
+        from fedsim.privacy.accounting import beside_count
+
         return beside_count(z, clipping.count_noise)
 
     def _weights(self, key: str) -> Tensor:
