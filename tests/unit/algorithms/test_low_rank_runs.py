@@ -1,6 +1,7 @@
 """Fed-SB, LA-LoRA and the methods of two pairs in the engine: what moves, what is sent, what the server's model is."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_refusals() -> None:
         simulate([8], 1, algorithm={"name": "ravan", "heads": 2}, model=MODEL)
     sim = simulate([8], 1, algorithm={"name": "fed_sb"})
     with pytest.raises(UserError, match="first round without clients"):
-        sim.algorithm.begin(sim.initial_state(), sim.algorithm.phases(2)[0], [])
+        sim.algorithm.begin(replace(sim.initial_state(), round=1), sim.algorithm.phases(2)[0], [])
 
 
 @pytest.mark.parametrize("form", ["whitened", "released"])
