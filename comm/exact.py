@@ -45,11 +45,15 @@ class ExactSum:
 
     With ``masks`` what a client adds is masked first, on each grid anew, and sums wrap modulo 2^64. ``unmask`` comes
     before ``read``, which then has the bits that it has without. Peaks are plain: every client tells its own, and the
-    largest is agreed upon. The counts behind ``below_grid`` are plain, too; no client tells them.
+    largest is agreed upon. The counts behind ``below_grid`` are plain, too; no client tells them. Without ``counting``
+    they stay zero.
     """
 
-    def __init__(self, num_terms: int, who: str = "client", masks: Masks | None = None) -> None:
+    def __init__(
+        self, num_terms: int, who: str = "client", masks: Masks | None = None, *, counting: bool = True
+    ) -> None:
         self.num_terms = num_terms
+        self._counting = counting
         self._who = who
         self._masks = masks
         self._columns: dict[str, list[_Columns]] = {}
@@ -80,7 +84,7 @@ class ExactSum:
     ) -> None:
         if how not in self._columns:
             parts = enumerate(side_by_side(terms))
-            self._columns[how] = [_Columns(how, place, some, limits) for place, some in parts]
+            self._columns[how] = [_Columns(how, place, some, limits, self._counting) for place, some in parts]
         mask = None if self._masks is None else partial(self._masks, clients)
         for columns in self._columns[how]:
             columns.add(terms, weights, lambda name, values: self._refuse(how, name, values, limits, clients), mask)
@@ -183,21 +187,23 @@ def side_by_side(terms: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 class _Columns:
     """Tensors side by side, P numbers of T tensors, summed on every grid that some of them have fitted so far."""
 
-    def __init__(self, how: str, place: int, terms: Mapping[str, Tensor], limits: Mapping[int, float]) -> None:
+    def __init__(
+        self, how: str, place: int, terms: Mapping[str, Tensor], limits: Mapping[int, float], counting: bool
+    ) -> None:
         self.how = how
         self._place = place
         self.limits = limits
+        self._counting = counting
         first = next(iter(terms.values()))
         self._dtypes = {name: value.dtype for name, value in terms.items()}
         self._shapes = {name: _reals(value).shape[1:] for name, value in terms.items()}
         self.sizes = [math.prod(shape) for shape in self._shapes.values()]
         self.peaks_T = torch.zeros(len(terms), dtype=torch.float64)
-        zeros = torch.zeros(sum(self.sizes), dtype=torch.int64, device=first.device)
         # A grid that no tensor fits any more is given up: peaks only grow.
-        self._sums_P = dict.fromkeys(limits, zeros)
-        none = torch.zeros(len(terms), dtype=torch.int64, device=first.device)
-        self._num_sent = none.sum()
-        self._lost_T = dict.fromkeys(limits, none)
+        zeros = partial(torch.zeros, dtype=torch.int64, device=first.device)
+        self._sums_P = {bits: zeros(sum(self.sizes)) for bits in limits}
+        self._lost_T = {bits: zeros(len(terms)) for bits in limits}
+        self._num_sent = zeros(())
 
     def stream(self, bits: int) -> str:
         """Return the name of the masks on a grid."""
@@ -224,21 +230,23 @@ class _Columns:
             raise next(refuse(name, part) for name, part, peak in parts if not peak <= max(self.limits.values()))
         self.peaks_T = torch.maximum(self.peaks_T, peaks_T)
         values_KP *= weights_K.to(values_KP.device)[:, None]
-        num_sent = values_KP.count_nonzero()
-        self._num_sent = self._num_sent + num_sent
+        loses = self._counting
+        num_sent = values_KP.count_nonzero() if loses else 0
+        self._num_sent += num_sent
         scaled_KP = torch.empty_like(values_KP)
-        for bits, limit in self.limits.items():
+        # Coarsest first: where nothing is lost there, nothing is on finer grids, and nobody has to count.
+        for bits, limit in reversed(self.limits.items()):
             if bits in self._sums_P and not (self.peaks_T <= limit).any():
                 del self._sums_P[bits], self._lost_T[bits]
             elif bits in self._sums_P:
                 # What does not fit this grid becomes some number here that nobody reads.
                 multiples_KP = torch.mul(values_KP, 2.0**bits, out=scaled_KP).round_().to(torch.int64)
-                # Mostly nothing is lost, and counting in all is cheaper than by tensor.
-                if multiples_KP.count_nonzero() != num_sent:
-                    self._lost_T[bits] = self._lost_T[bits] + self._by_tensor((multiples_KP == 0) & (values_KP != 0))
+                loses = loses and bool(multiples_KP.count_nonzero() != num_sent)
+                if loses:
+                    self._lost_T[bits] += self._by_tensor((multiples_KP == 0) & (values_KP != 0))
                 if mask is not None:
                     multiples_KP += mask(self.stream(bits), sum(self.sizes)).to(multiples_KP.device)
-                self._sums_P[bits] = self._sums_P[bits] + multiples_KP.sum(0)
+                self._sums_P[bits] += multiples_KP.sum(0)
 
     def _by_tensor(self, is_KP: Tensor) -> Tensor:
         return torch.stack([part.sum() for part in is_KP.sum(0).split(self.sizes)])

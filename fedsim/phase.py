@@ -73,7 +73,7 @@ class Sums:
         self.specs = specs
         num_terms = max(1, len(cohort.clients))
         self.released = ExactSum(num_terms, masks=None if secured is None else secured.masks)
-        self.observed = ExactSum(num_terms, "the clients from")
+        self.observed = ExactSum(num_terms, "the clients from", counting=False)
         # Losses, squared norms and seconds, zero but for this rank's clients.
         self.table = torch.zeros(3, len(cohort.clients), dtype=torch.float64)
         self.busy = torch.zeros(group.num_ranks, dtype=torch.float64)

@@ -4,7 +4,7 @@ Shapes: K clients in a block, G adapted slices of the layer's output, R rank, D 
 M rows per client, or all rows of clients that have unequal numbers of images, S slices of the output.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -47,8 +47,8 @@ class CompiledLowRank(torch.autograd.Function):
         x, a, b = x.contiguous(), a.contiguous(), b.contiguous()
         out = product.forward(x.flatten(0, 1))
         hidden = x.new_empty(*x.shape[:2], b.shape[1], b.shape[3] + b.shape[3] % 2)
-        places = torch.tensor(targets)
-        starts = torch.arange(len(x) + 1) * x.shape[1] if keep is None else keep.starts(x.shape[1])
+        places = _places(targets)
+        starts = _starts(*x.shape[:2]) if keep is None else keep.starts(x.shape[1])
         scales = torch.as_tensor(scaling, dtype=torch.float32).expand(len(starts) - 1).contiguous()
         call("lora_forward", x.dtype, x, a, b, places, hidden, out, *_sizes(starts, x, out, a, b), scales)
         ctx.save_for_backward(x, a, b, hidden, places, starts)
@@ -77,6 +77,17 @@ class CompiledLowRank(torch.autograd.Function):
         run(grad_a, grad_b, *sizes, ctx.scales)
         sums = (part if part is None else part.sum_to_size(like.shape) for part, like in ((grad_a, a), (grad_b, b)))
         return grad_x, None, *sums, None, None, None
+
+
+@lru_cache
+def _places(targets: tuple[int, ...]) -> Tensor:
+    return torch.tensor(targets)
+
+
+@lru_cache
+def _starts(num_clients: int, rows: int) -> Tensor:
+    """Every client's first row, int64 (K + 1,), where all have as many."""
+    return torch.arange(num_clients + 1) * rows
 
 
 def _sizes(starts: Tensor, x: Tensor, out: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor | int, ...]:
