@@ -1,17 +1,14 @@
 """Small simulations on made-up images, through the same parts that ``launch.py run`` uses."""
 
 import copy
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from fedsim.algorithms import METHODS, resolve
@@ -20,17 +17,14 @@ from fedsim.algorithms.parts.by_products import ByProducts
 from fedsim.build import Parts, assemble
 from fedsim.comm.group import open_group
 from fedsim.config.data import DataConfig
-from fedsim.config.distill import DistillConfig
-from fedsim.config.experiment import Config, dump_config
+from fedsim.config.experiment import Config
 from fedsim.config.words import ModelConfig
 from fedsim.data import Dataset, load_dataset
 from fedsim.inputs.public import PublicInputs
 from fedsim.inputs.texts import input_source
 from fedsim.models.build import build_models
-from fedsim.models.encoders import load_encoder
 from fedsim.models.specs import ParamSpec
 from fedsim.models.stacked import StackedModel
-from fedsim.models.submodel.folder import CONFIG_FILE, fingerprint, make_submodel, save_submodel
 from fedsim.runfolder.records import RoundRecord
 from fedsim.schedule.cohort import Cohort
 from fedsim.server import run_round
@@ -58,7 +52,6 @@ BASE: dict[str, Any] = {
 
 #: The methods that send products in place of factors where the server may read sums alone.
 BY_PRODUCTS = {name for name in METHODS if issubclass(resolve(name), ByProducts)}
-SCRATCH = tempfile.TemporaryDirectory(prefix="fedsim-")
 
 
 def make_config(**sections: Any) -> Config:
@@ -92,18 +85,6 @@ def make_volumes(sizes: Sequence[int], slices: int = SLICES) -> tuple[Dataset, l
     return replace(flat, images=images.clamp(max=255).byte()), parts
 
 
-def make_pictures(count: int) -> list[Image.Image]:
-    """Soft blobs on a black background, as a scan has it, each image its own."""
-    rng = np.random.default_rng(4)
-    images = []
-    for _ in range(count):
-        blobs = Image.fromarray(rng.integers(40, 160, (7, 7), np.uint8)).resize((96, 96), Image.Resampling.BICUBIC)
-        frame = Image.new("L", (128, 128))
-        frame.paste(blobs, (16, 16))
-        images.append(frame.convert("RGB"))
-    return images
-
-
 def make_masked_dataset(sizes: Sequence[int], side: int, seed: int = 0) -> tuple[Dataset, list[np.ndarray]]:
     """Noise with a bright rectangle in each image, which is the mask's class 1 or 2, and a client for each size.
 
@@ -122,25 +103,6 @@ def make_masked_dataset(sizes: Sequence[int], side: int, seed: int = 0) -> tuple
     images = torch.from_numpy(pixels.astype(np.uint8))
     names = ("background", "grey", "white")
     return replace(plain, images=images, class_names=names, masks=torch.from_numpy(masks)), parts
-
-
-@cache
-def tiny_submodel(intermediate_rank: int) -> str:
-    """A folder with a sub-model of ``TINY_VIT``, cut and not distilled; made once and gone with the process."""
-    folder = Path(SCRATCH.name) / str(intermediate_rank)
-    return write_submodel(folder, {**TINY_VIT, "lora": LORA}, intermediate_rank=intermediate_rank)
-
-
-def write_submodel(folder: Path, model: Mapping[str, Any], image_size: int = IMAGE_SIZE, **cut: Any) -> str:
-    """Cut a model, the section of a config, as the words ``cut`` say, without distillation; return the new folder."""
-    words = {"name": "half", "model": model, "data": BASE["data"], "submodel": cut}
-    config = DistillConfig.model_validate(words)
-    tower = load_encoder(config.model, image_size, ["x"], 0).tower
-    assert tower is not None
-    folder.mkdir()
-    (folder / CONFIG_FILE).write_text(dump_config(config))
-    save_submodel(folder, make_submodel(config, tower.blocks), fingerprint(tower.blocks), {})
-    return str(folder)
 
 
 @cache

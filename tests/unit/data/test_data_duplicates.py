@@ -10,7 +10,8 @@ from scipy.spatial.distance import cdist  # type: ignore[import-untyped]  # scip
 
 from fedsim.data.datasets.packaged import SLICE_DISTANCE
 from fedsim.data.duplicates import near_duplicates, near_pairs, thumbnails
-from tests.helpers import load_set, make_pictures
+from tests.helpers import load_set
+from tests.unit.data.pictures import make_pictures
 
 Grey = npt.NDArray[np.float32]
 COPIES = {

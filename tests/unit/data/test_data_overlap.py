@@ -9,7 +9,8 @@ from PIL import Image
 
 from fedsim.data import overlap
 from fedsim.data.overlap import overlap_rows, same_pictures
-from tests.helpers import load_set, make_dataset, make_masked_dataset, make_pictures
+from tests.helpers import load_set, make_dataset, make_masked_dataset
+from tests.unit.data.pictures import make_pictures
 
 TURNED, MIRRORED = Image.Transpose.ROTATE_90, Image.Transpose.FLIP_LEFT_RIGHT
 

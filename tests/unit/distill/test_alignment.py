@@ -9,7 +9,8 @@ from fedsim.algorithms.base import Aggregate, ServerState
 from fedsim.algorithms.parts.abilities import Alignment
 from fedsim.measure.scores import evaluate
 from fedsim.simulation import Simulation
-from tests.helpers import LORA, TINY_VIT, play, simulate, tiny_submodel
+from tests.helpers import LORA, TINY_VIT, play, simulate
+from tests.submodels import tiny_submodel
 
 STEPS = {"epochs": 4.0, "batch_size": 6, "micro_batch": 4, "lr": 0.003}
 

@@ -19,7 +19,8 @@ from fedsim.kernels.frozen import plain
 from fedsim.models.build import build_models
 from fedsim.models.specs import PROXIES
 from fedsim.models.submodel.model import HeldModel
-from tests.helpers import IMAGE_SIZE, LORA, TINY_VIT, make_dataset, same_bits, tiny_submodel
+from tests.helpers import IMAGE_SIZE, LORA, TINY_VIT, make_dataset, same_bits
+from tests.submodels import tiny_submodel
 
 SEED = 3
 PLAIN_SGD = {"optimizer": "sgd", "lr": 1.0, "warmup": 0.0, "clip_norm": None, "epochs": 1}

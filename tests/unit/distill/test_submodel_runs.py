@@ -22,18 +22,8 @@ from fedsim.server import run
 from fedsim.simulation import Simulation
 from fedsim.verbs import check as plan
 from fedsim.verbs.evaluate import evaluate_run
-from tests.helpers import (
-    LORA,
-    TINY_VIT,
-    cohort_of,
-    make_config,
-    make_simulation,
-    play,
-    same_bits,
-    simulate,
-    tiny_submodel,
-    write_submodel,
-)
+from tests.helpers import LORA, TINY_VIT, cohort_of, make_config, make_simulation, play, same_bits, simulate
+from tests.submodels import tiny_submodel, write_submodel
 from tests.unit.inputs.test_texts import make_texts
 from tests.unit.models.models_hugging_folders import write_hugging
 

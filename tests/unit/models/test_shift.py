@@ -17,7 +17,8 @@ from fedsim.models.encoders import library_model
 from fedsim.models.export import export_peft, with_shifts_in_factors
 from fedsim.models.lora import LoRALinear
 from fedsim.runfolder.adapter import export_adapter
-from tests.helpers import IMAGE_SIZE, LORA, TINY_VIT, play, simulate, tiny_submodel
+from tests.helpers import IMAGE_SIZE, LORA, TINY_VIT, play, simulate
+from tests.submodels import tiny_submodel
 
 K, N, TOKENS, D, O, R, SCALING = 3, 2, 4, 8, 6, 2, 1.5  # noqa: E741  # as in the shapes' legend
 SLICES = (0, 2)

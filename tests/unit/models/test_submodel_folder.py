@@ -15,7 +15,8 @@ from fedsim.machine.sealed import SEAL, write_record
 from fedsim.models.encoders import load_encoder
 from fedsim.models.submodel.folder import CONFIG_FILE, FACTS_FILE, TENSORS_FILE, load_submodel, make_submodel
 from tests.distributed.runs import TINY
-from tests.helpers import IMAGE_SIZE, LORA, TINY_VIT, same_bits, tiny_submodel
+from tests.helpers import IMAGE_SIZE, LORA, TINY_VIT, same_bits
+from tests.submodels import tiny_submodel
 
 
 def blocks(seed: int = 0, **options: int) -> nn.ModuleList:

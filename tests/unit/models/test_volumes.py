@@ -30,8 +30,8 @@ from tests.helpers import (
     make_volumes,
     play,
     same_bits,
-    tiny_submodel,
 )
+from tests.submodels import tiny_submodel
 
 CPU = torch.device("cpu")
 MODELS: dict[str, dict[str, Any]] = {

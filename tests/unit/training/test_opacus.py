@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedsim.config.words import ModelConfig
 from fedsim.models.encoders import library_model
 from tests.helpers import IMAGE_SIZE, TINY_VIT, simulate
-from tests.unit.training.test_record_level import STILL, away_from_zero, batches, gradients, norm, protected
+from tests.unit.training.private_steps import STILL, away_from_zero, batches, gradients, norm, protected
 
 RANK, ALPHA = 2, 4
 SEED = 0  # of the tests' models

@@ -16,8 +16,8 @@ from fedsim.models.specs import RANK
 from fedsim.phase import train_blocks
 from fedsim.schedule.cohort import draw_cohort
 from fedsim.simulation import Simulation
-from tests.conformance.test_methods import ACTIVE, SIZES
-from tests.conformance.test_methods import MODEL as MODELS
+from tests.conformance.settings import ACTIVE, SIZES
+from tests.conformance.settings import MODEL as MODELS
 from tests.helpers import (
     LORA,
     TINY_VIT,

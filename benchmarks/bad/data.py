@@ -1,4 +1,4 @@
-"""Bad data: folders of images and masks, tables of texts, MedMNIST files, NIfTI volumes; see ``bad_files``."""
+"""Bad data: folders of images and masks, tables of texts, MedMNIST files, NIfTI volumes; see ``files``."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.bad_files import Good, Words
-from benchmarks.damage import Damage, instead
-from tests.helpers import LORA, make_pictures
+from benchmarks.bad.damage import Damage, instead
+from benchmarks.bad.files import Good, Words
+from tests.helpers import LORA
 from tests.unit.data.datasets.test_data_medmnist import write_medmnist
 from tests.unit.data.datasets.test_data_texts import rows_of
 from tests.unit.data.datasets.test_data_texts import write as write_table
 from tests.unit.data.datasets.test_data_volumes import IMAGE, MASK, rewrite, with_bytes, write_site
+from tests.unit.data.pictures import make_pictures
 from tests.unit.models.models_hugging_folders import write_hugging
 
 FORMATS = ("png", "jpg", "bmp", "tif", "webp")

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.bad_files import UNDAMAGED, Bad, damaged_bytes
+from benchmarks.bad.files import UNDAMAGED, Bad, damaged_bytes
 from tests.unit.config.test_config_mutations import BROKEN_FILES
 
 CONFIGS = ("quickstart", "prrfl_lora", "harmofl_cells")
-FOLDER = Path(__file__).parent.parent / "configs"
+FOLDER = Path(__file__).parents[2] / "configs"
 PLACES = 12
 TWICE = "the_same_key_again"
 VALUES = (None, True, -1, 0.5, float("nan"), float("inf"), 10**40, "nonsense", "", "a\nb", [], {})

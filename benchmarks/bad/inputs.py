@@ -1,8 +1,8 @@
 """What becomes of bad inputs: configs, data, partitions and weights, counted by family and by how they end.
 
-    python -m benchmarks.bad_inputs
+    python -m benchmarks.bad.inputs
 
-Good inputs are damaged one at a time, by a scheme that ``bad_configs``, ``bad_data`` and ``bad_models`` spell out and
+Good inputs are damaged one at a time, by a scheme that ``configs``, ``data`` and ``models`` spell out and
 by places that a seed draws. What ``launch.py check`` does is done with each; where it ends well and the config is
 small, a round is run as well. Each ends as
 
@@ -27,11 +27,11 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.bad_configs import bad_configs
-from benchmarks.bad_data import bad_data
-from benchmarks.bad_files import UNDAMAGED, Bad, bad_files
-from benchmarks.bad_models import bad_models
-from benchmarks.damage import how_it_ends
+from benchmarks.bad.configs import bad_configs
+from benchmarks.bad.damage import how_it_ends
+from benchmarks.bad.data import bad_data
+from benchmarks.bad.files import UNDAMAGED, Bad, bad_files
+from benchmarks.bad.models import bad_models
 from fedsim import server
 from fedsim.machine.output import show_rows
 from fedsim.runfolder.trust import load_own

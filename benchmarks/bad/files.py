@@ -1,4 +1,4 @@
-"""Inputs that are good until a file of theirs is damaged, which ``bad_data`` and ``bad_models`` make.
+"""Inputs that are good until a file of theirs is damaged, which ``data`` and ``models`` make.
 
 What a file of any kind suffers is in ``damaged_bytes``; what only one kind can suffer comes with the input.
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from benchmarks.damage import CHANGES, CONFIG, Damage, instead
+from benchmarks.bad.damage import CHANGES, CONFIG, Damage, instead
 
 Words = dict[str, Any]
 BASE: Words = yaml.safe_load(CONFIG) | {"rounds": 1}

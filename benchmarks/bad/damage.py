@@ -1,6 +1,6 @@
 """What becomes of damaged run folders: every bit flip and every damaged folder is counted by how it ends.
 
-    python -m benchmarks.damage --flips 500 --folders 100
+    python -m benchmarks.bad.damage --flips 500 --folders 100
 
 A run is stopped after three of its four rounds. A single bit is flipped in each file of its last checkpoint and of
 its best, and the checkpoint is read; then copies of the folder are damaged in some way and resumed. Each try ends as

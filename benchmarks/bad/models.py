@@ -1,4 +1,4 @@
-"""Bad weights, encoder folders, sub-models, and partition files; see ``bad_files``."""
+"""Bad weights, encoder folders, sub-models, and partition files; see ``files``."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.bad_data import text_words, write_texts
-from benchmarks.bad_files import BASE, Good, Words
-from benchmarks.damage import Damage
+from benchmarks.bad.damage import Damage
+from benchmarks.bad.data import text_words, write_texts
+from benchmarks.bad.files import BASE, Good, Words
 from fedsim.config.data import DataConfig
 from fedsim.data import load_dataset
-from tests.helpers import write_submodel
+from tests.submodels import write_submodel
 from tests.unit.models.models_clip_folders import write_clip
 from tests.unit.models.models_hugging_folders import write_hugging
 from tests.unit.models.test_models_weights import PLACES, TINY
