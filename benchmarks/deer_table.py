@@ -68,7 +68,11 @@ def figures(metrics: Sequence[Mapping[str, Any]]) -> list[float]:
     test = metrics[-1]["test"]
     key = "aggregation_deviation"
     phases = [phase for row in metrics for phase in row["diagnostics"].values() if isinstance(phase, dict)]
-    return [test["balanced_accuracy"], test["auroc"], mean(phase[key] for phase in phases if key in phase)]
+    return [
+        test["balanced_accuracy"],
+        test["auroc"],
+        mean(phase[key] for phase in phases if phase.get(key) is not None),
+    ]
 
 
 def result(folder: Path, seed: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Two kinds of numbers leave a block. What the method and its layers let out is released: averaged, added up or gathered,
 given to every rank's ``post_aggregate``, counted in bytes. What the simulator alone sees is observed: losses, seconds,
-norms, products of factors for the diagnostics. They travel side by side and are never mixed.
+norms, sums of products of factors for the diagnostics. They travel side by side and are never mixed.
 
 Shapes: K clients of the cohort.
 """
@@ -10,18 +10,19 @@ Shapes: K clients of the cohort.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import PARAMS, Aggregate, Groups, Payload, Phase, ServerState, Update
+from fedsim.algorithms.parts.by_products import ByProducts
 from fedsim.algorithms.parts.own_ranks import scales_of
 from fedsim.comm.exact import NUM_COUNTS, ExactSum
 from fedsim.comm.group import Group
 from fedsim.measure.client_scores import ClientScores
 from fedsim.measure.costs import payload_of
-from fedsim.measure.diagnostics import block_products
+from fedsim.measure.factor_sums import Factors, block_sums, client_factors
 from fedsim.measure.traffic import Size, sent_by_client
 from fedsim.method_checks import check_kept, check_payload
 from fedsim.models.specs import ParamSpec
@@ -36,16 +37,16 @@ class Observed:
 
     ``losses``, ``seconds``, ``squared_norms``: float64 (K,) in the cohort's order; the norms are of the changes that
     clients send to be averaged, but for running statistics. ``busy``: every rank's seconds from the last meeting to its
-    training. ``products``: see ``diagnostics.block_products``. ``below_grid``: share of the numbers sent, unlike zero,
-    that the exact sum could not hold. ``sent``: by a client. ``context``: of no client, for its shapes.
-    ``secured``: what secure aggregation took on this rank, where there is some.
+    training. ``factors``: what ``factor_sums.block_sums`` of all blocks add up to. ``below_grid``: share of the numbers
+    sent, unlike zero, that the exact sum could not hold. ``sent``: by a client. ``context``: of no client, for its
+    shapes. ``secured``: what secure aggregation took on this rank, where there is some.
     """
 
     losses: Tensor
     squared_norms: Tensor
     seconds: Tensor
     busy: list[float]
-    products: Mapping[str, Tensor]
+    factors: Mapping[str, Tensor]
     below_grid: float
     sent: Size
     context: Groups
@@ -87,10 +88,7 @@ class Sums:
 
         ``payload``: what is released; ``raw``: the same before the layers, which is observed.
         """
-        first = self.cohort.clients[block.start : block.stop][:1] or (0,)
         self._release(update, payload)
-        among = replace(update, weights=(self.weights * self.scales)[block.start : block.stop])
-        self.observed.add_sum(block_products(among, raw.mean.get(PARAMS, {})), first)
         for name, value in flattened(payload.gather).items():
             if name not in self.rows:
                 self.rows[name] = value.new_zeros(len(self.cohort.clients), *value.shape[1:])
@@ -99,6 +97,12 @@ class Sums:
         self.table[1, block.start : block.stop] = squared_norms(raw, len(update.clients), self.specs)
         self.payload = payload
         self.context = {group: {n: v[:0] for n, v in tensors.items()} for group, tensors in update.context.items()}
+
+    def observe_factors(self, block: range, factors: Mapping[str, Factors], *, products: bool) -> None:
+        """Take in a block's LoRA factors; without ``products``, if a method says itself what becomes of these."""
+        first = self.cohort.clients[block.start : block.stop][:1] or (0,)
+        weights, scales = (values[block.start : block.stop] for values in (self.weights, self.scales))
+        self.observed.add_sum(block_sums(factors, weights, scales, products=products), first)
 
     def _release(self, update: Update, payload: Payload) -> None:
         clients, weights = update.clients, update.weights
@@ -133,7 +137,9 @@ def train_blocks(
             if secured is not None:
                 require_sums(sim.algorithm, payload)
             scores.measure_before(block, update, state.params)
+            factors = client_factors(sim.algorithm, update, raw.mean.get(PARAMS, {}))
         sums.add(block, update, raw, payload, losses)
+        sums.observe_factors(block, factors, products=not isinstance(sim.algorithm, ByProducts))
         sums.table[2, block.start : block.stop] = (time.perf_counter() - started) / max(1, len(clients))
     return sums
 
@@ -174,7 +180,7 @@ def meet(group: Group, sums: Sums) -> tuple[Aggregate, Observed]:
         squared_norms=norms,
         seconds=seconds,
         busy=busy.tolist(),
-        products=observed.read(seen),
+        factors=observed.read(seen),
         below_grid=released.below_grid(exact),
         sent=sent_by_client(sums.payload, sums.specs),
         context=sums.context,

@@ -88,6 +88,7 @@ def figures_of(energies: Mapping[str, Energies]) -> dict[str, Any]:
         "energy_kept": 1 - _relative(whole.residual, whole.total),
         "energy_kept_per_layer": {n: 1 - _relative(own.residual, own.total) for n, own in energies.items()},
         "residual_norm": whole.residual**0.5,
+        "residual_norm_per_layer": {n: own.residual**0.5 for n, own in energies.items()},
     }
 
 

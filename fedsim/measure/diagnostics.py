@@ -1,116 +1,146 @@
-"""How well a mean of LoRA factors stands for a mean of LoRA updates, and how far the clients drift apart.
+"""How well what the server returns stands for the clients' LoRA updates, and how far the clients drift apart.
 
-The mean update is the sum over clients of w_k B_k A_k. No client's factors are collected for it: every block adds up
-its products, and where a layer is wide, what they make of a few random directions, from which norms are estimated.
+The clients' mean update of a layer is M, the sum over clients of w_k B_k A_k; the server goes on with B A. Every method
+has the same columns, per layer and in all. No client's factors are collected for them, see ``factor_sums``.
 
-Shapes: K clients, G slices of a layer, R rank, D input width, O output width of a slice, C columns.
+Shapes: G slices of a layer, R rank, D input width, O output width of a slice.
 """
 
 import math
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Tensors, Update
-from fedsim.seeding import numpy_stream
+from fedsim.algorithms.base import Tensors
+from fedsim.measure.factor_sums import PRODUCT, SIZES, SPAN, first_ranks, narrowed
+from fedsim.models.specs import A, B
 
-A, B = ".lora_a", ".lora_b"
-#: Layers up to this input width are measured exactly, wider ones over as many random directions of signs.
-EXACT_WIDTH = 64
+#: The columns whose values are those of the factors' product, and of the spaces that clients' factors span.
+OF_PRODUCT = ("aggregation_deviation", "energy_kept", "residual_norm")
+OF_SPANS = {A: "subspace_angle_a", B: "subspace_angle_b"}
+EFFECTIVE_RANK = "effective_rank"
+PER_LAYER = "_per_layer"
+# What rounding A and B to float32, perhaps twice, leaves of a difference of equal products, relative to ||A|| ||B||.
+ROUNDING = 2.0**-22
 
 
-def narrowed(a: Tensor) -> Tensor:
-    """Return factors (..., D) as (..., C) float64: as they are where the layer is narrow, else times random directions.
+@dataclass
+class _Layer:
+    """What is known of a layer, or of all together: ||M - B A||^2, ||M||^2, and of factors' spaces their overlap.
 
-    For signs S over the root of C the expected ||M S||_F^2 is ||M||_F^2, with a relative standard deviation of at most
-    sqrt(2 / C).
+    ``overlaps``: by A and B the sums over pairs of different clients of w_k w_l <P_k, P_l> and of w_k w_l ||P_k||
+    ||P_l||. What is None has no meaning in a layer.
     """
-    width = a.shape[-1]
-    return a.double() if width <= EXACT_WIDTH else a.double() @ _directions(width).to(a.device)
+
+    energies: tuple[float, float] | None = None
+    rank: float | None = None
+    overlaps: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, float | None]:
+        found: dict[str, float | None] = {EFFECTIVE_RANK: self.rank, **dict.fromkeys(OF_PRODUCT)}
+        if self.energies is not None:
+            residual, whole = self.energies
+            share = residual / whole if whole > 0 else 0.0
+            values = (math.sqrt(share), 1 - share, math.sqrt(residual))
+            found |= dict(zip(OF_PRODUCT, values, strict=True))
+        return found | {column: _angle(self.overlaps.get(letter)) for letter, column in OF_SPANS.items()}
 
 
-@cache
-def _directions(width: int) -> Tensor:
-    signs = numpy_stream(0, f"diagnostics/{width}").choice([-1.0, 1.0], (width, EXACT_WIDTH))
-    return torch.from_numpy(signs / np.sqrt(EXACT_WIDTH))
+def lora_diagnostics(
+    sums: Mapping[str, Tensor], before: Tensors, after: Tensors, change: Tensors, common: Collection[str]
+) -> dict[str, Any]:
+    """Return all columns, each under its name in all and under NAME_per_layer by layer; None where one has no meaning.
 
+    ``sums``: those of ``block_sums`` over all blocks, without their first axis. ``before`` and ``after``: the server's
+    parameters around the phase; ``change``: the clients' mean change of those that are averaged; ``common``: the names
+    that clients send, of which the server therefore has one for all.
 
-def averaged_layers(trained: Mapping[str, Any], averaged: Mapping[str, Any]) -> list[str]:
-    """Return the layers of which a factor is trained, and none that is not averaged: the others have no common one."""
-    factors = [name for name in trained if name.endswith((A, B))]
-    own = {name.rpartition(".")[0] for name in factors if name not in averaged}
-    return sorted({name.rpartition(".")[0] for name in factors} - own)
-
-
-def block_products(update: Update, averaged: Tensors) -> dict[str, Tensor]:
-    """Return for each layer all of whose trained factors are averaged the block's sum of w_k B_k A_k S.
-
-    Float64 (1, G, O, C).
+    aggregation_deviation: ||M - B A|| / ||M||, Frobenius norms (DEeR, section III); energy_kept: 1 - ||M - B A||^2 /
+    ||M||^2; residual_norm: ||M - B A||. Exact for layers no wider than ``EXACT_WIDTH`` and estimated for others. None
+    for layers of which clients keep a factor that trains. effective_rank: exp of the entropy of the normalised singular
+    values of B A (Roy and Vetterli, 2007), averaged over the slices. subspace_angle_a, _b: the angle in degrees whose
+    squared cosine is the mean one of the principal angles between the row spaces of two clients' A, the column spaces
+    of their B; zero where the phase did not train the factor. None where there are no two such spaces.
     """
-    products = {}
-    for layer in averaged_layers(update.after, averaged):
-        factors = {layer + letter: _factor(update, layer + letter) for letter in (A, B)}
-        a, b = first_ranks(factors, averaged).values()
-        weighted = update.weights.to(b.device).view(-1, 1, 1, 1) * b.double()
-        # With the clients side by side along the rank it is one product: (G, O, K R) times (G, K R, C).
-        side_by_side = weighted.permute(1, 2, 0, 3).flatten(2), narrowed(a).transpose(0, 1).flatten(1, 2)
-        products[layer] = (side_by_side[0] @ side_by_side[1])[None]
-    return products
+    spans = [name.removeprefix(SPAN) for name in sums if name.startswith(SPAN)]
+    layers = {name.rpartition(".")[0]: _Layer() for name in sorted(spans)}
+    for path, layer in layers.items():
+        trained = [name for name in (path + A, path + B) if name in spans]
+        layer.overlaps = {name.removeprefix(path): _overlap(sums[SPAN + name], sums[SIZES + name]) for name in trained}
+        if set(trained) <= set(common):
+            a, b, rounding = _returned(path, trained, before, after, change)
+            layer.rank = _effective_rank(a, b)
+            if PRODUCT + path in sums:
+                layer.energies = _energies(sums[PRODUCT + path], a, b, rounding)
+    own = {path: layer.figures() for path, layer in layers.items()}
+    columns = _all_of(list(layers.values())).figures()
+    of_layers = {f"{key}{PER_LAYER}": {path: figures[key] for path, figures in own.items()} for key in columns}
+    return columns | of_layers
 
 
-def _factor(update: Update, name: str) -> Tensor:
-    """One factor of every client (K, G, ...), the server's where the phase did not train it."""
-    if name in update.after:
-        return update.after[name]
-    return update.before[name].expand(len(update.clients), *update.before[name].shape)
+def _all_of(layers: list[_Layer]) -> _Layer:
+    """Return the layers together: sums of energies and overlaps, the mean of ranks, of those that have any."""
+    energies = [layer.energies for layer in layers if layer.energies is not None]
+    ranks = [layer.rank for layer in layers if layer.rank is not None]
+    whole = _Layer(_sums(energies) if energies else None, sum(ranks) / len(ranks) if ranks else None)
+    for letter in OF_SPANS:
+        overlaps = [layer.overlaps[letter] for layer in layers if letter in layer.overlaps]
+        if overlaps:
+            whole.overlaps[letter] = _sums(overlaps)
+    return whole
 
 
-def first_ranks(factors: Tensors, averaged: Tensors) -> dict[str, Tensor]:
-    """Return a layer's A (..., R, D) and B (..., O, R) without the ranks behind those that are averaged, if any are.
+def _sums(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    return sum(first for first, _ in pairs), sum(second for _, second in pairs)
 
-    Where clients share only the first ranks of a layer, these are what the averages stand for.
+
+def _returned(
+    path: str, trained: list[str], before: Tensors, after: Tensors, change: Tensors
+) -> tuple[Tensor, Tensor, float]:
+    """Return the A and B, float64, that the server goes on with, and how far they may be rounded, see ``ROUNDING``.
+
+    Where it goes on with the clients' means, these as they were before they were rounded.
     """
-    used = {name: _by_rank(averaged[name], name).shape[-1] for name in factors if name in averaged}
-    return {name: _by_rank(_by_rank(value, name)[..., : min(used.values())], name) for name, value in factors.items()}
+    names = (path + A, path + B)
+    end = first_ranks({name: after[name] for name in names}, change)
+    if all(name in change for name in trained):
+        start = first_ranks({name: before[name] for name in names}, change)
+        means = {
+            name: v.double() + change[name].to(v.device) if name in change else v.double() for name, v in start.items()
+        }
+        if all(torch.equal(value.to(end[name].dtype), end[name]) for name, value in means.items()):
+            a, b = means.values()
+            return a, b, 0.0
+    a, b = (value.double() for value in end.values())
+    return a, b, ROUNDING
 
 
-def _by_rank(factor: Tensor, name: str) -> Tensor:
-    """Return a factor with its ranks in the last axis; of what that returned, the factor."""
-    return factor.mT if name.endswith(A) else factor
+def _energies(product: Tensor, a: Tensor, b: Tensor, rounding: float) -> tuple[float, float]:
+    """Return ||M - B A||^2 and ||M||^2, both over the directions of ``narrowed``."""
+    residual, whole = (value.square().sum().item() for value in (product - b @ narrowed(a), product))
+    # What float64, or float32 before it, leaves of a difference of equal numbers is none.
+    limit = max(1e-24 * whole, (rounding * a.norm().item() * b.norm().item()) ** 2)
+    return residual if residual > limit else 0.0, whole
 
 
-def lora_diagnostics(products: Mapping[str, Tensor], before: Tensors, change: Tensors) -> dict[str, Any]:
-    """Return aggregation deviation and effective rank, per layer and in all.
+def _overlap(span_GWC: Tensor, sizes_G2: Tensor) -> tuple[float, float]:
+    """Return over pairs of different clients the sums of w_k w_l <P_k, P_l> and of w_k w_l ||P_k|| ||P_l||."""
+    linear, square = sizes_G2.unbind(-1)
+    shared = float((span_GWC.square().sum((1, 2)) - square).sum())
+    whole = float((linear.square() - square).sum())
+    # One client, or none whose factor is unlike zero, is no pair.
+    return (shared, whole) if whole > 1e-9 * float(linear.square().sum()) else (0.0, 0.0)
 
-    ``products``: the sums of ``block_products`` over all blocks, (G, O, C) by layer. ``before``: the server's
-    parameters that the phase began from; ``change``: the clients' mean change of those that are averaged.
 
-    Deviation: ||mean(B A) - mean(B) mean(A)|| / ||mean(B A)||, Frobenius norms (DEeR, section III), exact for layers no
-    wider than ``EXACT_WIDTH`` and estimated for others; zero where the mean update is zero. Effective rank: exp of
-    the entropy of the normalised singular values of mean(B) mean(A) (Roy and Vetterli, 2007), averaged over the slices.
-    """
-    per_layer: dict[str, float] = {}
-    error_squared = norm_squared = 0.0
-    ranks = []
-    for layer, product in products.items():
-        factors = first_ranks({name: before[name].double() for name in (layer + A, layer + B)}, change)
-        a, b = (value + change.get(name, 0) for name, value in factors.items())
-        difference = product - b @ narrowed(a)
-        error, norm = (value.square().sum().item() for value in (difference, product))
-        # What float64 leaves of a difference of equal numbers is none.
-        error = error if error > 1e-24 * norm else 0.0
-        per_layer[layer] = math.sqrt(error / norm) if norm > 0 else 0.0
-        error_squared, norm_squared = error_squared + error, norm_squared + norm
-        ranks.append(_effective_rank(a, b))
-    return {
-        "aggregation_deviation": math.sqrt(error_squared / norm_squared) if norm_squared > 0 else 0.0,
-        "aggregation_deviation_per_layer": per_layer,
-        "effective_rank": sum(ranks) / len(ranks),
-    }
+def _angle(overlap: tuple[float, float] | None) -> float | None:
+    """Return the angle in degrees; zero where all clients have the server's factor."""
+    if overlap is None:
+        return 0.0
+    shared, whole = overlap
+    return math.degrees(math.acos(math.sqrt(min(1.0, max(0.0, shared / whole))))) if whole > 0 else None
 
 
 def _effective_rank(a_GRD: Tensor, b_GOR: Tensor) -> float:

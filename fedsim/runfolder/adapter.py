@@ -6,10 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
+from fedsim.algorithms.base import Algorithm
 from fedsim.machine.files import write_json
+from fedsim.measure.global_model import unsent
 from fedsim.models.export import export_peft
 from fedsim.models.specs import SHIFT
 from fedsim.simulation import Simulation
+
+MEAN_OF_CLIENTS, THE_SERVERS = "the mean of the clients' own", "the server's; clients go on with their own"
 
 
 def export_adapter(folder: Path, sim: Simulation, params: Mapping[str, Tensor], row: Mapping[str, Any]) -> None:
@@ -36,4 +40,13 @@ def export_adapter(folder: Path, sim: Simulation, params: Mapping[str, Tensor], 
     }
     if any(bool(shift.any()) for shift in shifts):
         about["frozen_weights"] = "changed by the server; the adapter's factors hold the changes"
+    if kept := kept_by_clients(sim.algorithm, params):
+        about["kept_by_clients"] = kept
     write_json(folder / "about.json", about)
+
+
+def kept_by_clients(method: Algorithm, params: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return by kind of parameter what stands in the global model where clients keep their own between rounds."""
+    own = method.trained(method.client_params([], params)["own"])
+    missing = unsent(method, [], params)
+    return {method.specs[name].kind: MEAN_OF_CLIENTS if name in missing else THE_SERVERS for name in sorted(own)}

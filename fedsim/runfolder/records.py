@@ -59,8 +59,9 @@ class RoundRecord:
         if change and self._observes:
             mean_square = float((cohort.weights_among(released.clients) * observed.squared_norms).sum())
             diagnostics["client_drift"] = client_drift(mean_square, change)
-        if observed.products and self._observes:
-            diagnostics |= lora_diagnostics(observed.products, before.params, change)
+        if observed.factors and self._observes:
+            common = method.sent(before.params) if bytes_up else {}
+            diagnostics |= lora_diagnostics(observed.factors, before.params, after.params, change, common)
         diagnostics |= method.diagnostics(after, released)
         row["diagnostics"][phase.name] = diagnostics
         arrived = set(released.clients)

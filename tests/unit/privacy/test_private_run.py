@@ -59,7 +59,8 @@ def test_what_only_a_simulation_sees_is_named_or_left_out(tmp_path: Path) -> Non
     assert shown[0]["train_loss"] is not None
     assert hidden[0]["train_loss"] is None
     assert "simulation_only" not in hidden[0]
-    assert not {"client_drift", "aggregation_deviation"} & hidden[0]["diagnostics"]["train"].keys()
+    assert {"client_drift", "aggregation_deviation", "subspace_angle_b"} < shown[0]["diagnostics"]["train"].keys()
+    assert hidden[0]["diagnostics"]["train"].keys() == {"below_grid"}
     assert (tmp_path / "true" / "clients.jsonl").read_text()
     assert not (tmp_path / "false" / "clients.jsonl").read_text()
     # Looking changes nothing.

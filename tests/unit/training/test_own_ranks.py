@@ -12,6 +12,7 @@ from fedsim.algorithms.fedavg import FedAvg
 from fedsim.errors import UserError
 from fedsim.kernels import lora as compiled
 from fedsim.measure.diagnostics import lora_diagnostics
+from fedsim.measure.factor_sums import PRODUCT
 from fedsim.models.specs import RANK
 from fedsim.phase import train_blocks
 from fedsim.schedule.cohort import draw_cohort
@@ -209,9 +210,10 @@ def test_deviation_of_ranks_is_that_of_the_scaled_products() -> None:
     for client, after in phases[0]["after"].items():
         a, b = (after[f"{layer}.lora_{letter}"].double() for letter in "ab")
         mean += 0.2 * (4 / RANKS[client]) * b @ a
-    torch.testing.assert_close(found[layer], mean, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found[PRODUCT + layer], mean, rtol=1e-6, atol=1e-9)
     change = {name: torch.zeros(()).expand_as(value) for name, value in state.params.items() if "qkv" in name}
-    assert lora_diagnostics(found, state.params, change)["aggregation_deviation"] > 0
+    figures = lora_diagnostics(found, state.params, state.params, change, change)
+    assert figures["aggregation_deviation"] > 0
 
 
 def test_clients_are_measured_with_their_own_ranks() -> None:
