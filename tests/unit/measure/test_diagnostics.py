@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms import METHODS
-from fedsim.algorithms.base import PARAMS, Algorithm, Payload, Update
+from fedsim.algorithms.base import PARAMS, Algorithm, Payload, Tensors, Update
 from fedsim.comm.group import Group
 from fedsim.measure.diagnostics import client_drift, lora_diagnostics
 from fedsim.measure.factor_sums import block_sums, client_factors
@@ -34,9 +34,7 @@ def factors(seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def summed(
-    own: Mapping[str, Tensor], before: Mapping[str, Tensor], averaged: Mapping[str, Tensor], weights: Tensor
-) -> dict[str, Tensor]:
+def summed(own: Tensors, before: Tensors, averaged: Tensors, weights: Tensor) -> dict[str, Tensor]:
     """As a phase does it, in two blocks."""
     method = Algorithm(Algorithm.Config(), facts_of({}))
     sums: dict[str, Tensor] = {}
