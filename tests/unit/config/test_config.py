@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import yaml
 
+from fedsim.algorithms import METHODS
 from fedsim.config.experiment import Config, dump_config
 from fedsim.config.plain_yaml import parse, to_yaml
 from fedsim.config.train import TrainConfig
 from fedsim.errors import UserError
 from fedsim.load import CONFIGS, load_config, run_schema
 
+ROOT = Path(__file__).parents[3]
 VALID: dict[str, Any] = {
     "name": "small",
     "rounds": 3,
@@ -85,6 +87,12 @@ def test_override_reaches_into_a_section_that_the_file_leaves_out(file: Path) ->
 def test_override_with_an_equals_sign_in_its_value(file: Path) -> None:
     prompt = "model={name: open_clip:x, prompt: 'a=b {}'}"
     assert load_config(file, [prompt]).model.prompt == "a=b {}"
+
+
+@pytest.mark.parametrize("method", sorted(name for name, path in METHODS.items() if ".lora." in path))
+def test_every_lora_method_is_a_word_of_quickstart(method: str) -> None:
+    config = load_config(ROOT / "configs/quickstart.yaml", [f"algorithm.name={method}"])
+    assert config.algorithm.name == method
 
 
 @pytest.mark.parametrize(

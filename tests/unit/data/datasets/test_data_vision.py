@@ -8,12 +8,16 @@ import pytest
 import scipy.io  # type: ignore[import-untyped]  # scipy has no types
 from PIL import Image
 
+from fedsim.build import build_simulation
+from fedsim.comm.group import open_group
 from fedsim.config.data import DataConfig
 from fedsim.data.images import resized
 from fedsim.errors import UserError
-from tests.helpers import load_set
+from fedsim.load import load_config
+from tests.helpers import load_set, play
 
 pytestmark = pytest.mark.usefixtures("cache")
+ROOT = Path(__file__).parents[4]
 BATCHES = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
 
 
@@ -85,6 +89,21 @@ def test_cifar100_takes_the_fine_classes(cifar100: Path) -> None:
     first = records(500, 100, 0, coarse=True)[0, 2:].reshape(3, 32, 32)
     want = resized(Image.fromarray(first.transpose(1, 2, 0)), 24, 24)
     np.testing.assert_array_equal(data.images[0].numpy(), want)
+
+
+def test_the_config_of_a_hundred_clients_runs_on_it(cifar100: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ViT-B's own name, small, on small images; all else as in the file."""
+    monkeypatch.chdir(cifar100.parent)
+    small = ["data.root=.", "data.image_size=32", "model.weights=random", "rounds=2"]
+    small.append("model.options={embed_dim: 32, depth: 1, num_heads: 2}")
+    config = load_config(ROOT / "configs/lora/cifar100.yaml", small)
+    sim = build_simulation(config, open_group())
+    assert len(sim.parts) == 100
+    assert sum(map(len, sim.parts)) == 400
+    assert len(sim.dataset.class_names) == 100
+    _, (first, second) = play(sim, 2)
+    assert {row["client"] for row in first.client_rows} != {row["client"] for row in second.client_rows}
+    assert 0 < len(first.client_rows) <= 10
 
 
 def test_flowers_have_the_authors_split(flowers: Path) -> None:
