@@ -45,13 +45,13 @@ def narrowed(rows: Tensor) -> Tensor:
     sqrt(2 / C).
     """
     width = rows.shape[-1]
-    return rows.double() if width <= EXACT_WIDTH else rows.double() @ _directions(width).to(rows.device)
+    return rows.double() if width <= EXACT_WIDTH else rows.double() @ _directions(width, rows.device)
 
 
 @cache
-def _directions(width: int) -> Tensor:
+def _directions(width: int, device: torch.device) -> Tensor:
     signs = numpy_stream(0, f"diagnostics/{width}").choice([-1.0, 1.0], (width, EXACT_WIDTH))
-    return torch.from_numpy(signs / np.sqrt(EXACT_WIDTH))
+    return torch.from_numpy(signs / np.sqrt(EXACT_WIDTH)).to(device)
 
 
 def adapted_layers(trained: Mapping[str, Any]) -> list[str]:
@@ -65,19 +65,20 @@ def client_factors(method: Algorithm, update: Update, averaged: Tensors) -> dict
     Those that they send where all are ``averaged``, of these the first ranks if only these are; otherwise those of the
     models that they use.
     """
+    layers = adapted_layers(update.after)
+    trained = {layer: tuple(name for name in (layer + A, layer + B) if name in update.after) for layer in layers}
+    sent = {layer for layer in layers if update.phase.models == 1 and set(trained[layer]) <= averaged.keys()}
+    used: Tensors = {}
+    if len(sent) < len(layers):
+        own = method.client_params(update.kept, update.before, update)["own"]
+        # Of several models side by side a client uses one.
+        used = {**update.after, **own} if update.phase.models == 1 else own
     found = {}
-    own: Tensors | None = None
-    for layer in adapted_layers(update.after):
-        names = layer + A, layer + B
-        trained = tuple(name for name in names if name in update.after)
-        theirs = update.after
-        if update.phase.models > 1 or any(name not in averaged for name in trained):
-            if own is None:
-                own = method.client_params(update.kept, update.before, update)["own"]
-            theirs = {**({} if update.phase.models > 1 else update.after), **own}
-        a, b = (_of_clients(update, theirs, name) for name in names)
-        pair = first_ranks({layer + A: a, layer + B: b}, averaged)
-        found[layer] = Factors(*pair.values(), trained)
+    for layer in layers:
+        theirs = update.after if layer in sent else used
+        pair = {name: _of_clients(update, theirs, name) for name in (layer + A, layer + B)}
+        a, b = first_ranks(pair, averaged).values()
+        found[layer] = Factors(a, b, trained[layer])
     return found
 
 
@@ -114,7 +115,7 @@ def block_sums(
     onto the space of its ranks: ``SPAN``, the sum of w_k P_k S, (G, W, C), and ``SIZES``, the sums of w_k ||P_k S|| and
     w_k^2 ||P_k S||^2, (G, 2).
     """
-    sums = {}
+    sums: dict[str, Tensor] = {}
     for layer, (a, b, trained) in factors.items():
         weights, scales = weights_K.to(b.device), scales_K.to(b.device)
         if products:
