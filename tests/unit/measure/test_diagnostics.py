@@ -118,7 +118,7 @@ def angle(spaces: list[list[np.ndarray]]) -> float:
         bases = [np.linalg.svd(space, full_matrices=False) for space in slice_]
         bases = [left[:, values > 1e-6 * values.max()] for left, values, _ in bases]
         for k, one in enumerate(bases):
-            for other, weight in ((bases[j], WEIGHTS[k] * WEIGHTS[j]) for j in range(K) if j != k):
+            for other, weight in ((bases[j], float(WEIGHTS[k] * WEIGHTS[j])) for j in range(K) if j != k):
                 shared += weight * np.square(np.linalg.svd(one.T @ other, compute_uv=False)).sum()
                 whole += weight * np.sqrt(one.shape[1] * other.shape[1])
     return float(np.degrees(np.arccos(np.sqrt(shared / whole))))
