@@ -22,7 +22,7 @@ from fedsim.comm.exact import NUM_COUNTS, ExactSum
 from fedsim.comm.group import Group
 from fedsim.measure.client_scores import ClientScores
 from fedsim.measure.costs import payload_of
-from fedsim.measure.factor_sums import Factors, block_sums, client_factors
+from fedsim.measure.factor_sums import Factors, FactorSums, Trained, block_sums, client_factors
 from fedsim.measure.traffic import Size, sent_by_client
 from fedsim.method_checks import check_kept, check_payload
 from fedsim.models.specs import ParamSpec
@@ -37,16 +37,16 @@ class Observed:
 
     ``losses``, ``seconds``, ``squared_norms``: float64 (K,) in the cohort's order; the norms are of the changes that
     clients send to be averaged, but for running statistics. ``busy``: every rank's seconds from the last meeting to its
-    training. ``factors``: what ``factor_sums.block_sums`` of all blocks add up to. ``below_grid``: share of the numbers
-    sent, unlike zero, that the exact sum could not hold. ``sent``: by a client. ``context``: of no client, for its
-    shapes. ``secured``: what secure aggregation took on this rank, where there is some.
+    training. ``factors``: those of LoRA, added up. ``below_grid``: share of the numbers sent, unlike zero, that the
+    exact sum could not hold. ``sent``: by a client. ``context``: of no client, for its shapes. ``secured``: what secure
+    aggregation took on this rank, where there is some.
     """
 
     losses: Tensor
     squared_norms: Tensor
     seconds: Tensor
     busy: list[float]
-    factors: Mapping[str, Tensor]
+    factors: FactorSums
     below_grid: float
     sent: Size
     context: Groups
@@ -82,6 +82,7 @@ class Sums:
         self.rows: dict[str, Tensor] = {}
         self.payload = Payload()
         self.context: Groups = {}
+        self.layers: dict[str, Trained] = {}
 
     def add(self, block: range, update: Update, raw: Payload, payload: Payload, losses: Tensor) -> None:
         """Take in a block, in which there may be no client: that tells the names and shapes of everything.
@@ -98,11 +99,12 @@ class Sums:
         self.payload = payload
         self.context = {group: {n: v[:0] for n, v in tensors.items()} for group, tensors in update.context.items()}
 
-    def observe_factors(self, block: range, factors: Mapping[str, Factors], *, products: bool) -> None:
-        """Take in a block's LoRA factors; without ``products``, if a method says itself what becomes of these."""
+    def observe_factors(self, block: range, factors: Mapping[str, Factors], *, products: bool, spans: bool) -> None:
+        """Take in a block's LoRA factors, and of these what is wanted, see ``block_sums``."""
         first = self.cohort.clients[block.start : block.stop][:1] or (0,)
         weights, scales = (values[block.start : block.stop] for values in (self.weights, self.scales))
-        self.observed.add_sum(block_sums(factors, weights, scales, products=products), first)
+        self.observed.add_sum(block_sums(factors, weights, scales, products=products, spans=spans), first)
+        self.layers = {layer: own.trained for layer, own in factors.items()}
 
     def _release(self, update: Update, payload: Payload) -> None:
         clients, weights = update.clients, update.weights
@@ -122,6 +124,8 @@ def train_blocks(
     """Train the blocks ``mine``, ranges of positions in the cohort, and add up what they let out."""
     secured = secured_phase(sim, state, phase, cohort)
     sums = Sums(cohort, sim.group, sim.held.specs, secured, scales_of(sim.algorithm.facts, cohort.clients))
+    # A method on sums of products says itself what becomes of them.
+    has_products = not isinstance(sim.algorithm, ByProducts)
     # A rank without blocks trains one without clients.
     for block in mine or [range(0)]:
         started = time.perf_counter()
@@ -137,9 +141,9 @@ def train_blocks(
             if secured is not None:
                 require_sums(sim.algorithm, payload)
             scores.measure_before(block, update, state.params)
-            factors = client_factors(sim.algorithm, update, raw.mean.get(PARAMS, {}))
+            factors = client_factors(sim.algorithm, update, raw)
         sums.add(block, update, raw, payload, losses)
-        sums.observe_factors(block, factors, products=not isinstance(sim.algorithm, ByProducts))
+        sums.observe_factors(block, factors, products=has_products, spans=sim.config.evaluates(state.round + 1))
         sums.table[2, block.start : block.stop] = (time.perf_counter() - started) / max(1, len(clients))
     return sums
 
@@ -180,7 +184,7 @@ def meet(group: Group, sums: Sums) -> tuple[Aggregate, Observed]:
         squared_norms=norms,
         seconds=seconds,
         busy=busy.tolist(),
-        factors=observed.read(seen),
+        factors=FactorSums(sums.layers, observed.read(seen)),
         below_grid=released.below_grid(exact),
         sent=sent_by_client(sums.payload, sums.specs),
         context=sums.context,

@@ -67,7 +67,7 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
 
             # Measure the new global model, and keep it if it is the best so far.
             is_last = state.round == last
-            if is_last or is_evaluated(config, state.round):
+            if is_last or config.evaluates(state.round):
                 model = global_model(sim, state)
                 record.measure(evaluate(sim, model.params), model.chosen)
                 if note_evaluation(best_by, progress, record):
@@ -98,7 +98,7 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
 
     phases = sim.algorithm.phases(round)
     check_phases(sim.algorithm, phases)
-    measures = is_evaluated(sim.config, round) and sim.config.evaluate.clients
+    measures = sim.config.evaluates(round) and sim.config.evaluate.clients
     scores = ClientScores(sim, state, cohort, mine, phases[-1] if measures else None)
     for phase in phases:
         log.progress(f"phase {phase.name}: {len(blocks)} blocks of up to {sim.per_block} clients")
@@ -133,11 +133,6 @@ def last_round(sim: Simulation) -> int:
         expected = f"at least {sim.ledger.epsilon(1):.3g}, what the first round spends"
         raise UserError("privacy.budget", f"{budget:g}", expected)
     return last
-
-
-def is_evaluated(config: Config, round: int) -> bool:
-    """Whether models are measured after a round."""
-    return round == config.rounds or round % config.evaluate.every == 0
 
 
 def start_or_resume(

@@ -53,6 +53,10 @@ class Config(Words):
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Saving the state.")
     store: StoreConfig = Field(default=StoreConfig(), description="Memory for what clients keep between rounds.")
 
+    def evaluates(self, round: int) -> bool:
+        """Whether models are measured after a round (counted from 1)."""
+        return round == self.rounds or round % self.evaluate.every == 0
+
     @model_validator(mode="after")
     def _sites_to_truncate(self) -> Self:
         name = self.clients.partition.name

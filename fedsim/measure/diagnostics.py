@@ -7,7 +7,7 @@ Shapes: G slices of a layer, R rank, D input width, O output width of a slice.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Tensors
-from fedsim.measure.factor_sums import PRODUCT, SIZES, SPAN, first_ranks, narrowed
+from fedsim.measure.factor_sums import PRODUCT, SIZES, SPAN, FactorSums, first_ranks, narrowed
 from fedsim.models.specs import A, B
 
 #: The columns whose values are those of the factors' product, and of the spaces that clients' factors span.
@@ -49,32 +49,31 @@ class _Layer:
         return found | {column: _angle(self.overlaps.get(letter)) for letter, column in OF_SPANS.items()}
 
 
-def lora_diagnostics(
-    sums: Mapping[str, Tensor], before: Tensors, after: Tensors, change: Tensors, common: Collection[str]
-) -> dict[str, Any]:
+def lora_diagnostics(observed: FactorSums, before: Tensors, after: Tensors, change: Tensors) -> dict[str, Any]:
     """Return all columns, each under its name in all and under NAME_per_layer by layer; None where one has no meaning.
 
-    ``sums``: those of ``block_sums`` over all blocks, without their first axis. ``before`` and ``after``: the server's
-    parameters around the phase; ``change``: the clients' mean change of those that are averaged; ``common``: the names
-    that clients send, of which the server therefore has one for all.
+    ``before`` and ``after``: the server's parameters around the phase; ``change``: the clients' mean change of those
+    that are averaged.
 
     aggregation_deviation: ||M - B A|| / ||M||, Frobenius norms (DEeR, section III); energy_kept: 1 - ||M - B A||^2 /
-    ||M||^2; residual_norm: ||M - B A||. Exact for layers no wider than ``EXACT_WIDTH`` and estimated for others. None
-    for layers of which clients keep a factor that trains. effective_rank: exp of the entropy of the normalised singular
-    values of B A (Roy and Vetterli, 2007), averaged over the slices. subspace_angle_a, _b: the angle in degrees whose
-    squared cosine is the mean one of the principal angles between the row spaces of two clients' A, the column spaces
-    of their B; zero where the phase did not train the factor. None where there are no two such spaces.
+    ||M||^2; residual_norm: ||M - B A||. Exact for layers no wider than ``EXACT_WIDTH`` and estimated for others.
+    effective_rank: exp of the entropy of the normalised singular values of B A (Roy and Vetterli, 2007), averaged over
+    the slices. None of these for layers of which clients keep a factor that trains.
+
+    subspace_angle_a, _b: the angle in degrees whose squared cosine is the mean one of the principal angles between the
+    row spaces of two clients' A, the column spaces of their B; zero where the phase did not train the factor. None
+    where there are no two such spaces, and where they were not added up.
     """
-    spans = [name.removeprefix(SPAN) for name in sums if name.startswith(SPAN)]
-    layers = {name.rpartition(".")[0]: _Layer() for name in sorted(spans)}
-    for path, layer in layers.items():
-        trained = [name for name in (path + A, path + B) if name in spans]
-        layer.overlaps = {name.removeprefix(path): _overlap(sums[SPAN + name], sums[SIZES + name]) for name in trained}
-        if set(trained) <= set(common):
-            a, b, rounding = _returned(path, trained, before, after, change)
+    layers = {}
+    for path, trained in observed.layers.items():
+        layers[path] = layer = _Layer()
+        for name in trained.names:
+            layer.overlaps[name.removeprefix(path)] = _overlap(observed.sums, name)
+        if trained.are_sent:
+            a, b, rounding = _returned(path, trained.names, before, after, change)
             layer.rank = _effective_rank(a, b)
-            if PRODUCT + path in sums:
-                layer.energies = _energies(sums[PRODUCT + path], a, b, rounding)
+            if (product := observed.sums.get(PRODUCT + path)) is not None:
+                layer.energies = _energies(product, a, b, rounding)
     own = {path: layer.figures() for path, layer in layers.items()}
     columns = _all_of(list(layers.values())).figures()
     of_layers = {f"{key}{PER_LAYER}": {path: figures[key] for path, figures in own.items()} for key in columns}
@@ -98,7 +97,7 @@ def _sums(pairs: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def _returned(
-    path: str, trained: list[str], before: Tensors, after: Tensors, change: Tensors
+    path: str, trained: Sequence[str], before: Tensors, after: Tensors, change: Tensors
 ) -> tuple[Tensor, Tensor, float]:
     """Return the A and B, float64, that the server goes on with, and how far they may be rounded, see ``ROUNDING``.
 
@@ -126,12 +125,16 @@ def _energies(product: Tensor, a: Tensor, b: Tensor, rounding: float) -> tuple[f
     return residual if residual > limit else 0.0, whole
 
 
-def _overlap(span_GWC: Tensor, sizes_G2: Tensor) -> tuple[float, float]:
-    """Return over pairs of different clients the sums of w_k w_l <P_k, P_l> and of w_k w_l ||P_k|| ||P_l||."""
-    linear, square = sizes_G2.unbind(-1)
-    shared = float((span_GWC.square().sum((1, 2)) - square).sum())
+def _overlap(sums: Tensors, name: str) -> tuple[float, float]:
+    """Return over pairs of different clients the sums of w_k w_l <P_k, P_l> and of w_k w_l ||P_k|| ||P_l||.
+
+    Zeros where there is no pair: of one client, of factors that are zero, or where nothing was added up.
+    """
+    if SPAN + name not in sums:
+        return 0.0, 0.0
+    span_GCW, (linear, square) = sums[SPAN + name], sums[SIZES + name].unbind(-1)
+    shared = float((span_GCW.square().sum((1, 2)) - square).sum())
     whole = float((linear.square() - square).sum())
-    # One client, or none whose factor is unlike zero, is no pair.
     return (shared, whole) if whole > 1e-9 * float(linear.square().sum()) else (0.0, 0.0)
 
 

@@ -59,9 +59,8 @@ class RoundRecord:
         if change and self._observes:
             mean_square = float((cohort.weights_among(released.clients) * observed.squared_norms).sum())
             diagnostics["client_drift"] = client_drift(mean_square, change)
-        if observed.factors and self._observes:
-            common = method.sent(before.params) if bytes_up else {}
-            diagnostics |= lora_diagnostics(observed.factors, before.params, after.params, change, common)
+        if observed.factors.layers and self._observes:
+            diagnostics |= lora_diagnostics(observed.factors, before.params, after.params, change)
         diagnostics |= method.diagnostics(after, released)
         row["diagnostics"][phase.name] = diagnostics
         arrived = set(released.clients)

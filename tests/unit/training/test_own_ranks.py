@@ -12,7 +12,7 @@ from fedsim.algorithms.fedavg import FedAvg
 from fedsim.errors import UserError
 from fedsim.kernels import lora as compiled
 from fedsim.measure.diagnostics import lora_diagnostics
-from fedsim.measure.factor_sums import PRODUCT
+from fedsim.measure.factor_sums import PRODUCT, FactorSums
 from fedsim.models.specs import RANK
 from fedsim.phase import train_blocks
 from fedsim.schedule.cohort import draw_cohort
@@ -212,7 +212,7 @@ def test_deviation_of_ranks_is_that_of_the_scaled_products() -> None:
         mean += 0.2 * (4 / RANKS[client]) * b @ a
     torch.testing.assert_close(found[PRODUCT + layer], mean, rtol=1e-6, atol=1e-9)
     change = {name: torch.zeros(()).expand_as(value) for name, value in state.params.items() if "qkv" in name}
-    figures = lora_diagnostics(found, state.params, state.params, change, change)
+    figures = lora_diagnostics(FactorSums(sums.layers, found), state.params, state.params, change)
     assert figures["aggregation_deviation"] > 0
 
 
