@@ -1,0 +1,80 @@
+"""A vision transformer with a decoder: stacked is sequential, in any cut, for all kinds of methods."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from fedsim.simulation import Simulation
+from tests.helpers import LORA, everything, furthest, make_config, make_masked_dataset, make_simulation, play, same_bits
+
+SIDE = 16
+DEEP_VIT: dict[str, Any] = {
+    "name": "timm:vit_tiny_patch16_224",
+    "weights": "random",
+    "options": {"patch_size": 4, "embed_dim": 16, "depth": 4, "num_heads": 2},
+}
+LINEAR, UPERNET = {"name": "linear"}, {"name": "upernet_light", "width": 8}
+# Averaged, alternating, frozen factors, sums of products, own heads, own BatchNorm, own models, statistics of images.
+METHODS: dict[str, dict[str, Any]] = {
+    "deer": {},
+    "ditto": {"strength": 0.5},
+    "fedavg": {},
+    "fedbn": {},
+    "fedex_lora": {},
+    "fedrep": {},
+    "ffa_lora": {},
+    "harmofl": {"alpha": 0.1},
+    "moon": {"mu": 5.0},
+    "scaffold": {},
+}
+# Several batches, none, one image, a last batch of one.
+SIZES = [20, 0, 1, 9]
+
+
+def masked(method: str, per_block: int, model: dict[str, Any] | None = None, **train: Any) -> Simulation:
+    """A few ragged clients with masks."""
+    words = {**DEEP_VIT, "lora": LORA, "decoder": UPERNET} if model is None else model
+    norm = {"amplitude_norm": {}} if method == "harmofl" else {}
+    config = make_config(
+        model={**words, **norm},
+        algorithm={"name": method, **METHODS[method]},
+        data={"image_size": SIDE},
+        clients={"count": len(SIZES), "per_block": per_block},
+        train={"lr": 0.05, "batch_size": 8, **train},
+        evaluate={"batch_size": 5},
+    )
+    return make_simulation(config, *make_masked_dataset(SIZES, SIDE))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stacked_is_sequential(method: str) -> None:
+    sims = [masked(method, per_block, clip_norm=1.0) for per_block in (1, len(SIZES))]
+    ends = [everything(sim, play(sim, 2)[0]) for sim in sims]
+    limit = 1e-4 if method == "scaffold" else 1e-5
+    assert furthest(ends[1], ends[0]) < (limit, "")
+    assert not same_bits(ends[0], everything(sims[0], sims[0].initial_state()))
+
+
+@pytest.mark.parametrize("train", ["all", "head", "lora"])
+@pytest.mark.parametrize("decoder", [LINEAR, UPERNET], ids=["linear", "upernet_light"])
+def test_any_cut_into_blocks_gives_the_same(decoder: dict[str, Any], train: str) -> None:
+    lora = {"lora": LORA} if train == "lora" else {"train": train}
+    sims = [masked("fedavg", size, {**DEEP_VIT, **lora, "decoder": decoder}) for size in (1, 2, 4)]
+    ends = [everything(sim, play(sim, 1)[0]) for sim in sims]
+    for end in ends[1:]:
+        assert furthest(end, ends[0]) < (1e-5, "")
+
+
+def test_bf16_leaves_the_decoder_in_fp32() -> None:
+    sim = masked("fedavg", 4, {**DEEP_VIT, "lora": LORA, "decoder": UPERNET, "precision": "bf16"})
+    end, _ = play(sim, 1)
+    assert {value.dtype for value in end.params.values()} == {torch.float32}
+
+
+def test_training_finds_the_rectangles() -> None:
+    """The Dice of the rectangles, by far the best guess of a network that ignores the image being background."""
+    sim = masked("fedavg", 4, optimizer="adamw", momentum=0.0, lr=0.01, epochs=8)
+    _, records = play(sim, 3)
+    found = [record.row["val"]["dice"] for record in records]
+    assert found[-1] > 0.5 > found[0] or found[-1] > found[0] + 0.1
