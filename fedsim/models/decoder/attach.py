@@ -34,7 +34,7 @@ def with_decoder(encoder: Encoder, config: ModelConfig, num_classes: int) -> Enc
         tokens_1TD = tower.stem(torch.zeros(1, 3, encoder.image_size, encoder.image_size))
     num_patches = tokens_1TD.shape[1] - tower.num_prefix_tokens
     grid = math.isqrt(num_patches)
-    if grid * grid != num_patches:
+    if tokens_1TD.dim() != 3 or grid * grid != num_patches:
         raise UserError(where, f"{words.name} with {config.name}, which has {num_patches} patches", "a square of them")
     tower.reads = read_blocks(num_blocks, num_read)
     sizes = {"features": tokens_1TD.shape[2], "grid": grid, "image_size": encoder.image_size}
