@@ -11,7 +11,7 @@ from fedsim.models.decoder import nets
 from fedsim.models.tower import Encoder
 
 DECODER_FILES = "`decoder.safetensors`, `decoder.json` and `decoder.py` the decoder"
-DECODER = """import json, sys
+DECODER = """import json, sys, torch
 sys.path.insert(0, FOLDER)
 from decoder import make_decoder
 with open(FOLDER + "/decoder.json") as file:

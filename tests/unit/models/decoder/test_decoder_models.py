@@ -74,7 +74,6 @@ def test_the_readme_gives_the_same_scores(tmp_path: Path, model: str) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "adapter" / "README.md").read_text(), re.DOTALL)
     space: dict[str, Any] = {"FOLDER": str(tmp_path / "adapter"), "images": images(size)}
     with torch.no_grad():
-        # The tower takes over the library's modules, so that those of the program are read from the weights again.
         exec(code, space)
         expected = stacked.classify(
             params, stacked.features(params, stacked.freeze(images(size))[None], training=False)
