@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedsim.measure.scores import evaluate
 from fedsim.simulation import Simulation
 from tests.helpers import LORA, everything, furthest, make_config, make_masked_dataset, make_simulation, play, same_bits
 
@@ -30,6 +31,9 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 # Several batches, none, one image, a last batch of one.
 SIZES = [20, 0, 1, 9]
+
+# vmap has no rule of its own for fused attention on the CPU, where the transformer itself trains.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
 
 def masked(method: str, per_block: int, model: dict[str, Any] | None = None, **train: Any) -> Simulation:
@@ -73,8 +77,8 @@ def test_bf16_leaves_the_decoder_in_fp32() -> None:
 
 
 def test_training_finds_the_rectangles() -> None:
-    """The Dice of the rectangles, by far the best guess of a network that ignores the image being background."""
     sim = masked("fedavg", 4, optimizer="adamw", momentum=0.0, lr=0.01, epochs=8)
-    _, records = play(sim, 3)
-    found = [record.row["val"]["dice"] for record in records]
-    assert found[-1] > 0.5 > found[0] or found[-1] > found[0] + 0.1
+    start = sim.initial_state()
+    end, _ = play(sim, 3, start)
+    before, after = (evaluate(sim, state.params)["val"]["dice_all"] for state in (start, end))
+    assert after > 0.6 > before
