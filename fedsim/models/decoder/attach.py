@@ -38,8 +38,7 @@ def with_decoder(encoder: Encoder, config: ModelConfig, num_classes: int) -> Enc
         raise UserError(where, f"{words.name} with {config.name}, which has {num_patches} patches", "a square of them")
     tower.reads = read_blocks(num_blocks, num_read)
     sizes = {"features": tokens_1TD.shape[2], "grid": grid, "image_size": encoder.image_size}
-    decoder = make_decoder(**sizes, num_classes=num_classes, **words.model_dump())
-    return replace(encoder, decoder=decoder)
+    return replace(encoder, decoder=make_decoder(**words.model_dump(), **sizes, num_classes=num_classes))
 
 
 def read_blocks(num_blocks: int, num_read: int) -> tuple[int, ...]:

@@ -106,7 +106,7 @@ class Level(nn.Module):
 
     def forward(self, tokens_NPD: Tensor) -> Tensor:
         patches = as_map(self.refine(self.reduce(self.norm(tokens_NPD)).relu()))
-        inside = patches.unflatten(3, (self.finer, self.finer, -1))
+        inside: Tensor = patches.unflatten(3, (self.finer, self.finer, -1))
         return inside.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
@@ -129,7 +129,8 @@ class Pool(nn.Module):
 def as_map(tokens_NPW: Tensor) -> Tensor:
     """Patches (N, P, W) at their places, (N, G, G, W)."""
     side = math.isqrt(tokens_NPW.shape[1])
-    return tokens_NPW.unflatten(1, (side, side))
+    found: Tensor = tokens_NPW.unflatten(1, (side, side))
+    return found
 
 
 def resized(map_NHHW: Tensor, matrix: Tensor) -> Tensor:
@@ -152,7 +153,7 @@ def averaging(before: int, after: int) -> Tensor:
 DECODERS: dict[str, Any] = {"linear": LinearDecoder, "upernet_light": UperNetLight}
 
 
-def make_decoder(name: str, **words: int) -> Decoder:
+def make_decoder(name: str, **words: Any) -> Decoder:
     """A decoder by its name, with random weights; ``words``: its own arguments."""
     decoder: Decoder = DECODERS[name](**words)
     decoder.words = {"name": name, **words}
