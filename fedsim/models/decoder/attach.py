@@ -5,6 +5,7 @@ Shapes: T tokens of an image, D width of a token.
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -37,7 +38,7 @@ def with_decoder(encoder: Encoder, config: ModelConfig, num_classes: int) -> Enc
     if tokens_1TD.dim() != 3 or grid * grid != num_patches:
         raise UserError(where, f"{words.name} with {config.name}, which has {num_patches} patches", "a square of them")
     tower.reads = read_blocks(num_blocks, num_read)
-    sizes = {"features": tokens_1TD.shape[2], "grid": grid, "image_size": encoder.image_size}
+    sizes: dict[str, Any] = {"features": tokens_1TD.shape[2], "grid": grid, "image_size": encoder.image_size}
     return replace(encoder, decoder=make_decoder(**words.model_dump(), **sizes, num_classes=num_classes))
 
 
