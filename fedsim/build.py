@@ -215,11 +215,13 @@ def check_own_images(config: Config, algorithm: Algorithm, task: Task, trainer: 
 
 def check_outputs(config: Config, model: StackedModel, dataset: Dataset) -> None:
     """UserError where the network scores images and the data set has masks, or the other way round."""
-    if model.encoder.per_pixel != (dataset.masks is not None):
+    if model.encoder.scores_pixels != (dataset.masks is not None):
         found = f"{config.model.name} with {dataset.name}, which has {'no ' if dataset.masks is None else ''}masks"
         pixels = ", ".join(row.name for row in MODELS.values() if row.per_pixel)
-        expected = pixels if dataset.masks is not None else "a network that scores images"
-        raise UserError("model.name", found, expected)
+        if dataset.masks is not None:
+            raise UserError("model.name", found, f"{pixels}; or model.decoder on a vision transformer")
+        key = "model.name" if model.decoder is None else "model.decoder"
+        raise UserError(key, found, "a network that scores images")
 
 
 def check_batches(config: Config, model: StackedModel, parts: Sequence[np.ndarray]) -> None:

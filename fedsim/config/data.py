@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedsim.catalogue.data import DATA, data_row
+from fedsim.config.base import Count, Seed, Share, Text, Whole, Words
 from fedsim.config.mistakes import KeyedError, nearest, refuse_idle, show
-from fedsim.config.words import Count, Seed, Share, Text, Whole, Words
 
 Augmentation = Literal[
     "flip", "rotate90", "crop", "color", "vertical_flip", "brightness", "blur_or_noise", "shift_scale_rotate"

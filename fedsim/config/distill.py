@@ -6,12 +6,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from fedsim.config.base import Count, Name, Positive, Seed, Whole, Words
 from fedsim.config.data import DataConfig
 from fedsim.config.mistakes import KeyedError, mistakes, refuse_idle
 from fedsim.config.plain_yaml import SCHEMA_VERSION, apply_overrides, read_mapping
 from fedsim.config.source import Source
 from fedsim.config.train import ADAM_BETAS, Beta
-from fedsim.config.words import Count, ModelConfig, Name, Positive, Seed, Whole, Words
+from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
 
 
@@ -95,6 +96,8 @@ class DistillConfig(Words):
             raise KeyedError("model.lora", "null", "a lora section, {} for its defaults: blocks that LoRA can adapt")
         if self.model.submodel is not None:
             raise KeyedError("model.submodel", "a sub-model", "null: this is what makes one")
+        if self.model.decoder is not None:
+            raise KeyedError("model.decoder", self.model.decoder.name, "null: a sub-model has none")
         if self.data.augment:
             raise KeyedError("data.augment", f"{list(self.data.augment)}", "none: inputs are distilled as they are")
         if self.distill.form == "released":

@@ -5,8 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fedsim.config.base import Positive, Share, Words
 from fedsim.config.mistakes import KeyedError
-from fedsim.config.words import Positive, Share, Words
 
 Multiplier = Annotated[float, Field(ge=0, le=1e6)]
 

@@ -4,8 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fedsim.config.base import Count, Positive, Words
 from fedsim.config.mistakes import KeyedError
-from fedsim.config.words import Count, Positive, Words
 
 
 class ConstantSchedule(Words):

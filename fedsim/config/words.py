@@ -1,31 +1,15 @@
-"""The base of all config sections, and the sections that choose the method and the model.
-
-All models are frozen and refuse unknown keys. Types are strict: "5" is no number, true is no integer, 1 is a
-float, nan and inf are nothing. What single fields cannot say (two keys that exclude each other) is checked by
-the validators below them, so that a ``Config`` that exists can be run.
-"""
+"""The sections of a config that choose the method and the model."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from fedsim.catalogue.models import MODELS, OWN_MODEL, ModelRow, model_row
+from fedsim.config.base import Count, Layers, Positive, Ranks, Scalar, Text, Words
+from fedsim.config.decoder import DecoderConfig
 from fedsim.config.mistakes import KeyedError, nearest
-
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Whole = Annotated[int, Field(ge=0, le=2**31 - 1)]
-# A library that makes its network from random weights takes no more bits of a seed.
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Positive = Annotated[float, Field(gt=0, le=1e6)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Text = Annotated[str, Field(min_length=1)]
-# Also a folder's, which neither "." nor ".." can be.
-Name = Annotated[str, Field(pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)]
-Scalar = bool | int | float | str
-Ranks = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
-Layers = Annotated[tuple[Whole, ...], Field(strict=False, min_length=1)]
 
 
 def has_text_tower(name: object) -> bool:
@@ -38,12 +22,6 @@ def check_rising(key: str, layers: Sequence[int] | None) -> None:
     """Refuse numbers of layers that do not rise."""
     if layers is not None and any(after <= before for before, after in pairwise(layers)):
         raise KeyedError(key, f"{list(layers)}", "layers in rising order, each once")
-
-
-class Words(BaseModel):
-    """Base of every section: immutable, strict, without unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class AlgorithmConfig(Words):
@@ -217,10 +195,17 @@ class ModelConfig(Words):
     amplitude_norm: AmplitudeNormConfig | None = Field(
         default=None, description="Normalisation of the images' amplitudes, {} for its defaults; null for none."
     )
+    decoder: DecoderConfig | None = Field(
+        default=None,
+        description="What scores every pixel from the tokens of a ViT's patches, in the classifier's place; clients "
+        "train all of it. null: none.",
+    )
     classifier: Literal["linear", "text"] = Field(
-        default_factory=lambda seen: "text" if has_text_tower(seen.get("name")) else "linear",
+        default_factory=lambda seen: (
+            "text" if has_text_tower(seen.get("name")) and not seen.get("decoder") else "linear"
+        ),
         description="linear: a trained layer; text: frozen text features of the class prompts. "
-        "Default: text for open_clip, else linear.",
+        "Default: text for open_clip without a decoder, else linear.",
     )
     prompt: Text = Field(
         default="a photo of a {}.", description="Class prompt of the text classifier; {} is the class name."
@@ -246,6 +231,7 @@ class ModelConfig(Words):
         if self.train != "lora" and self.lora is not None:
             raise KeyedError("lora", f"a lora section with train: {self.train}", "lora: null, or train: lora")
         self._check_submodel()
+        self._check_decoder(row)
         if self.prompt.count("{}") != 1:
             raise KeyedError("prompt", repr(self.prompt), "a text with {} once, for the class name")
         if self.classifier == "text":
@@ -283,6 +269,18 @@ class ModelConfig(Words):
         held, adapted = self.submodel.layers, self.lora.layers or ()
         if held is not None and (absent := set(adapted) - set(held)):
             raise KeyedError("lora.layers", f"{min(absent)}, which clients do not hold", f"some of {list(held)}")
+
+    def _check_decoder(self, row: ModelRow) -> None:
+        if self.decoder is None:
+            return
+        if row.per_pixel:
+            raise KeyedError("decoder", f"{self.decoder.name} with {self.name}, which scores pixels itself", "null")
+        if self.submodel is not None:
+            raise KeyedError(
+                "submodel", "a sub-model with a decoder", "null: a decoder reads layers of the whole model"
+            )
+        if self.classifier == "text":
+            raise KeyedError("classifier", "text with a decoder, which takes its place", "linear, or no such key")
 
     def _check_text(self) -> None:
         if not has_text_tower(self.name):

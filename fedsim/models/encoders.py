@@ -13,6 +13,7 @@ from fedsim.config.mistakes import nearest
 from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
 from fedsim.models.attention import ClipAttention
+from fedsim.models.decoder.attach import with_decoder
 from fedsim.models.own import own_encoder
 from fedsim.models.tower import Encoder, Tower
 from fedsim.models.weights import check_values
@@ -50,8 +51,8 @@ def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str
     """Build the encoder around ``library_model(config, image_size, seed, class_names)``, or your own, in eval mode.
 
     ``class_names`` fill the prompts of a text classifier and count the scores of a pixel. Parameters require
-    gradients with ``train: all`` only. UserError as there, and for LoRA on nets that are no plain transformers, or
-    where it could not be exported.
+    gradients with ``train: all`` only. UserError as there, for LoRA or a decoder on nets that are no plain
+    transformers, and for LoRA where it could not be exported.
     """
     if is_import_path(config.name):
         with _random_from(seed):
@@ -63,6 +64,9 @@ def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str
         raise UserError(f"model.name {config.name}", "no transformer block", "at least one")
     if config.lora is not None:
         _check_lora(config, encoder.tower)
+    if config.decoder is not None:
+        with _random_from(seed):
+            encoder = with_decoder(encoder, config, len(class_names))
     encoder.net.requires_grad_(config.train == "all")
     return replace(encoder, seed=seed)
 

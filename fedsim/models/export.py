@@ -25,6 +25,7 @@ from fedsim.config.words import LoraConfig, ModelConfig
 from fedsim.kernels.frozen import plain
 from fedsim.machine.files import write_atomic, write_json
 from fedsim.models.attention import ClipAttention, HuggingAttention
+from fedsim.models.decoder.export import DECODER, DECODER_FILES, write_decoder
 from fedsim.models.lora import LoRALinear
 from fedsim.models.specs import SHIFT, A, B
 from fedsim.models.tower import Encoder, Tower
@@ -43,15 +44,14 @@ Pair = tuple[Tensor, Tensor]
 
 README = """# LoRA adapter for {name}
 
-`adapter_model.safetensors` holds the low-rank factors, `head.safetensors` the classifier; `about.json` says of which
+`adapter_model.safetensors` holds the low-rank factors, {files}; `about.json` says of which
 round they are, with metrics, class names and preprocessing. To load both, in the root of fedsim:
 
 ```python
 import peft, safetensors.torch, torch.nn.functional as F
 {base}
 model = peft.PeftModel.from_pretrained(base, FOLDER).eval()
-head = safetensors.torch.load_file(FOLDER + "/head.safetensors")
-{tokens}logits = {logits}
+{answer}
 ```
 
 FOLDER is the folder of this file. {inputs} The outputs have the order of the data set's class names.
@@ -90,6 +90,9 @@ options = dict(padding=True, truncation=True, return_token_type_ids=True, return
 tokens = tokenizer(texts, max_length={max_length}, **options)
 states = model(**tokens)
 """
+HEAD_FILE = "`head.safetensors` the classifier"
+HEAD = """head = safetensors.torch.load_file(FOLDER + "/head.safetensors")
+{tokens}logits = {logits}"""
 LINEAR_LOGITS = 'F.linear({features}, head["weight"], head["bias"])'
 TEXT_LOGITS = 'head["logit_scale"].exp() * F.normalize({features}, dim=-1) @ head["text_features"].T'
 
@@ -108,10 +111,10 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained, max_
     """Make ``peft.PeftModel.from_pretrained(library_model(...), folder)`` give the trained encoder's outputs.
 
     ``params`` has ``<path>.lora_a`` (G, R, D) and ``<path>.lora_b`` (G, O, R) for each adapted layer of the
-    tower, slices in the order q, k, v, and the classifier: ``head.weight`` and ``head.bias``, or
-    ``logit_scale`` where that was trained. The classifier goes to head.safetensors, the target of amplitude
-    normalisation to amplitude_norm.safetensors, and README.md says how to load all of it. ``max_tokens``: where texts
-    are cut; None: at the model's limit.
+    tower, slices in the order q, k, v, and the classifier: ``head.weight`` and ``head.bias``, ``logit_scale`` where
+    that was trained, or a decoder's. The classifier goes to head.safetensors, a decoder to files of its own, the target
+    of amplitude normalisation to amplitude_norm.safetensors, and README.md says how to load all of it. ``max_tokens``:
+    where texts are cut; None: at the model's limit.
     """
     lora, tower = model.config.lora, model.encoder.tower
     assert lora is not None, "only LoRA makes an adapter"
@@ -128,7 +131,10 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained, max_
         tensors[f"base_model.model.{path}.lora_magnitude_vector"] = vector
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "adapter_model.safetensors", _serialised(tensors))
-    write_atomic(folder / "head.safetensors", _serialised(_head(params, model.encoder)))
+    if model.encoder.decoder is None:
+        write_atomic(folder / "head.safetensors", _serialised(_head(params, model.encoder)))
+    else:
+        write_decoder(folder, params, model.encoder)
     start = "amplitude_norm."
     if target := {name.removeprefix(start): value for name, value in params.items() if name.startswith(start)}:
         write_atomic(folder / "amplitude_norm.safetensors", _serialised(target))
@@ -266,12 +272,15 @@ def _readme(config: ModelConfig, encoder: Encoder, added: int, max_tokens: int |
     if encoder.tokenizer is not None:
         tokens, inputs = TOKENS.format(max_length=max_tokens or encoder.tokenizer.model_max_length), TEXTS
     logits = LINEAR_LOGITS if encoder.text_features is None else TEXT_LOGITS
+    files, answer = HEAD_FILE, HEAD.format(tokens=tokens, logits=logits.format(features=features))
+    if encoder.decoder is not None:
+        files, answer = DECODER_FILES, DECODER.format(run=features)
     words_of_base = {"name": config.name, "weights": config.weights, "options": config.options, "seed": encoder.seed}
     return README.format(
         name=config.name,
         base=(NO_LIBRARY if is_import_path(config.name) else LIBRARY).format(size=size, **words_of_base),
-        logits=logits.format(features=features),
-        tokens=tokens,
+        files=files,
+        answer=answer,
         inputs=inputs,
         shifted=SHIFTED.format(rank=config.lora.r + added, r=config.lora.r) if added else "",
         amplitude="" if norm is None else AMPLITUDE_NORM.format(words=words, size=size),

@@ -2,9 +2,9 @@
 
 Every parameter tensor is either plain (all clients share it) or has a leading client axis. A model has up to three
 parts: a frozen prefix, which never sees a trained parameter and so may be computed once per image, an encoder, and a
-classifier. Kinds of models differ in the first two: the encoder trains nothing (here), LoRA layers
-(``tuned_tower.py``), or everything (``whole_net.py``). With ``amplitude_norm`` the prefix is empty, since a client's
-target moves with what it sees.
+classifier or a decoder for pixels. Kinds of models differ in the first two: the encoder trains nothing (here), LoRA
+layers (``tuned_tower.py``), or everything (``whole_net.py``). With ``amplitude_norm`` the prefix is empty, since a
+client's target moves with what it sees.
 
 Where inputs are volumes, each slice goes through the first two parts by itself, and the classifier sees the mean of a
 volume's slices.
@@ -24,6 +24,7 @@ from torch.func import functional_call
 
 from fedsim.config.words import ModelConfig
 from fedsim.models.amplitude import AmplitudeNorm
+from fedsim.models.networks.each_client import each_client
 from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED, ParamSpec
 from fedsim.models.tower import Encoder
 from fedsim.seeding import torch_stream
@@ -58,6 +59,7 @@ class StackedModel(ABC):
             self._amplitude_norm = AmplitudeNorm(config.amplitude_norm, len(encoder.mean), size, size).to(device)
         self._text = None if encoder.text_features is None else encoder.text_features.to(device)
         self._logit_scale = encoder.logit_scale
+        self.decoder = None if encoder.decoder is None else encoder.decoder.requires_grad_(False).to(device)
         self.specs = self._outer_specs("buffer") | self.encoder_specs() | self._outer_specs("head", "local")
 
     # What kinds of models differ in.
@@ -105,7 +107,10 @@ class StackedModel(ABC):
         if self._amplitude_norm is not None:
             for name, buffer in self._amplitude_norm.state_dict().items():
                 specs[f"amplitude_norm.{name}"] = ParamSpec(tuple(buffer.shape), "buffer")
-        if not self.encoder.per_pixel and self._text is None:
+        if self.decoder is not None:
+            parameters = self.decoder.named_parameters("decoder")
+            specs |= {name: ParamSpec(tuple(value.shape), "head") for name, value in parameters}
+        elif not self.encoder.per_pixel and self._text is None:
             specs["head.weight"] = ParamSpec((self.num_classes, self.width), "head")
             if self.encoder.head_bias:
                 specs["head.bias"] = ParamSpec((self.num_classes,), "head")
@@ -128,6 +133,8 @@ class StackedModel(ABC):
         return {name: found[name].to(self.device) for name in self.specs}
 
     def _initial_head(self, name: str, shape: Sequence[int], seed: int) -> Tensor:
+        if self.decoder is not None:
+            return self.decoder.get_parameter(name.removeprefix("decoder.")).detach().clone()
         if name == "head.bias":
             return torch.zeros(*shape)
         return 0.02 * torch.randn(*shape, generator=torch_stream(seed, f"init/{name}"))
@@ -180,7 +187,8 @@ class StackedModel(ABC):
     ) -> Tensor:
         """Return what the classifier sees, (K, B, W), for prefixes (K, B, ...).
 
-        A network that scores pixels has no classifier: (K, B, C, H, W) are then its scores.
+        A decoder sees (K, B, L, P, D), the tokens of the P patches after L blocks. A network that scores pixels itself
+        has no classifier: (K, B, C, H, W) are then its scores.
 
         ``training`` lets running statistics follow the batch (they are updated in place in ``params``), ``counting``
         what a sub-model counts. ``sizes``: how many of its B places each client fills; the rest count for nothing, and
@@ -249,9 +257,13 @@ class StackedModel(ABC):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16)
 
     def classify(self, params: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        """Return class scores (K, B, C) of features (K, B, W)."""
+        """Return class scores (K, B, C) of features (K, B, W), or (K, B, C, H, W) of every pixel."""
         if self.encoder.per_pixel:
             return features
+        if self.decoder is not None:
+            own = {name.removeprefix("decoder."): params[name] for name in params if name.startswith("decoder.")}
+            stacked = {name for name, value in own.items() if value.dim() > len(self.specs[f"decoder.{name}"].shape)}
+            return each_client(self.decoder, own, stacked, features)
         if self._text is None:
             scores = torch.matmul(features, params["head.weight"].transpose(-1, -2))
             if not self.encoder.head_bias:

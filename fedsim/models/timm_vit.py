@@ -53,6 +53,10 @@ class TimmTower(Tower):
         super().__init__(model, blocks, {"rest": prefix, "blocks": f"{prefix}{dot}blocks", "head": head_path})
         self.head = head or nn.Identity()
 
+    @property
+    def num_prefix_tokens(self) -> int:
+        return int(self.rest.num_prefix_tokens)
+
     def stem(self, images: Tensor) -> Tensor:
         tokens = self.rest._pos_embed(self.rest.patch_embed(images))
         out: Tensor = self.rest.norm_pre(self.rest.patch_drop(tokens))

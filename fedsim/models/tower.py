@@ -1,6 +1,7 @@
 """What every encoder of images or texts is to the rest of fedsim.
 
-Shapes: N images or texts, T tokens, D width of the tokens, W width of the features, C classes.
+Shapes: N images or texts, T tokens, D width of the tokens, W width of the features, C classes. Of an image's tokens P
+are patches, behind those of the class and registers; L blocks are read.
 """
 
 import copy
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fedsim.kernels.rows import replace_rows
 from fedsim.models.attention import replace_attention
+from fedsim.models.decoder.nets import Decoder
 
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -29,6 +31,9 @@ class Tower(nn.Module):
 
     #: How ``encode``'s features come out of the library's own ``model``, in Python. An open_clip tower is a part.
     library_features = "model(images)"
+
+    #: The blocks, from 0, after which a decoder reads the patches' tokens; none: the tower gives features.
+    reads: tuple[int, ...] = ()
 
     #: LayerNorms, children of a block, whose output nothing but frozen products reads.
     norms_before_products: tuple[str, ...] = ()
@@ -64,11 +69,28 @@ class Tower(nn.Module):
         out: Tensor = block(tokens)
         return out
 
+    @property
+    def num_prefix_tokens(self) -> int:
+        """The tokens in front of an image's patches."""
+        return 1
+
+    def patches(self, tokens: Tensor) -> Tensor:
+        """The patches' tokens after the blocks that are read, (N, L, P, D), as they leave them, from the stem's."""
+        found, branch = [], None
+        for number, block in enumerate(self.blocks[: self.reads[-1] + 1]):
+            tokens, branch = self.advance(block, tokens, branch)
+            if number in self.reads:
+                tokens, branch = tokens if branch is None else tokens + branch, None
+                found.append(tokens[:, self.num_prefix_tokens :])
+        return torch.stack(found, 1)
+
     def encode(self, tokens: Tensor, *, every_token: bool = False) -> Tensor:
-        """All that follows the stem: (N, T, D) tokens to (N, W) features.
+        """All that follows the stem: (N, T, D) tokens to (N, W) features, or to ``patches`` where blocks are read.
 
         ``every_token``: the last block, too, computes all tokens, for those who look inside.
         """
+        if self.reads:
+            return self.patches(tokens)
         *body, last = self.blocks
         branch = None
         for block in body:
@@ -124,8 +146,9 @@ class Encoder:
     all``. ``text_features`` (C, width), rows of norm one, and ``logit_scale``, the natural logarithm of the
     factor before the cosine, belong to the text classifier and are None without it. ``seed`` is what random
     weights were drawn from. ``head_bias``: whether the linear classifier has a bias. ``per_pixel``: ``net`` gives
-    the scores of every pixel itself, (N, width, image_size, image_size), and no classifier follows. ``sha256``: the
-    digest of the tensors of a network named by its import path, None for others.
+    the scores of every pixel itself, (N, width, image_size, image_size), and no classifier follows. ``decoder``: what
+    scores pixels in a classifier's place, with random weights; ``net`` is then a tower whose blocks are read.
+    ``sha256``: the digest of the tensors of a network named by its import path, None for others.
 
     ``slices``: how many slices an input has where these are volumes; ``net`` sees one slice at a time and the mean of
     their features is the volume's. None where inputs are images or texts.
@@ -147,6 +170,12 @@ class Encoder:
     tokenizer: Any | None = None
     sha256: str | None = None
     slices: int | None = None
+    decoder: Decoder | None = None
+
+    @property
+    def scores_pixels(self) -> bool:
+        """Whether every pixel gets scores, from ``net`` or a decoder."""
+        return self.per_pixel or self.decoder is not None
 
     @property
     def tower(self) -> Tower | None:

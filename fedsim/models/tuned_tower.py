@@ -81,7 +81,7 @@ class TunedTower(StackedModel):
         self.bind(params, tokens, counting)
         with self._precision():
             features = self.tower.encode(tokens, every_token=counting is not None)
-        return features.reshape(*fixed.shape[:2], -1)
+        return features.reshape(*fixed.shape[:2], *features.shape[1:])
 
     def states(self, params: Mapping[str, Tensor], fixed: Tensor) -> list[Tensor]:
         """Return every block's output (N, T, D), of padding too, for prefixes (N, ...) of inputs.

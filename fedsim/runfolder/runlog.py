@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from fedsim.comm.group import Group
+from fedsim.config.base import Words
 from fedsim.config.experiment import Config, dump_config, with_block_size, with_noise
 from fedsim.config.mistakes import show
-from fedsim.config.words import Words
 from fedsim.data import Dataset
 from fedsim.errors import UserError
 from fedsim.kernels import build

@@ -189,7 +189,7 @@ def check_model(config: Config, model: StackedModel) -> None:
         raise UserError(WHERE, "record with model.lora.use_dora", "use_dora: false")
     known = ("lora_a", "lora_b", "head", "local", "shift", "rank")
     odd = [name for name, spec in model.specs.items() if spec.kind not in known]
-    if odd or model.encoder.per_pixel:
+    if odd or model.encoder.scores_pixels:
         found = f"record with {config.model.name} that trains {odd[0] if odd else 'pixels'}"
         raise UserError(WHERE, found, "model.train: lora or head, and images or texts with one answer each")
     if config.model.precision == "tf32":

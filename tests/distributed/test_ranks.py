@@ -114,6 +114,16 @@ def test_masks_on_any_number_of_ranks(method, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_decoder_on_any_number_of_ranks(tmp_path):
+    """Mask folders of several sites, a transformer with LoRA and a decoder."""
+    words = "{patch_size: 4, embed_dim: 16, depth: 4, num_heads: 2}"
+    model = f"{{name: 'timm:vit_tiny_patch16_224', weights: random, options: {words}, lora: {{r: 2}}"
+    options = ["algorithm.name=deer", f"model={model}, decoder: {{name: upernet_light, width: 8}}}}"]
+    compare(write_masked_config(tmp_path), options, (1, 2), tmp_path)
+    assert (tmp_path / "2" / "predictions.png").is_file()
+
+
+@pytest.mark.slow
 def test_volumes_on_any_number_of_ranks(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
     write_volumes(tmp_path / "adrenalmnist3d.npz")

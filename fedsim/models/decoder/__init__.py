@@ -1,0 +1,1 @@
+"""Decoders for pixels behind a vision transformer."""

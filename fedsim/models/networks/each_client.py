@@ -1,0 +1,29 @@
+"""A network with parameters of each client's own, applied to all clients of a block at once.
+
+Shapes: K clients in a block.
+"""
+
+from collections.abc import Collection, Mapping
+
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+
+def each_client(net: nn.Module, params: Mapping[str, Tensor], stacked: Collection[str], inputs: Tensor) -> Tensor:
+    """Return what ``net`` makes of each client's inputs (K, ...) with its parameters, (K, ...).
+
+    Those named in ``stacked`` have a client axis, the others are all clients' own. One client is the plain network, the
+    readable reference.
+    """
+    if len(inputs) == 1:
+        single = {name: value[0] if name in stacked else value for name, value in params.items()}
+        alone: Tensor = functional_call(net, single, (inputs[0],))
+        return alone[None]
+
+    def one_client(own: dict[str, Tensor], own_inputs: Tensor) -> Tensor:
+        found: Tensor = functional_call(net, own, (own_inputs,))
+        return found
+
+    axes = {name: 0 if name in stacked else None for name in params}
+    together: Tensor = vmap(one_client, in_dims=(axes, 0))(dict(params), inputs)
+    return together
