@@ -235,7 +235,7 @@ class _Columns:
         self._num_sent += num_sent
         scaled_KP = torch.empty_like(values_KP)
         # Coarsest first: where nothing is lost there, nothing is on finer grids, and nobody has to count.
-        for bits, limit in reversed(self.limits.items()):
+        for bits, limit in reversed(list(self.limits.items())):
             if bits in self._sums_P and not (self.peaks_T <= limit).any():
                 del self._sums_P[bits], self._lost_T[bits]
             elif bits in self._sums_P:
