@@ -5,8 +5,8 @@
 FedAvg on the four sites of the packaged cells, and on a folder of images and masks per site, three seeds each. The
 folder is FOLDER, or tiles of the cells, written as PNG files: 160 of each site, which the reader then splits at random.
 Every run is launch.py with configs/vit_decoder_cells.yaml; one that has finished is not run again, and one that was
-killed goes on. The round is the one with the best mean Dice over the clients' validation images; its test images give
-the figures. Writes benchmarks/results/segmentation.json.
+killed goes on. Each site's test images are scored by the server's model after the last round, which with FedAvg is
+every client's. Bytes are those of all clients in a round. Writes benchmarks/results/segmentation.json.
 """
 
 import argparse

@@ -19,7 +19,7 @@ DEEP_VIT: dict[str, Any] = {
 LINEAR, UPERNET = {"name": "linear"}, {"name": "upernet_light", "width": 8}
 # All but those that compare class scores, or hold a sub-model, which a decoder is refused with.
 METHODS = sorted(ACTIVE.keys() - {"prrfl", "fedpft"})
-# Clients of FedDyn and SCAFFOLD keep differences of nearly equal weights, FedMomentum's shift is what an SVD leaves over.
+# Clients of FedDyn and SCAFFOLD keep differences of nearly equal weights, FedMomentum shifts what an SVD leaves over.
 LIMITS = {"feddyn": 1e-4, "fedmomentum": 1e-4, "scaffold": 1e-4}
 # Several batches, none, one image, a last batch of one.
 SIZES = [20, 0, 1, 9]
