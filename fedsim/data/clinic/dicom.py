@@ -18,6 +18,8 @@ from fedsim.errors import UserError, reading
 WHOLE = "a whole DICOM file with a picture"
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
+#: Pictures that are computed of others; their values are no measurement of a patient.
+DERIVED = ("RTDOSE", "SEG")
 FORMS: tuple[Form, ...] = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
@@ -25,18 +27,19 @@ SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 def read_dicom(path: Path) -> Scan:
     """Read a DICOM file; its frames are decoded as they are asked for.
 
-    Values are after the modality's table or slope and intercept, each frame's own where there are such. Colours are RGB
-    in 8 bits, whatever they are stored as. UserError for a file without a picture, one that is damaged, and a
-    compression that no installed package reads.
+    Reports, plans, dose maps and the like have no frame. Values are after the modality's table or slope and intercept,
+    each frame's own where there are such. Colours are RGB in 8 bits, whatever they are stored as. UserError for a file
+    that is damaged, and for a compression that no installed package reads.
     """
     from pydicom import dcmread  # late: it takes a third of a second
 
     with reading(str(path), WHOLE):
         data: Any = dcmread(path)
-        kind = str(data.get("PhotometricInterpretation", ""))
+        kind, modality = str(data.get("PhotometricInterpretation", "")), _text(data, "Modality")
+        if modality in DERIVED or ("PixelData" not in data and "Rows" not in data and not _is_image(data)):
+            return Scan(num_frames=0, frame=_no_frame, modality=modality)
         if "PixelData" not in data:
-            has = ", ".join(filter(None, (data.get("Modality"), getattr(data.get("SOPClassUID"), "name", None))))
-            raise UserError(str(path), f"no picture ({has or 'no modality'})", WHOLE)
+            raise UserError(str(path), f"no pixels ({modality or 'no modality'})", WHOLE)
         if kind not in (*MONOCHROME, *COLOURS):
             raise UserError(str(path), f"pixels of kind {kind!r}", f"one of {', '.join((*MONOCHROME, *COLOURS))}")
         _require_decoder(path, data)
@@ -50,10 +53,19 @@ def read_dicom(path: Path) -> Scan:
             num_frames=int(data.get("NumberOfFrames") or 1),
             frame=partial(_frame, path, data),
             between=_millimetres(_group(data, 0, "PixelMeasuresSequence").get("SpacingBetweenSlices")),
-            modality=_text(data, "Modality"),
+            modality=modality,
             ids=ids,
             has_names_in_pixels=_text(data, "BurnedInAnnotation") == "YES",
         )
+
+
+def _is_image(data: Any) -> bool:
+    """Whether a file is of a kind that has a picture (PS3.6: CT Image Storage and the like)."""
+    return "Image" in getattr(data.get("SOPClassUID"), "name", "")
+
+
+def _no_frame(index: int) -> Frame:
+    raise IndexError(index)
 
 
 def _text(data: Any, name: str) -> str:
@@ -97,7 +109,10 @@ def _frame(path: Path, data: Any, index: int) -> Frame:
             return Frame(_eight_bits(palette, 8 * palette.itemsize), spacing)
         if stored.ndim == 3:
             return Frame(_eight_bits(stored, int(data.BitsStored)), spacing)
-        values: Values = apply_modality_lut(stored, _group(data, index, "PixelValueTransformationSequence"))
+        rescale = _group(data, index, "PixelValueTransformationSequence")
+        if rescale.get("RescaleSlope") == 0:
+            raise ValueError("a slope of 0, after which all values are the same")
+        values: Values = apply_modality_lut(stored, rescale)
         if not np.isfinite(values).all():
             raise ValueError("values that are nan or infinite")
         return Frame(

@@ -44,7 +44,11 @@ def read_picture(path: Path) -> Scan:
 
 def _tags(path: Path) -> tuple[tuple[float, float] | None, bool]:
     """Return mm between rows and between columns where the file tells them, and whether its lowest value is white."""
-    with reading(str(path), "tags that can be read"), path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+    with (
+        reading(str(path), "tags that can be read"),
+        path.open("rb") as file,
+        Image.open(file, formats=FORMATS) as image,
+    ):
         if image.format not in WITH_SPACING:
             return None, False
         is_inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
