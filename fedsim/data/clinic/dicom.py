@@ -60,8 +60,9 @@ def read_dicom(path: Path) -> Scan:
 
 
 def _is_image(data: Any) -> bool:
-    """Whether a file is of a kind that has a picture (PS3.6: CT Image Storage and the like)."""
-    return "Image" in getattr(data.get("SOPClassUID"), "name", "")
+    """Whether a file is of a kind that has a picture (PS3.6: CT Image Storage and the like), or does not tell."""
+    kind = data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID")
+    return kind is None or "Image" in kind.name
 
 
 def _no_frame(index: int) -> Frame:

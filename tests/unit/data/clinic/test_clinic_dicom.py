@@ -211,6 +211,14 @@ def test_what_is_no_picture_has_no_frame_and_what_lacks_its_pixels_is_refused(tm
     assert read_dicom(tmp_path / "a.dcm").num_frames == 0
 
 
+@pytest.mark.parametrize("length", [100, 200, 400, 700, -3])
+def test_a_file_that_is_cut_is_one_line(length: int, tmp_path: Path) -> None:
+    path = save_dicom(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16))
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(UserError, match=r"a\.dcm"):
+        read_dicom(path).frame(0)
+
+
 @pytest.mark.parametrize(
     "words", [{"RescaleSlope": 0, "RescaleIntercept": 3}, {"PhotometricInterpretation": "HSV"}, {"Rows": 5000}]
 )
