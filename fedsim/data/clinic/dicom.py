@@ -111,11 +111,10 @@ def _frame(path: Path, data: Any, index: int) -> Frame:
         if stored.ndim == 3:
             return Frame(_eight_bits(stored, int(data.BitsStored)), spacing)
         rescale = _group(data, index, "PixelValueTransformationSequence")
-        if rescale.get("RescaleSlope") == 0:
-            raise ValueError("a slope of 0, after which all values are the same")
+        line = [float(rescale.get(name, 1)) for name in ("RescaleSlope", "RescaleIntercept")]
+        if line[0] == 0 or not np.isfinite(line).all():
+            raise ValueError(f"slope and intercept {line[0]:g} and {line[1]:g}")
         values: Values = apply_modality_lut(stored, rescale)
-        if not np.isfinite(values).all():
-            raise ValueError("values that are nan or infinite")
         return Frame(
             values=values.astype(np.float32 if stored.itemsize <= 2 else np.float64),
             spacing=spacing,
@@ -147,8 +146,8 @@ def _millimetres(value: Any) -> float | None:
 
 def _range_of_8_bits(stored: Values, values: Values, bits: int) -> OwnWindow | None:
     """Return the whole range for values of up to 8 bits that no slope has changed: they are shown as they are."""
-    is_plain = values is stored or np.array_equal(values, stored)
-    return whole_range(0, 2**bits - 1) if is_plain and stored.dtype.kind == "u" and bits <= 8 else None
+    is_plain = bits <= 8 and stored.dtype.kind == "u" and np.array_equal(values, stored)
+    return whole_range(0, 2**bits - 1) if is_plain else None
 
 
 def _padding(data: Any, stored: Values) -> Any:
