@@ -13,9 +13,10 @@ import typer
 from typer.core import TyperGroup
 
 from fedsim import __version__
-from fedsim.errors import RankError, UserError, one_line
+from fedsim.errors import RankError, UserError
 from fedsim.machine.output import fill_closed_streams, show_rows, showing
 from fedsim.runfolder.trust import load_own, load_own_distillation
+from fedsim.verbs.importing import import_set
 from fedsim.verbs.listing import LISTINGS
 
 # A warning of PyTorch's C++ side, as when another rank is gone, carries 15 lines of frames; errors are still shown.
@@ -46,6 +47,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command("import")(import_set)
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml.")]
 Overrides = Annotated[
     list[str] | None,
@@ -110,41 +112,6 @@ def distill(config: ConfigPath, overrides: Overrides = None, out: Out = None, re
     from fedsim.verbs.distill import run as make_submodel
 
     make_submodel(settings, out or Path("runs") / settings.name, resume)
-
-
-@app.command("import")
-def import_(
-    folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="DICOM, NIfTI, PNG, TIFF, JPEG files, in any folders.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the set that is made; an import that ended early goes on.")],
-    labels: Annotated[
-        Path | None, typer.Option(help="CSV: path, and label, site, patient, split; only its files.")
-    ] = None,
-    window: Annotated[str, typer.Option(help="file, lung, CENTRE/WIDTH, 1%-99%, or file,1%-99%.")] = "file",
-    size: Annotated[
-        int | None, typer.Option(min=8, max=4096, help="Longest that a picture's shorter side may be.")
-    ] = None,
-    bits: Annotated[Literal["8", "16"], typer.Option(help="Of grey pictures; 16 is for other programs.")] = "8",
-    volumes: Annotated[
-        Literal["slices", "slabs", "whole"], typer.Option(help="What becomes of several frames.")
-    ] = "slices",
-    slices: Annotated[int, typer.Option(min=1, help="Slices or slabs of a volume, evenly spaced.")] = 8,
-    salt: Annotated[
-        Path | None, typer.Option(help="File with the secret of the pseudonyms; SET.salt if not given.")
-    ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Processes at work.")] = 2,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be read.")] = False,
-) -> None:
-    """Make a set, with a manifest, of a folder of clinical files."""
-    from fedsim.data.clinic.importer import Order, import_folder
-    from fedsim.data.clinic.render import Settings
-
-    depth: Literal[8, 16] = 16 if bits == "16" else 8
-    order = Order(folder, out, Settings(window, depth, volumes, slices, size), labels, salt, processes, skip_bad)
-    text = import_folder(order, lambda text: print(text, file=sys.stderr, flush=True))
-    with showing():
-        print(one_line(text))
 
 
 @app.command("list")

@@ -57,20 +57,17 @@ def render(where: str, scan: Scan, settings: Settings) -> list[Made]:
 def _pictures(where: str, scan: Scan, settings: Settings) -> list[Made]:
     """Return the pictures of a scan, one or several."""
     total = scan.num_frames
-    chosen = evenly_spaced(total, min(settings.slices, total)).tolist()
+    chosen: list[int] = evenly_spaced(total, min(settings.slices, total)).tolist()
     is_slab = settings.volumes == "slabs" and total > 1
-    needed = {
-        place: min(max(place, 0), total - 1)
-        for one in chosen
-        for place in ((one - 1, one, one + 1) if is_slab else (one,))
-    }
-    frames = {place: scan.frame(place) for place in sorted(set(needed.values()))}
-    shares = dict(zip(frames, _all_shown(where, list(frames.values()), scan, settings), strict=True))
+    layers = {place: _beside(place, total) if is_slab else (place,) for place in chosen}
+    frames = {place: scan.frame(place) for place in sorted({layer for one in layers.values() for layer in one})}
+    ready = dict(zip(frames, _all_shown(where, list(frames.values()), scan, settings), strict=True))
     made = []
-    for number, place in enumerate(chosen):
-        frame, window, picture = frames[place], *shares[place]
+    for number_of, place in enumerate(chosen):
+        frame = frames[place]
+        window, picture = ready[place]
         if is_slab:
-            slab = [shares[needed[beside]][1] for beside in (place - 1, place, place + 1)]
+            slab = [ready[layer][1] for layer in layers[place]]
             if any(layer.ndim != 2 or layer.shape != picture.shape for layer in slab):
                 raise UserError(where, "frames of colours, or of several sizes", "grey values for --volumes slabs")
             picture = np.stack(slab, axis=2)
@@ -81,9 +78,14 @@ def _pictures(where: str, scan: Scan, settings: Settings) -> list[Made]:
             "bits": _bits(image),
             **_sizes(image.shape[:2], frame, picture.shape[:2]),
         }
-        name = ".png" if total == 1 else f"/{number:03}.png"
+        name = ".png" if total == 1 else f"/{number_of:03}.png"
         made.append((name, _png(image), facts))
     return made
+
+
+def _beside(place: int, total: int) -> tuple[int, ...]:
+    """Return a slice with the one before and the one after; at the ends it is there twice."""
+    return max(place - 1, 0), place, min(place + 1, total - 1)
 
 
 def _all_shown(where: str, frames: Sequence[Frame], scan: Scan, settings: Settings) -> list[tuple[str, Values]]:
@@ -160,7 +162,8 @@ def _shares_of(picture: Values) -> Shares:
 def _levels(shares: Shares, bits: int) -> Values:
     """Return the nearest of the levels of 8 or 16 bits."""
     white = 2**bits - 1
-    return np.rint(np.clip(shares, 0, 1) * np.float32(white)).astype(np.uint8 if bits == 8 else np.uint16)
+    levels: Values = np.rint(np.clip(shares, 0, 1) * np.float32(white))
+    return levels.astype(np.uint8) if bits == 8 else levels.astype(np.uint16)
 
 
 def _png(image: Values) -> bytes:

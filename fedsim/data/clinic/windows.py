@@ -40,7 +40,7 @@ class Window(NamedTuple):
     width: float
     form: Form = "LINEAR_EXACT"
 
-    def __call__(self, values: Values) -> Shares:
+    def shown(self, values: Values) -> Shares:
         """Return the shares of white, 0 to 1, of values of any shape."""
         if self.form == "SIGMOID":
             distance = np.clip((values - self.centre) / self.width, -20, 20)
@@ -59,7 +59,7 @@ class Window(NamedTuple):
 
     def as_own(self) -> OwnWindow:
         """The same as a file's own window."""
-        return OwnWindow(self.name, self)
+        return OwnWindow(self.name, self.shown)
 
 
 def whole_range(lowest: float, highest: float) -> OwnWindow:

@@ -229,4 +229,4 @@ def test_what_makes_no_sense_is_one_line(words: dict[str, Any], tmp_path: Path) 
 
 
 def test_percentiles_of_one_value_are_grey() -> None:
-    assert Window(5, 0.0001)(np.array([5.0])) == pytest.approx(0.5)
+    assert Window(5, 0.0001).shown(np.array([5.0])) == pytest.approx(0.5)
