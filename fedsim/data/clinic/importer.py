@@ -151,7 +151,7 @@ def _work(order: Order, chosen: Sequence[str], pseudonyms: Pseudonyms, journal: 
     if len(left) < len(chosen):
         say(f"{len(chosen) - len(left):,} of {len(chosen):,} files are done already")
     bad: list[Bad] = []
-    begin = told = time.monotonic()
+    begin = told = 0.0
     for number, done in enumerate(
         converted(order.folder, order.out / IMAGES, left, order.settings, pseudonyms, order.processes), 1
     ):
@@ -160,9 +160,11 @@ def _work(order: Order, chosen: Sequence[str], pseudonyms: Pseudonyms, journal: 
         else:
             journal.add(done.source, done.stamp, done.rows)
         now = time.monotonic()
+        if number == 1:  # until then processes have begun
+            begin = told = now
         if now - told >= SECONDS_BETWEEN_LINES:
             journal.flush()
-            rate = number / (now - begin)
+            rate = (number - 1) / (now - begin)
             seconds = (len(left) - number) / rate
             say(f"{number:,} of {len(left):,} files, {rate:.0f} a second, {seconds:.0f} s left, {len(bad):,} bad")
             told = now

@@ -2,6 +2,8 @@
 
 import csv
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import launch
 from fedsim.data.clinic.nifti import read_nifti
 from fedsim.errors import UserError
+from tests.helpers import load_set
 from tests.unit.data.clinic.clinic_folder import bring_in, manifest, pixels, write_folder
 from tests.unit.data.clinic.dicom_files import PATIENT, save_dicom
 
@@ -237,3 +241,31 @@ def test_a_nifti_of_real_numbers(tmp_path: Path) -> None:
     rows = manifest(tmp_path / "set")
     assert len(rows) == 3
     assert np.array_equal(pixels(tmp_path / "set", rows[0]), np.rint(volume[::-1, ::-1, 0].T * 255))
+
+
+@pytest.mark.usefixtures("cache")
+def test_the_manifest_is_a_table_of_images(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fedsim.data.datasets.table", reason="sets in tables are not there yet")
+    rows = [
+        {
+            "path": f"{kind}/{number}.{suffix}",
+            "label": ("clear", "nodule")[number % 2],
+            "site": kind,
+            "patient": "",
+            "split": split,
+        }
+        for kind, suffix, split in (("ct", "dcm", "train"), ("mr", "nii.gz", "val"), ("deep", "png", "test"))
+        for number in range(3)
+    ]
+    bring_in(folder, tmp_path / "set", labels=write_labels(tmp_path / "labels.csv", rows), slices=2)
+    columns = {"path": "path", "label": "label", "site": "site", "patient": "patient", "split": "split"}
+    dataset = load_set("table", root=str(tmp_path / "set"), file="manifest.csv", columns=columns, image_size=8)
+    assert dataset.class_names == ("clear", "nodule")
+    assert dataset.site_names == ("ct", "deep", "mr")
+    assert [len(part) for part in (dataset.train, dataset.val, dataset.test)] == [3, 6, 3]
+
+
+def test_reading_files_needs_no_torch() -> None:
+    """A process of an import that imported it would take seconds more and three times the memory."""
+    program = "import sys, launch, fedsim.data.clinic.importer; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(launch.__file__).parent).returncode == 0
