@@ -12,6 +12,7 @@ in one process and in two. All write the same sizes of PNG, by percentiles, with
 import argparse
 import csv
 import io
+import logging
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -149,6 +151,8 @@ def _own_mib(pid: int) -> float:
 
 def convert_with_monai(folder: Path, out: Path, names: Sequence[str]) -> int:
     """The plain loop: MONAI's reader by name, percentiles, size, PNG; returns how many files it could not read."""
+    warnings.simplefilter("ignore")  # MONAI's readers say much about files without positions, for every file
+    logging.disable(logging.WARNING)
     from monai.data import NibabelReader, PILReader, PydicomReader
     from monai.transforms import LoadImage
 

@@ -43,8 +43,11 @@ def reader_of(path: Path) -> Reader | None:
         return SUFFIXES[suffix]
     if path.name.upper() == INDEX_OF_DISC:
         return None
-    with reading(str(path), "a file that can be read"), path.open("rb") as file:
-        head = file.read(DICOM_MARK_AT + len(DICOM_MARK))
+    try:
+        with path.open("rb") as file:
+            head = file.read(DICOM_MARK_AT + len(DICOM_MARK))
+    except OSError:  # whoever reads it tells why
+        return read_dicom
     return read_dicom if head[DICOM_MARK_AT:] == DICOM_MARK else None
 
 

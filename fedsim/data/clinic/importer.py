@@ -16,7 +16,7 @@ from tempfile import NamedTemporaryFile
 from fedsim.data.clinic.convert import Pseudonyms, reader_of
 from fedsim.data.clinic.journal import Journal, stamp_of
 from fedsim.data.clinic.labels import read_labels
-from fedsim.data.clinic.manifest import write_manifest
+from fedsim.data.clinic.manifest import Known, Written, write_manifest
 from fedsim.data.clinic.render import Settings
 from fedsim.data.clinic.workers import Bad, converted
 from fedsim.data.folders import visible
@@ -51,16 +51,35 @@ class Order:
 def import_folder(order: Order, say: Say) -> str:
     """Do what is not done yet, write the manifest, and return a line about it.
 
-    UserError for a set that was made otherwise, and, unless they are to be skipped, for files that cannot be read; all
-    others are done by then. Several processes make the same bytes as one.
+    UserError for a set that was made otherwise, for a place that cannot be written, and, unless they are to be skipped,
+    for files that cannot be read; all others are done by then. Several processes make the same bytes as one.
     """
     sources, num_others = _sources(order)
     known = None if order.labels is None else read_labels(order.labels, sources)
     chosen = [source for source in sources if known is None or source in known]
     if not chosen:
         raise UserError(str(order.folder), "no file that can be imported", "DICOM, NIfTI, PNG, TIFF, JPEG, BMP or WebP")
-    pseudonyms = Pseudonyms(_salt(order))
-    _begin(order, pseudonyms)
+    try:
+        pseudonyms = Pseudonyms(_salt(order))
+        _begin(order, pseudonyms)
+        bad, written = _fill(order, chosen, known, pseudonyms, say)
+    except OSError as error:
+        expected = "a folder with room to write; the same command goes on"
+        raise UserError(str(error.filename or order.out), error.strerror or str(error), expected) from error
+    notes = [f"{written.num_rows:,} rows of {written.num_files:,} files in {order.out / MANIFEST}"]
+    if bad:
+        notes.append(f"{len(bad):,} files skipped, in {order.out / BAD_FILES}")
+    if num_passed := num_others + len(sources) - len(bad) - written.num_files:
+        notes.append(f"{num_passed:,} passed over: no pictures" + ("" if known is None else ", or not in the table"))
+    if written.num_named:
+        notes.append(f"{written.num_named:,} say that names are burned into their pixels")
+    return "; ".join(notes)
+
+
+def _fill(
+    order: Order, chosen: Sequence[str], known: Known | None, pseudonyms: Pseudonyms, say: Say
+) -> tuple[list[Bad], Written]:
+    """Make pictures and manifest; return the files that are left out, and what the manifest has."""
     journal = Journal(order.out)
     try:
         for half_written in (order.out / IMAGES).rglob(".*.tmp"):  # when a process was ended
@@ -69,18 +88,11 @@ def import_folder(order: Order, say: Say) -> str:
         _write_bad(order, bad)
         if bad and not order.skip_bad:
             raise _refusal(order, bad, len(chosen))
-        good = [source for source in chosen if source in journal.places and source not in {one.source for one in bad}]
-        num_rows, num_named = write_manifest(order.out / MANIFEST, journal, good, known, pseudonyms)
+        left_out = {one.source for one in bad}
+        good = [source for source in chosen if source not in left_out]
+        return bad, write_manifest(order.out / MANIFEST, journal, good, known, pseudonyms)
     finally:
         journal.close()
-    notes = [f"{num_rows:,} rows of {len(good):,} files in {order.out / MANIFEST}"]
-    if bad:
-        notes.append(f"{len(bad):,} files skipped, in {order.out / BAD_FILES}")
-    if num_passed := num_others + len(sources) - len(chosen):
-        notes.append(f"{num_passed:,} passed over: no pictures" + ("" if known is None else ", or not in the table"))
-    if num_named:
-        notes.append(f"{num_named:,} say that names are burned into their pixels")
-    return "; ".join(notes)
 
 
 def _sources(order: Order) -> tuple[list[str], int]:

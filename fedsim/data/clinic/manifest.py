@@ -4,6 +4,7 @@ import codecs
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from fedsim.data.clinic.convert import COLUMNS, Pseudonyms
 from fedsim.data.clinic.journal import Journal
@@ -13,17 +14,24 @@ from fedsim.machine.files import replacing
 Known = Mapping[str, Mapping[str, str]]
 
 
+class Written(NamedTuple):
+    """What a manifest has: rows, of how many files, and how many of these say that names are burned in."""
+
+    num_rows: int
+    num_files: int
+    num_named: int
+
+
 def write_manifest(
     path: Path, journal: Journal, sources: Sequence[str], known: Known | None, pseudonyms: Pseudonyms
-) -> tuple[int, int]:
-    """Write the rows of ``sources``, with what a table of labels knows of them; return how many rows there are, and of
-    how many files names may be read in the pixels.
+) -> Written:
+    """Write the rows of ``sources``, with what a table of labels knows of them.
 
     What ``known`` says comes before what a file says; a patient is written as a pseudonym alone. Rows are read and
     written one by one, so that memory does not grow with them.
     """
     more = [] if known is None else [name for name in next(iter(known.values())) if name not in COLUMNS]
-    num_rows = num_named = 0
+    num_rows = num_files = num_named = 0
     with replacing(path, durable=True) as file:
         writer = csv.DictWriter(codecs.getwriter("utf-8")(file), [*COLUMNS, *more], lineterminator="\n")
         writer.writeheader()
@@ -32,8 +40,9 @@ def write_manifest(
             rows = journal.rows(source)
             writer.writerows({**row, **cells} for row in rows)
             num_rows += len(rows)
+            num_files += bool(rows)
             num_named += any(row["burned_in"] for row in rows)
-    return num_rows, num_named
+    return Written(num_rows, num_files, num_named)
 
 
 def _cells(known: Mapping[str, str], pseudonyms: Pseudonyms) -> Row:

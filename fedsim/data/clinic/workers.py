@@ -1,6 +1,7 @@
 """The processes of an import: each takes a few files at a time, and ends with the process that began it."""
 
 import os
+import signal
 import threading
 import warnings
 from collections import deque
@@ -70,8 +71,12 @@ def converted(
 
 
 def _begin() -> None:
-    """Prepare a process: silence about odd files, which is said by name or not at all, and an end with its parent."""
+    """Prepare a process: silence about odd files, which is said by name or not at all, and an end with its parent.
+
+    What a terminal sends to end a program is its parent's to answer.
+    """
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None, "a pool has begun this process"
 

@@ -1,5 +1,7 @@
 """An import that is ended at any moment goes on to the same bytes, with one process or several."""
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,16 +31,28 @@ def started(folder: Path, out: Path, salt: Path, processes: int) -> subprocess.P
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def children_of(process: subprocess.Popen[str]) -> list[str]:
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
 @pytest.mark.slow
 def test_killed_and_gone_on_with_it_is_the_same_set(tmp_path: Path) -> None:
-    folder, salt = write_folder(tmp_path / "clinic", num_each=16), tmp_path / "salt"
+    folder, salt = write_folder(tmp_path / "clinic", num_each=40), tmp_path / "salt"
     salt.write_text("a secret of this test")
     bring_in(folder, tmp_path / "whole", salt=salt, size=10)
-    process = started(folder, tmp_path / "set", salt, processes=2)
     images = tmp_path / "set" / "images"
+    process = started(folder, tmp_path / "set", salt, processes=2)
+    while process.poll() is None and not images.exists():
+        time.sleep(0.01)
+    for child in children_of(process):  # as a machine without memory does
+        os.kill(int(child), signal.SIGKILL)
+    _, said = process.communicate()
+    assert process.returncode == 2
+    assert "a process that was ended from outside" in said
+    process = started(folder, tmp_path / "set", salt, processes=2)
     while process.poll() is None and sum(1 for _ in images.rglob("*.png")) < 20:
         time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = children_of(process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "set" / "manifest.csv").exists()
@@ -50,7 +64,7 @@ def test_killed_and_gone_on_with_it_is_the_same_set(tmp_path: Path) -> None:
     again = started(folder, tmp_path / "set", salt, processes=2)
     said, _ = again.communicate()
     assert again.returncode == 0
-    assert "rows of 96 files" in said
+    assert "rows of 240 files" in said
     assert content(tmp_path / "set") == content(tmp_path / "whole")
 
 
@@ -105,3 +119,12 @@ def test_the_command_line_ends_with_one_line_and_exit_code_2(tmp_path: Path) -> 
     assert said.startswith("error: 1 of 7 files")
     assert said.count("\n") == 1
     assert any((tmp_path / "set" / "images").iterdir())  # what is good is done
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "clinic")
+    bring_in(folder, tmp_path / "set")
+    shutil.rmtree(tmp_path / "set" / "images")
+    (tmp_path / "set" / "images").write_text("in the way")
+    with pytest.raises(UserError, match=r"images.*the same command goes on"):
+        bring_in(folder, tmp_path / "set")
