@@ -153,6 +153,14 @@ def test_8_bits_that_nothing_changes_are_shown_as_they_are(tmp_path: Path) -> No
     assert np.array_equal(np.rint(picture(path) * 255), values)
 
 
+@pytest.mark.parametrize(("signed", "right"), [(0, [4095, 2048, 5, 5]), (1, [-1, -2048, 5, 5])])
+def test_bits_above_those_that_are_stored_count_nothing(signed: int, right: list[int], tmp_path: Path) -> None:
+    """Old files keep an overlay in the upper 4 bits of 16."""
+    stored = np.array([[0x0FFF, 0x0800, 0x1005, 0xF005]], np.uint16)
+    path = save_dicom(tmp_path / "a.dcm", stored, 12, PixelRepresentation=signed)
+    assert read_dicom(path).frame(0).values.tolist() == [right]
+
+
 def test_padding_is_black_and_in_no_percentile(tmp_path: Path) -> None:
     values = np.full((10, 10), -2000, np.int16)
     values[2:8, 2:8] = np.arange(36).reshape(6, 6)
