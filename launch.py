@@ -16,6 +16,7 @@ from fedsim import __version__
 from fedsim.errors import RankError, UserError
 from fedsim.machine.output import fill_closed_streams, show_rows, showing
 from fedsim.runfolder.trust import load_own, load_own_distillation
+from fedsim.verbs.importing import import_set
 from fedsim.verbs.listing import LISTINGS
 
 # A warning of PyTorch's C++ side, as when another rank is gone, carries 15 lines of frames; errors are still shown.
@@ -46,6 +47,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command("import")(import_set)
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml.")]
 Overrides = Annotated[
     list[str] | None,

@@ -4,10 +4,15 @@ Streams are independent of each other and of the number of ranks, so nothing abo
 a resumed run asks for the same stream again.
 """
 
+from __future__ import annotations  # so that what reads files alone starts without torch
+
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive(seed: int, purpose: str, *, round: int = 0, client: int = 0) -> int:
@@ -32,6 +37,8 @@ def torch_stream(seed: int, purpose: str) -> torch.Generator:
     PyTorch keeps the lower 32 bits of a seed, so that among 100,000 streams two would be the same: what has a client
     or a round draws from a ``numpy_stream``.
     """
+    import torch
+
     generator = torch.Generator()
     generator.manual_seed(derive(seed, purpose) >> 1)
     return generator

@@ -3,14 +3,18 @@
 Shapes: N images, volumes or texts, S slices of a volume, C channels, H and W pixels (H = W = ``data.image_size``).
 """
 
+from __future__ import annotations  # so that what reads files alone starts without torch
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Indices = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]

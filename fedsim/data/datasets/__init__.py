@@ -1,7 +1,5 @@
 """The sets by name."""
 
-import torch
-
 from fedsim.catalogue.data import DATA, OWN_DATA, data_row
 from fedsim.catalogue.functions import function_of, is_import_path
 from fedsim.config.data import DataConfig
@@ -20,6 +18,8 @@ def load_dataset(config: DataConfig) -> Dataset:
     Safe to call from many processes at once: what has to be downloaded or decoded is done by one of them and
     kept in the cache folder, where the pixels are mapped into memory that processes of one machine share.
     """
+    import torch  # here, so that what reads files alone starts without it
+
     source = _read(config)
     if len(source.labels) == 0:
         raise UserError(f"data {config.root or config.name}", "an empty set", "images or texts")

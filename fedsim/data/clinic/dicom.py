@@ -1,0 +1,200 @@
+"""DICOM files by pydicom: values in the unit of the modality, frame by frame.
+
+N frames, H rows, W columns. A functional group is where a multi-frame file of the enhanced kind says something for one
+frame ("per frame") or for all of them ("shared").
+"""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsim.data.clinic.scan import Frame, OwnWindow, Scan, Shares, Values
+from fedsim.data.clinic.windows import Form, Window, whole_range
+from fedsim.errors import UserError, reading
+
+WHOLE = "a whole DICOM file with a picture"
+MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
+COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
+#: Pictures that are computed of others; their values are no measurement of a patient.
+DERIVED = ("RTDOSE", "SEG")
+FORMS: tuple[Form, ...] = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+
+
+def read_dicom(path: Path) -> Scan:
+    """Read a DICOM file; its frames are decoded as they are asked for.
+
+    Reports, plans, dose maps and the like have no frame. Values are after the modality's table or slope and intercept,
+    each frame's own where there are such. Colours are RGB in 8 bits, whatever they are stored as. UserError for a file
+    that is damaged, and for a compression that no installed package reads.
+    """
+    from pydicom import dcmread  # late: it takes a third of a second
+
+    with reading(str(path), WHOLE):
+        data: Any = dcmread(path)
+        kind, modality = str(data.get("PhotometricInterpretation", "")), _text(data, "Modality")
+        if modality in DERIVED or ("PixelData" not in data and "Rows" not in data and not _is_image(data)):
+            return Scan(num_frames=0, frame=_no_frame, modality=modality)
+        if "PixelData" not in data:
+            raise UserError(str(path), f"no pixels ({modality or 'no modality'})", WHOLE)
+        if kind not in (*MONOCHROME, *COLOURS):
+            raise UserError(str(path), f"pixels of kind {kind!r}", f"one of {', '.join((*MONOCHROME, *COLOURS))}")
+        _require_decoder(path, data)
+        ids = {
+            "patient": _text(data, "PatientID"),
+            "study": _text(data, "StudyInstanceUID"),
+            "series": _text(data, "SeriesInstanceUID"),
+            "site": _text(data, "InstitutionName"),
+        }
+        return Scan(
+            num_frames=int(data.get("NumberOfFrames") or 1),
+            frame=partial(_frame, path, data),
+            between=_millimetres(_group(data, 0, "PixelMeasuresSequence").get("SpacingBetweenSlices")),
+            modality=modality,
+            ids=ids,
+            has_names_in_pixels=_text(data, "BurnedInAnnotation") == "YES",
+        )
+
+
+def _is_image(data: Any) -> bool:
+    """Whether a file is of a kind that has a picture (PS3.6: CT Image Storage and the like), or does not tell."""
+    kind = data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID")
+    return kind is None or "Image" in kind.name
+
+
+def _no_frame(index: int) -> Frame:
+    raise IndexError(index)
+
+
+def _text(data: Any, name: str) -> str:
+    return str(data.get(name) or "").strip()
+
+
+def _require_decoder(path: Path, data: Any) -> None:
+    """UserError where no installed package reads the file's compression."""
+    from pydicom.pixels import get_decoder
+
+    syntax = data.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return
+    expected = "a compression that the installed packages read; python-gdcm reads most others"
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise UserError(str(path), f"pixels compressed as {syntax.name}", expected) from None
+    if not decoder.is_available:
+        raise UserError(str(path), f"pixels compressed as {syntax.name}", expected)
+
+
+def _group(data: Any, index: int, name: str) -> Any:
+    """Return where a frame's values of one functional group stand; in a file without groups that is the file itself."""
+    per_frame = data.get("PerFrameFunctionalGroupsSequence")
+    for place in ([per_frame[index]] if per_frame else []) + list(data.get("SharedFunctionalGroupsSequence") or []):
+        if found := place.get(name):
+            return found[0]
+    return data
+
+
+def _frame(path: Path, data: Any, index: int) -> Frame:
+    """Decode one frame."""
+    from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+
+    with reading(str(path), WHOLE):
+        stored: Values = pixel_array(data, index=index)
+        spacing = _spacing(data, index)
+        if data.PhotometricInterpretation == "PALETTE COLOR":
+            palette: Values = apply_color_lut(stored, data)[..., :3]
+            return Frame(_eight_bits(palette, 8 * palette.itemsize), spacing)
+        if stored.ndim == 3:
+            return Frame(_eight_bits(stored, int(data.BitsStored)), spacing)
+        rescale = _group(data, index, "PixelValueTransformationSequence")
+        line = [float(rescale.get(name, 1)) for name in ("RescaleSlope", "RescaleIntercept")]
+        if line[0] == 0 or not np.isfinite(line).all():
+            raise ValueError(f"slope and intercept {line[0]:g} and {line[1]:g}")
+        values: Values = apply_modality_lut(stored, rescale)
+        return Frame(
+            values=values.astype(np.float32 if stored.itemsize <= 2 else np.float64),
+            spacing=spacing,
+            own_window=_own_window(data, index) or _range_of_8_bits(stored, values, int(data.BitsStored)),
+            is_inverted=data.PhotometricInterpretation == "MONOCHROME1",
+            padding=_padding(data, stored),
+        )
+
+
+def _eight_bits(colours: Values, bits: int) -> Values:
+    """Return colours of more bits by their upper 8; colours have no window, their range is what can be stored."""
+    return np.ascontiguousarray(colours >> max(0, bits - 8), np.uint8)
+
+
+def _spacing(data: Any, index: int) -> tuple[float, float] | None:
+    measures = _group(data, index, "PixelMeasuresSequence")
+    found = next((measures.get(name) for name in SPACINGS if measures.get(name)), None)
+    if found is None or len(found) != 2:
+        return None
+    rows, columns = map(_millimetres, found)
+    return None if rows is None or columns is None else (rows, columns)
+
+
+def _millimetres(value: Any) -> float | None:
+    """Return a distance; None for what is none, such as 0."""
+    number = math.nan if value in (None, "") else float(value)
+    return number if math.isfinite(number) and number > 0 else None
+
+
+def _range_of_8_bits(stored: Values, values: Values, bits: int) -> OwnWindow | None:
+    """Return the whole range for values of up to 8 bits that no slope has changed: they are shown as they are."""
+    is_plain = bits <= 8 and stored.dtype.kind == "u" and np.array_equal(values, stored)
+    return whole_range(0, 2**bits - 1) if is_plain else None
+
+
+def _padding(data: Any, stored: Values) -> Any:
+    """Return where a frame is filled up with the value that the file names for that (PS3.3 C.7.5.1.1.2)."""
+    value, limit = data.get("PixelPaddingValue"), data.get("PixelPaddingRangeLimit")
+    if not isinstance(value, int):
+        return None
+    low, high = sorted((value, limit if isinstance(limit, int) else value))
+    padding = (stored >= low) & (stored <= high)
+    return padding if padding.any() else None
+
+
+def _own_window(data: Any, index: int) -> OwnWindow | None:
+    """Return how the file wants a frame to be shown, the first way if it names several; None if it names none."""
+    place = _group(data, index, "FrameVOILUTSequence")
+    if tables := place.get("VOILUTSequence"):
+        return OwnWindow("table of the file", _table(data, tables[0]))
+    centres, widths = (_numbers(place.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    if not centres or not widths:
+        return None
+    form = str(place.get("VOILUTFunction") or "LINEAR").upper()
+    known = next((one for one in FORMS if one == form), None)
+    if known is None:
+        raise ValueError(f"a window of the form {form}")
+    if not math.isfinite(centres[0]) or not (widths[0] >= 1 if known == "LINEAR" else widths[0] > 0):
+        raise ValueError(f"a window {centres[0]:g}/{widths[0]:g} {form}")
+    return Window(centres[0], widths[0], known).as_own()
+
+
+def _numbers(value: Any) -> list[float]:
+    if value in (None, ""):
+        return []
+    return [float(part) for part in ([value] if isinstance(value, int | float) else value)]
+
+
+def _table(data: Any, item: Any) -> Any:
+    """Return the mapping of a VOI table. Own code: pydicom's wraps around at 256 entries where these have 8 bits."""
+    num_entries, first, bits = item.LUTDescriptor[0] or 2**16, item.LUTDescriptor[1], item.LUTDescriptor[2]
+    content = item.LUTData
+    if isinstance(content, bytes):
+        order = "<" if data.original_encoding[1] else ">"
+        content = np.frombuffer(content, f"{order}u2" if len(content) >= 2 * num_entries else "u1")
+    table = np.asarray(content, np.float32)[:num_entries] / (2**bits - 1)
+    if len(table) != num_entries:
+        raise ValueError(f"a table of {len(table)} entries in place of {num_entries}")
+
+    def shown(values: Values) -> Shares:
+        return np.asarray(table[np.clip(np.rint(values - first), 0, num_entries - 1).astype(np.int64)], np.float32)
+
+    return shown
