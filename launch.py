@@ -1,5 +1,7 @@
 """The only entry point: ``python launch.py``, ``torchrun ... launch.py`` and ``srun python launch.py`` alike.
 
+An installation has it as ``fedsim.launch``, and as the command ``fedsim``.
+
 Parses the command line and calls fedsim. What needs torch is imported inside the verbs, so that help and
 mistakes in a config answer at once.
 """
@@ -137,6 +139,11 @@ def evaluate(
             make_console().print(metrics_table(metrics, f"{run_dir}, {checkpoint} checkpoint"))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command line."""
     fill_closed_streams()
     app()
+
+
+if __name__ == "__main__":
+    main()
