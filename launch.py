@@ -1,46 +1,37 @@
 """The only entry point: ``python launch.py``, ``torchrun ... launch.py`` and ``srun python launch.py`` alike.
 
-An installation has it as ``fedsim.launch``, and as the command ``fedsim``.
-
-Parses the command line and calls fedsim. What needs torch is imported inside the verbs, so that help and
-mistakes in a config answer at once.
+An installation has it as ``fedsim.launch``, and as the command ``fedsim``. Parses the command line and calls fedsim.
+What needs torch is imported inside the verbs, so that help and mistakes in a config answer at once.
 """
 
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from typer.core import TyperGroup
 
 from fedsim import __version__
-from fedsim.errors import RankError, UserError
 from fedsim.machine.output import fill_closed_streams, show_rows, showing
 from fedsim.runfolder.trust import load_own, load_own_distillation
+from fedsim.verbs.command_line import (
+    IS_FIRST_RANK,
+    ConfigPath,
+    Out,
+    Overrides,
+    Ranks,
+    Resume,
+    RunDir,
+    Saved,
+    Trust,
+    Verbs,
+)
 from fedsim.verbs.importing import import_set
 from fedsim.verbs.listing import LISTINGS
 
 # A warning of PyTorch's C++ side, as when another rank is gone, carries 15 lines of frames; errors are still shown.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-IS_FIRST_RANK = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 Listing = Literal["algorithms", "models", "data", "assets", "configs"]
-
-
-class Verbs(TyperGroup):
-    """Turns a UserError into one line and exit code 2; of what all ranks meet alike the first one tells."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the verb."""
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            if IS_FIRST_RANK or isinstance(error, RankError):
-                print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(2) from None
-        except EOFError as error:  # which click takes for a closed terminal, and shows as "Aborted." alone
-            raise RuntimeError("a file or stream that ended too soon") from error
-
 
 app = typer.Typer(
     cls=Verbs,
@@ -50,14 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("import")(import_set)
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as rounds=1 train.lr=1e-3."),
-]
-Out = Annotated[Path | None, typer.Option(help="Folder of what is made; runs/<name> if not given.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if any.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Run code of the user's that the run folder names or holds.")]
 
 
 def show_version(wanted: bool) -> None:
@@ -78,9 +61,19 @@ def options(
 
 @app.command()
 def run(
-    config: ConfigPath, overrides: Overrides = None, out: Out = None, resume: Resume = False, trust: Trust = False
+    config: ConfigPath,
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Resume = False,
+    trust: Trust = False,
+    ranks: Ranks = None,
 ) -> None:
     """Run an experiment."""
+    if ranks is not None:
+        from fedsim.verbs.api import run_ranks, words
+
+        code, _ = run_ranks("fedsim.launch", words(config, overrides or [], out, resume, trust), ranks)
+        raise typer.Exit(code)
     settings = load_own(config, overrides or [], out, trust=trust)
     from fedsim import server
 
@@ -124,11 +117,7 @@ def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> Non
 
 
 @app.command()
-def evaluate(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")],
-    checkpoint: Annotated[Literal["best", "last"], typer.Option(help="Which saved state.")] = "best",
-    trust: Trust = False,
-) -> None:
+def evaluate(run_dir: RunDir, checkpoint: Saved = "best", trust: Trust = False) -> None:
     """Evaluate a run's saved model."""
     from fedsim.runfolder.screen import make_console, metrics_table
     from fedsim.verbs.evaluate import evaluate_run

@@ -14,10 +14,10 @@ from fedsim.comm.group import Group
 from fedsim.config.base import Words
 from fedsim.config.experiment import Config, dump_config, with_block_size, with_noise
 from fedsim.config.mistakes import show
+from fedsim.configure import load_config
 from fedsim.data import Dataset
 from fedsim.errors import UserError
 from fedsim.kernels import build
-from fedsim.load import load_config
 from fedsim.machine.files import naming_files, raise_named, write_atomic, write_json
 from fedsim.runfolder.environment import environment
 from fedsim.runfolder.lock import LOCK_FILE, FolderLock

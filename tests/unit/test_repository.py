@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from fedsim.config.distill import load_distill_config
-from fedsim.load import load_config
+from fedsim.configure import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = [path for top in ("fedsim", "comm", "algorithms") for path in ROOT.glob(f"{top}/**/*.py")]
