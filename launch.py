@@ -14,6 +14,7 @@ import typer
 from fedsim import __version__
 from fedsim.machine.output import fill_closed_streams, show_rows, showing
 from fedsim.runfolder.trust import load_own, load_own_distillation
+from fedsim.verbs import take_out
 from fedsim.verbs.command_line import (
     IS_FIRST_RANK,
     ConfigPath,
@@ -70,7 +71,8 @@ def run(
 ) -> None:
     """Run an experiment."""
     if ranks is not None:
-        from fedsim.verbs.api import run_ranks, words
+        from fedsim.comm.start import run_ranks
+        from fedsim.verbs.api import words
 
         code, _ = run_ranks("fedsim.launch", words(config, overrides or [], out, resume, trust), ranks)
         raise typer.Exit(code)
@@ -126,6 +128,10 @@ def evaluate(run_dir: RunDir, checkpoint: Saved = "best", trust: Trust = False) 
     if IS_FIRST_RANK:
         with showing():
             make_console().print(metrics_table(metrics, f"{run_dir}, {checkpoint} checkpoint"))
+
+
+app.command()(take_out.predict)
+app.command()(take_out.export)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from fedsim.errors import UserError
 
 if TYPE_CHECKING:
     from fedsim.config.experiment import Config
+    from fedsim.models.outside.network import Scoring
 
 ERROR = "error: "
 
@@ -61,6 +62,19 @@ class Run:
         except ValueError as error:
             raise UserError(str(file), f"no readable JSON ({error})", "the file that the run wrote") from None
         return found
+
+    @cached_property
+    def model(self) -> "Scoring":
+        """The best round's network, ``class_names`` with it: images (N, 3, H, W) in 0..1 to class scores (N, C).
+
+        For masks the scores are (N, C, H, W), for volumes the images (N, S, 3, H, W). Reads the run's data.
+        """
+        from fedsim.models.outside.network import Scoring, trained_network  # late, as above
+        from fedsim.runfolder.saved import open_saved
+
+        with open_saved(self.folder, "best", self._trust) as saved:
+            sim, names = saved.sim, saved.sim.dataset.class_names
+            return Scoring(sim.model, saved.params, names, trained_network(sim.model, saved.params, names)).eval()
 
 
 def run(
