@@ -15,6 +15,7 @@ from fedsim import __version__
 from fedsim.machine.output import fill_closed_streams, show_rows, showing
 from fedsim.runfolder.trust import load_own, load_own_distillation
 from fedsim.verbs import take_out
+from fedsim.verbs.cache import cache
 from fedsim.verbs.command_line import (
     IS_FIRST_RANK,
     ConfigPath,
@@ -37,7 +38,6 @@ Listing = Literal["algorithms", "models", "data", "assets", "configs"]
 app = typer.Typer(
     cls=Verbs,
     help="Federated learning for medical imaging, simulated on many processes.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -84,7 +84,7 @@ def run(
 
 @app.command()
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Check config and data and show the plan; trains nothing."""
+    """Check config and data and show the plan, with time and memory from a few steps of training."""
     settings = load_own(config, overrides or [])
     from fedsim.verbs.check import describe
 
@@ -112,10 +112,15 @@ def distill(config: ConfigPath, overrides: Overrides = None, out: Out = None, re
 
 
 @app.command("list")
-def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
+def list_(
+    what: Annotated[Listing, typer.Argument(help="What to list.")],
+    name: Annotated[str | None, typer.Argument(help="A method, whose keys are listed.")] = None,
+) -> None:
     """List what there is to choose from."""
+    if name is not None:
+        from fedsim.verbs.tables import keys_of
     if IS_FIRST_RANK:
-        show_rows(LISTINGS[what]())
+        show_rows(LISTINGS[what]() if name is None else keys_of(what, name))
 
 
 @app.command()
@@ -132,6 +137,7 @@ def evaluate(run_dir: RunDir, checkpoint: Saved = "best", trust: Trust = False) 
 
 app.command()(take_out.predict)
 app.command()(take_out.export)
+app.command()(cache)
 
 
 def main() -> None:

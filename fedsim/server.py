@@ -68,8 +68,10 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
             # Measure the new global model, and keep it if it is the best so far.
             is_last = state.round == last
             if is_last or config.evaluates(state.round):
-                model = global_model(sim, state)
-                record.measure(evaluate(sim, model.params), model.chosen)
+                log.progress(f"evaluation: {len(sim.dataset.val) + len(sim.dataset.test)} {sim.dataset.unit}")
+                with record.evaluating():
+                    model = global_model(sim, state)
+                    record.measure(evaluate(sim, model.params), model.chosen)
                 if note_evaluation(best_by, progress, record):
                     checkpoints.save_best(state, sim.store, progress)
 

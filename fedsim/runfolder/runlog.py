@@ -50,7 +50,7 @@ class RunLog:
         self.folder = folder
         self._group = group
         self._is_writer = group.is_server
-        self._screen = Screen(config.rounds)
+        self._screen = Screen(config.rounds, config.evaluate.best_by)
         self._tables = {name: Table(folder / f"{name}.jsonl") for name in TABLES}
         self._scalars = Scalars(folder / "tensorboard")
         self._lock: FolderLock | None = None
@@ -131,7 +131,7 @@ class RunLog:
         curves = {name: value for name, value in flatten(record.row, "/").items() if isinstance(value, int | float)}
         del curves["round"]
         self._scalars.append(record.row["round"], curves)
-        self._screen.end_round(record.row, record.timing["seconds"])
+        self._screen.end_round(record.row, record.timing)
 
     def last_row(self) -> dict[str, Any]:
         """Return the last round's row of metrics.jsonl; on rank 0 only."""

@@ -45,13 +45,12 @@ def site(place: Path) -> Path:
     return next((place / "venv" / "lib").glob("python*/site-packages"))
 
 
-def call(place: Path, program: str, *arguments: str) -> str:
+def call(place: Path, program: str, *arguments: str, **variables: str) -> str:
     """Run a program of the environment from a folder of its own, and return what it shows."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     command = [str(place / "venv/bin" / program), *arguments]
-    done = subprocess.run(
-        command, cwd=place, env={**kept, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
-    )
+    kept |= {"OMP_NUM_THREADS": "1", **variables}
+    done = subprocess.run(command, cwd=place, env=kept, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -86,6 +85,13 @@ def test_the_command_answers_far_from_the_repository(place: Path) -> None:
     files = [line.partition("  ")[0].strip() for line in listed]
     assert all((place / file).is_file() for file in files)
     assert len(files) == len(list(ROOT.glob("configs/**/*.yaml")))
+
+
+def test_the_shell_completes_verbs_and_options(place: Path) -> None:
+    for typed, found in (("fedsim ev", ["evaluate"]), ("fedsim export --fo", ["--format"])):
+        position = str(len(typed.split()) - 1)
+        shown = call(place, "fedsim", _FEDSIM_COMPLETE="complete_bash", COMP_WORDS=typed, COMP_CWORD=position)
+        assert shown.split() == found
 
 
 @pytest.mark.slow
