@@ -48,6 +48,8 @@ class Source:
         """UserError for the first file or folder named in these sections that does not exist."""
         if str(model.weights).endswith(".safetensors"):
             require_file(Path(str(model.weights)), self.where("model.weights"))
+        if model.start_from is not None:
+            require_file(Path(model.start_from), self.where("model.start_from"), folder=True)
         if data.root is not None:
             require_file(Path(data.root), self.where("data.root"), folder=True)
         if model.submodel is not None and model.submodel.folder is not None:
