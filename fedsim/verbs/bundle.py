@@ -35,7 +35,7 @@ def write_bundle(folder: Path, saved: SavedModel, net: nn.Module, card: Mapping[
     """Fill ``folder``, and return the lines that score an image with it. UserError for networks of other libraries."""
     config, encoder = saved.sim.config.model, saved.sim.model.encoder
     head = head_of(encoder, saved.params)
-    if not config.name.startswith(LIBRARIES) or (head and "weight" not in head):
+    if not config.name.startswith(LIBRARIES) or (head and "weight" not in head) or encoder.decoder is not None:
         raise UserError("--format", f"monai of {config.name}", "a network of timm's or MONAI's; here weights or onnx")
     *imports, expression, state = _network(saved, net, head)
     (folder / "configs").mkdir()

@@ -68,7 +68,7 @@ def facts(saved: SavedModel, method_of_use: str) -> dict[str, Any]:
         "clients": len(sim.parts),
         "class_names": list(sim.dataset.class_names),
         "inputs": inputs,
-        "outputs": "class scores before the softmax" + (" for every pixel" if encoder.per_pixel else ""),
+        "outputs": "class scores before the softmax" + (" for every pixel" if encoder.scores_pixels else ""),
         "round": row["round"],
         "val": row.get("val"),
         "test": row.get("test"),

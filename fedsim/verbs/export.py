@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedsim.errors import UserError
 from fedsim.machine.files import naming_files, write_atomic, write_json
+from fedsim.models.decoder.export import write_decoder
 from fedsim.models.encoders import library_model
 from fedsim.models.export import export_peft
 from fedsim.models.outside.network import Scoring, features_line, head_of, trained_network
@@ -37,6 +38,22 @@ TOKENS = (
 )
 LINEAR = "F.linear({features}, head['weight'], head.get('bias'))"
 PROMPTS = "head['logit_scale'].exp() * F.normalize({features}, dim=-1) @ head['text_features'].T"
+
+
+DECODED = (
+    "import json, sys",
+    "sys.path.insert(0, FOLDER)",
+    "from decoder import make_decoder",
+    'words = json.load(open(FOLDER + "/decoder.json"))',
+    'decoder = make_decoder(**words["decoder"]).eval().requires_grad_(False)',
+    'decoder.load_state_dict(load_file(FOLDER + "/decoder.safetensors"))',
+    "seen = {{}}",
+    'for path in words["reads"]:',
+    "    keep = lambda block, given, tokens, path=path: seen.update({{path: tokens[:, words['num_prefix_tokens']:]}})",
+    "    model.get_submodule({inner}path).register_forward_hook(keep)",
+    "_ = {features}",
+    'scores = decoder(torch.stack([seen[path] for path in words["reads"]], 1))',
+)
 
 
 @dataclass(frozen=True)
@@ -145,10 +162,14 @@ def _lines(folder: Path, exported: Exported, model_lines: list[str]) -> list[str
         encoder.tokenizer.save_pretrained(folder)
         first, prepare = first[:1], TOKENS
     lines = [*first, "from safetensors.torch import load_file", *model_lines, "_ = model.eval().requires_grad_(False)"]
+    lines += [line.format(**inputs) for line in prepare]
+    if encoder.decoder is not None:
+        write_decoder(folder, saved.params, encoder)
+        inner = '"base_model.model." + ' if exported.card["format"] == "adapter" else ""
+        return [*lines, *(line.format(inner=inner, features=features) for line in DECODED)]
     if head := head_of(encoder, saved.params):
         save_state(head, folder / "head.safetensors")
         lines.append('head = load_file(FOLDER + "/head.safetensors")')
-    lines += [line.format(**inputs) for line in prepare]
     form = LINEAR if "weight" in head else PROMPTS if head else "{features}"
     return [*lines, f"scores = {form.format(features=features)}"]
 

@@ -1,11 +1,12 @@
 """The library's own network with a run's trained weights in it, and that network from images to class scores.
 
-Shapes: N images, S slices of a volume, H and W pixels, C classes.
+Shapes: N images, S slices of a volume, H and W pixels, C classes, L blocks that a decoder reads, P patches of D
+numbers.
 """
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +26,7 @@ from fedsim.models.stacked import StackedModel
 from fedsim.models.tower import Encoder
 
 #: What of a run's parameters is written or merged here, by how the names begin or end.
-KNOWN_STARTS = ("net.", "head.", "amplitude_norm.", "logit_scale", "lora_rank")
+KNOWN_STARTS = ("net.", "head.", "decoder.", "amplitude_norm.", "logit_scale", "lora_rank")
 KNOWN_ENDS = (".lora_a", ".lora_b", ".lora_magnitude", ".shift")
 
 
@@ -96,6 +97,13 @@ class Scoring(nn.Module):
             raise UserError("model.name", f"{config.name}, which reads texts", "a run on images")
         self.net = net
         self.per_pixel, self.slices = encoder.per_pixel, encoder.slices
+        self.decoder: nn.Module | None = None
+        self.tokens = read_tokens(encoder, net) if encoder.decoder is not None else None
+        if encoder.decoder is not None:
+            start = "decoder."
+            own = {name.removeprefix(start): value.cpu() for name, value in params.items() if name.startswith(start)}
+            self.decoder = copy.deepcopy(encoder.decoder).cpu().eval()
+            self.decoder.load_state_dict(own)
         self.features = compile(features_line(config, encoder), "<features>", "eval")
         self.amplitude_norm: AmplitudeNorm | None = None
         if config.amplitude_norm is not None:
@@ -119,6 +127,9 @@ class Scoring(nn.Module):
         found: Tensor = eval(self.features, {"model": self.net, "images": (images - self.mean) / self.std})
         if self.slices is not None:
             found = found.unflatten(0, (-1, self.slices)).mean(1)
+        if self.decoder is not None and self.tokens is not None:
+            scores: Tensor = self.decoder(self.tokens())
+            return scores
         if self.per_pixel:
             return found
         if self.is_text:
@@ -126,9 +137,27 @@ class Scoring(nn.Module):
         return F.linear(found, self.head_weight, getattr(self, "head_bias", None))
 
 
+def read_tokens(encoder: Encoder, net: nn.Module) -> Callable[[], Tensor]:
+    """Have the blocks of the library's network that a decoder reads keep their patches' tokens.
+
+    Return a function that gives those of the last forward pass, (N, L, P, D).
+    """
+    tower = encoder.tower
+    assert tower is not None, "with_decoder looks at this"
+    seen: dict[str, Tensor] = {}
+    for path in (tower.source_path(f"blocks.{number}") for number in tower.reads):
+
+        def keep(block: nn.Module, given: Any, tokens: Tensor, path: str = path) -> None:
+            del block, given
+            seen[path] = tokens[:, tower.num_prefix_tokens :]
+
+        net.get_submodule(path).register_forward_hook(keep)
+    return lambda: torch.stack(list(seen.values()), 1)
+
+
 def head_of(encoder: Encoder, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the classifier: ``weight`` (C, W) and perhaps ``bias``, or ``text_features`` and ``logit_scale``."""
-    if encoder.per_pixel:
+    if encoder.per_pixel or encoder.decoder is not None:
         return {}
     if encoder.text_features is not None:
         scale = params.get("logit_scale", torch.tensor(encoder.logit_scale or math.nan))

@@ -32,6 +32,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "vit, bf16": {**VIT, "lora": LORA, "precision": "bf16"},
     "vit, head": {**VIT, "train": "head"},
     "vit, all": {**VIT, "train": "all"},
+    "linear decoder": {**VIT, "lora": LORA, "decoder": {"name": "linear"}},
+    "light decoder": {
+        **VIT,
+        "options": {**VIT["options"], "depth": 4},
+        "train": "all",
+        "decoder": {"name": "upernet_light", "width": 8},
+    },
     "resnet, all": {**RESNET, "train": "all"},
     "unet": {**UNET, "train": "all"},
     "harmofl": {"name": "fedsim:harmofl_unet", "weights": "random", "options": {"num_features": 2}, "train": "all"},

@@ -20,11 +20,16 @@ from fedsim.runfolder.saved import open_saved
 from fedsim.verbs.predict import answers, find_images
 from tests.distributed.runs import write_config, write_masked_config
 
-KINDS = ("lora", "whole", "masked")
+KINDS = ("lora", "whole", "masked", "decoded")
+DECODED = (
+    "model={name: 'timm:vit_tiny_patch16_224', weights: random, decoder: {name: linear}, lora: {r: 2}, "
+    "options: {patch_size: 4, embed_dim: 32, depth: 2, num_heads: 2}}"
+)
 WHOLE = "model={name: 'timm:test_resnet', weights: random, train: all}"
 UNET = "model={name: 'monai:unet', weights: random, options: {channels: [4, 8], strides: [2], norm: batch}}"
 FORMATS = [
     *(("lora", form) for form in ("adapter", "weights", "onnx", "monai")),
+    *(("decoded", form) for form in ("adapter", "weights", "onnx")),
     *((kind, form) for kind in ("whole", "masked") for form in ("weights", "onnx", "monai")),
 ]
 
@@ -34,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Finished runs: LoRA, a whole network, and a network for masks."""
+    """Finished runs: LoRA, a whole network, and for masks a whole network and LoRA with a decoder."""
     folder = tmp_path_factory.mktemp("runs")
     file = write_config(folder)
     changes = {
@@ -45,7 +50,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         server.run(load_config(file, ["rounds=2", *words]), folder / kind, False)
     masked = tmp_path_factory.mktemp("data")
     file = write_masked_config(masked)
-    server.run(load_config(file, ["algorithm={name: fedavg}", UNET]), folder / "masked", False)
+    for kind, model in (("masked", UNET), ("decoded", DECODED)):
+        server.run(load_config(file, ["algorithm={name: fedavg}", model]), folder / kind, False)
     return {kind: folder / kind for kind in KINDS}
 
 
@@ -90,9 +96,11 @@ def test_a_program_without_fedsim_has_the_same_scores(
     for file in sorted(pictures.rglob("*.png")):
         expected = run_scores(runs[kind], file)
         with monkeypatch.context() as without:
+            without.setattr(sys, "path", list(sys.path))
             without.setitem(sys.modules, "fedsim", None)
             space: dict[str, Any] = {"FOLDER": str(tmp_path / "out"), "FILE": str(file)}
             exec(code, space)
+        sys.modules.pop("decoder", None)  # the card's own file
         np.testing.assert_allclose(np.asarray(space["scores"])[0], expected, rtol=1e-4, atol=1e-4)
     assert all(name in page for name in card["class_names"])
     assert card["round"] in (1, 2)
