@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from fedsim import __version__
 from fedsim.machine.output import fill_closed_streams, show_rows, showing
 from fedsim.runfolder.trust import load_own, load_own_distillation
 from fedsim.verbs import take_out
@@ -27,6 +26,7 @@ from fedsim.verbs.command_line import (
     Saved,
     Trust,
     Verbs,
+    Version,
 )
 from fedsim.verbs.importing import import_set
 from fedsim.verbs.listing import LISTINGS
@@ -44,19 +44,8 @@ app = typer.Typer(
 app.command("import")(import_set)
 
 
-def show_version(wanted: bool) -> None:
-    """Print the version and end, where it is asked for."""
-    if wanted:
-        typer.echo(f"fedsim {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and end.")
-    ] = False,
-) -> None:
+def options(version: Version = False) -> None:
     """Take what belongs to no verb."""
 
 
@@ -135,9 +124,8 @@ def evaluate(run_dir: RunDir, checkpoint: Saved = "best", trust: Trust = False) 
             make_console().print(metrics_table(metrics, f"{run_dir}, {checkpoint} checkpoint"))
 
 
-app.command()(take_out.predict)
-app.command()(take_out.export)
-app.command()(cache)
+for verb in (take_out.predict, take_out.export, cache):
+    app.command()(verb)
 
 
 def main() -> None:

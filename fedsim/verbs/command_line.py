@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from fedsim import __version__
 from fedsim.errors import RankError, UserError
 
 IS_FIRST_RANK = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
@@ -26,6 +27,18 @@ Trust = Annotated[bool, typer.Option("--trust", help="Run code of the user's tha
 Ranks = Annotated[int | None, typer.Option(min=1, help="Start so many ranks on this machine, in place of torchrun.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")]
 Saved = Annotated[Literal["best", "last"], typer.Option("--checkpoint", help="Which saved state.")]
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end, where it is asked for."""
+    if wanted:
+        typer.echo(f"fedsim {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and end.")
+]
 
 
 class Verbs(TyperGroup):
