@@ -16,6 +16,7 @@ from fedsim import __version__
 from fedsim.errors import RankError, UserError
 from fedsim.machine.output import fill_closed_streams, show_rows, showing
 from fedsim.runfolder.trust import load_own, load_own_distillation
+from fedsim.verbs.commands import compare, sweep
 from fedsim.verbs.importing import import_set
 from fedsim.verbs.listing import LISTINGS
 
@@ -48,6 +49,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("import")(import_set)
+app.command()(sweep)
+app.command()(compare)
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml.")]
 Overrides = Annotated[
     list[str] | None,

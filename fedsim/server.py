@@ -181,6 +181,7 @@ def finish(
         "status": "finished" if state.round == sim.config.rounds else "stopped early",
         "rounds": state.round,
         "best_round": progress.best_round,
+        "best_by": sim.task.decisive(sim.config.evaluate.best_by),
         **progress.best_metrics,
         **spending(sim, state),
         "state_sha256": sim.store.digest(digest),
