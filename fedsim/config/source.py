@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from fedsim.catalogue.models import WEIGHT_FILES
 from fedsim.config.data import DataConfig
 from fedsim.config.mistakes import Mistake
 from fedsim.config.plain_yaml import COMMAND_LINE, require_file
@@ -46,7 +47,7 @@ class Source:
 
     def check_paths(self, model: ModelConfig, data: DataConfig) -> None:
         """UserError for the first file or folder named in these sections that does not exist."""
-        if str(model.weights).endswith(".safetensors"):
+        if str(model.weights).endswith(WEIGHT_FILES):
             require_file(Path(str(model.weights)), self.where("model.weights"))
         if data.root is not None:
             require_file(Path(data.root), self.where("data.root"), folder=True)

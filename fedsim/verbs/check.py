@@ -26,7 +26,7 @@ def describe(config: Config) -> list[tuple[str, str]]:
     data = sim.dataset
     rows = [
         ("data", f"{data.name}: {len(data.train)} train, {len(data.val)} val, {len(data.test)} test {data.unit}"),
-        *(("remark", remark) for remark in data.remarks),
+        *(("remark", remark) for remark in (*data.remarks, *sim.model.encoder.remarks)),
         ("classes", ", ".join(f'"{name}"' if "," in name else name for name in data.class_names)),
         *notes(sim),
         *overlap_rows(data),
