@@ -66,6 +66,13 @@ class Config(Words):
         return self
 
     @model_validator(mode="after")
+    def _counts_stay_private(self) -> Self:
+        if self.privacy is not None and self.train.class_weights == "balanced":
+            expected = "numbers of your own: the clients' counts would be told without being accounted for"
+            raise KeyedError("train.class_weights", "balanced with privacy", expected)
+        return self
+
+    @model_validator(mode="after")
     def _record_level_clips_and_draws(self) -> Self:
         if self.privacy is None or not isinstance(self.privacy.mechanism, RecordLevel):
             return self
