@@ -4,8 +4,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from fedsim.config.base import Text, Words
 from fedsim.config.mistakes import KeyedError, refuse_idle
-from fedsim.config.words import Text, Words
 
 OF_TEXTS = ("text", "second", "score")
 OF_IMAGES = ("path", "patient", "client")

@@ -9,6 +9,7 @@ import numpy as np
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.data.partition import partition_table
 from fedsim.machine.files import write_atomic, write_json
+from fedsim.runfolder.members import write_members
 from fedsim.runfolder.runlog import RunLog
 from fedsim.simulation import Simulation
 
@@ -20,11 +21,12 @@ MOST_NAMED = 20
 
 
 def describe_partition(sim: Simulation, log: RunLog) -> None:
-    """Leave a table and a picture of who has which images in the run folder."""
+    """Leave tables and a picture of who has which images in the run folder."""
     if sim.group.is_server:
         rows = [vars(row) for row in partition_table(sim.dataset, sim.parts)]
         write_json(log.folder / "partition.json", {"classes": sim.dataset.class_names, "clients": rows})
         draw_partition(sim.dataset, sim.parts, log.folder / "partition.png")
+        write_members(sim, log.folder)
         for name, text in notes(sim):
             log.message(f"{name}: {text}")
 

@@ -94,7 +94,7 @@ def test_one_site_is_left_out_by_one_key(tmp_path: Path, splits: tuple[str, ...]
     for value, name in enumerate(HOSPITALS):
         for split in splits or (".",):
             make_hospital(tmp_path / "set" / name / split, value)
-    data = load(tmp_path / "set", test_sites=["Graz"])
+    data = load(tmp_path / "set", external_sites=["Graz"])
     assert data.test.tolist() == np.flatnonzero(data.sites == 1).tolist()
     for part in (data.train, data.val):
         assert set(data.sites[part].tolist()) == {0, 2}
@@ -106,20 +106,20 @@ def test_one_site_is_left_out_by_one_key(tmp_path: Path, splits: tuple[str, ...]
     held_out = divide_held_out(data, clients, parts, 0)
     assert [set(data.sites[part].tolist()) for part in held_out["val"]] == [{0}, {2}]
     assert [len(part) for part in held_out["test"]] == [0, 0]
-    short = load(tmp_path / "set", test_sites=["Graz"], truncate_to_smallest=True)
+    short = load(tmp_path / "set", external_sites=["Graz"], truncate_to_smallest=True)
     assert set(short.sites[short.train].tolist()) == {0, 2}
 
 
 def test_sites_that_cannot_be_left_out_are_one_line(tmp_path: Path) -> None:
     for value, name in enumerate(HOSPITALS):
         make_hospital(tmp_path / "set" / name, value)
-    with pytest.raises(UserError, match=r"data.test_sites: found 'Grz'; expected Graz \(nearest"):
-        load(tmp_path / "set", test_sites=["Grz"])
-    with pytest.raises(UserError, match=r"data.test_sites: found all 3 sites; expected a site that is trained on"):
-        load(tmp_path / "set", test_sites=list(HOSPITALS))
-    with pytest.raises(UserError, match=r"data.test_sites: found 'Graz'; expected a data set with natural sites"):
-        load(tmp_path / "set/Graz", test_sites=["Graz"])
-    data = load(tmp_path / "set", test_sites=["Graz"])
+    with pytest.raises(UserError, match=r"data.external_sites: found 'Grz'; expected Graz \(nearest"):
+        load(tmp_path / "set", external_sites=["Grz"])
+    with pytest.raises(UserError, match=r"data.external_sites: found all 3 sites; expected a site that is trained on"):
+        load(tmp_path / "set", external_sites=list(HOSPITALS))
+    with pytest.raises(UserError, match=r"data.external_sites: found 'Graz'; expected a data set with natural sites"):
+        load(tmp_path / "set/Graz", external_sites=["Graz"])
+    data = load(tmp_path / "set", external_sites=["Graz"])
     clients = make_config(clients={"count": 3, "partition": {"name": "sites"}}).clients
     with pytest.raises(UserError, match=r"count: found 3; expected a multiple of the 2 natural sites that are tr"):
         partition_clients(data, clients, 0)

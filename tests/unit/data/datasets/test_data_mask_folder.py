@@ -49,7 +49,7 @@ def test_sites_and_the_folders_of_cvc_clinicdb(tmp_path: Path) -> None:
     data = load(tmp_path / "set", patient=r"/([0-9]+)\.")
     assert data.site_names == ("CVC-ClinicDB", "Kvasir-SEG")
     assert data.groups.tolist() == [*range(20), *range(20)]
-    assert load(tmp_path / "set", test_sites=["Kvasir-SEG"]).test.tolist() == list(range(20, 40))
+    assert load(tmp_path / "set", external_sites=["Kvasir-SEG"]).test.tolist() == list(range(20, 40))
 
 
 @pytest.mark.parametrize(("fit", "columns", "rows"), [("stretch", 8, 16), ("crop", 8, 16), ("pad", 8, 8)])

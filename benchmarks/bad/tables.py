@@ -1,4 +1,4 @@
-"""Bad tables of images and bad folders of hospitals; see ``bad_files``, and ``bad_inputs --only 'own images'``."""
+"""Bad tables of images and bad folders of hospitals; see ``files``, and ``inputs --only 'own images'``."""
 
 import csv
 import shutil
@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from benchmarks.bad_files import Good, Words
-from benchmarks.damage import Damage, instead
-from tests.helpers import make_pictures
+from benchmarks.bad.damage import Damage, instead
+from benchmarks.bad.files import Good, Words
+from tests.unit.data.pictures import make_pictures
 
 FAMILY = "own images"
 TABLES = ("csv", "tsv", "parquet")
@@ -34,7 +34,12 @@ def bad_tables() -> Iterator[Good]:
             more |= {how: partial(_with_text, suffix, change) for how, change in TEXT.items()}
         more |= {how: partial(_with_names, suffix, renamed) for how, renamed in NAMES.items()}
         yield Good(
-            FAMILY, suffix, partial(write_set, suffix=suffix), partial(table_words, suffix), [f"labels.{suffix}"], more
+            FAMILY,
+            f"own {suffix}",
+            partial(write_set, suffix=suffix),
+            partial(table_words, suffix),
+            [f"labels.{suffix}"],
+            more,
         )
     for splits in ((), ("train", "val", "test")):
         name = "hospitals with splits" if splits else "hospitals"
