@@ -28,10 +28,13 @@ class Dataset:
 
     ``images`` (N, 3, H, W) uint8; ``labels`` (N,) int64, indices into ``class_names``. ``train``, ``val`` and
     ``test`` are sorted, disjoint indices into ``images``; with ``data.max_train`` some images are in none.
-    ``groups`` (N,) marks images that belong together (one lesion, near-duplicates): no group is in two
-    splits, unless the set's own split has it so. ``sites`` (N,) are indices into ``site_names``: natural clients.
+    ``groups`` (N,) marks images that belong together (one patient, near-duplicates): no group is in two
+    splits, unless the set's own split has it so, nor at two drawn clients, unless it is ``divisible``, as what only
+    looks alike is. ``sites`` (N,) are indices into ``site_names``: natural clients; nobody trains on those among
+    ``external_sites``. ``owners`` (N,) are indices into ``owner_names``: the clients that a column of a table names.
     Grey images share one channel in memory, so ``images`` may not be written to. Volumes are ``images``
-    (N, S, 3, H, W).
+    (N, S, 3, H, W). Where a table names files several times, ``images`` has each once, and ``pictures`` (N,) says
+    which is whose; None: each has its own. ``file_names``: what the files of ``images`` are called, where it is known.
 
     A segmentation set has ``masks`` (N, H, W) uint8, the class of every pixel as an index into ``class_names``, of
     which 0 is the background; a label is then the foreground class with most pixels, or 0 where there is none.
@@ -63,6 +66,21 @@ class Dataset:
     remarks: tuple[str, ...] = ()
     drawn: tuple[str, ...] = ()
     arrays: Mapping[str, Any] | None = None
+    divisible: bool = False
+    external_sites: tuple[int, ...] = ()
+    owners: Indices | None = None
+    owner_names: tuple[str, ...] = ()
+    pictures: Indices | None = None
+    file_names: tuple[str, ...] = ()
+
+    def pictures_of(self, places: Indices) -> Indices:
+        """Return which of ``images`` the images at ``places`` are."""
+        return places if self.pictures is None else self.pictures[places]
+
+    @property
+    def training_sites(self) -> tuple[int, ...]:
+        """The sites that are trained on."""
+        return tuple(site for site in range(len(self.site_names)) if site not in self.external_sites)
 
     @property
     def unit(self) -> str:
@@ -81,8 +99,8 @@ class Dataset:
 class Source:
     """What the reader of one set returns: ``images`` (N, C, H, W) uint8 with C 1 or 3, and its own split if any.
 
-    ``labels`` (N,) int64; ``groups`` and ``sites`` as in ``Dataset``. A set of texts has ``images`` (N, 0), one of
-    volumes (N, S, C, H, W).
+    ``labels`` (N,) int64; ``groups``, ``divisible``, ``sites``, ``owners``, ``pictures`` and ``file_names`` as in
+    ``Dataset``. A set of texts has ``images`` (N, 0), one of volumes (N, S, C, H, W).
 
     ``fixed`` (N,) holds ``splits.TRAIN``, ``VAL`` or ``TEST``; a split that does not occur is drawn from
     TRAIN. ``strata`` (N,), small whole numbers, say what a drawn split and ``data.max_train`` keep in proportion
@@ -103,3 +121,8 @@ class Source:
     targets: npt.NDArray[np.float32] | None = None
     files: tuple[Path, ...] = ()
     remarks: tuple[str, ...] = ()
+    divisible: bool = False
+    owners: Indices | None = None
+    owner_names: tuple[str, ...] = ()
+    pictures: Indices | None = None
+    file_names: tuple[str, ...] = ()

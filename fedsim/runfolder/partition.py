@@ -11,6 +11,7 @@ import numpy as np
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.data.partition import partition_table
 from fedsim.machine.files import write_atomic, write_json
+from fedsim.runfolder.members import write_members
 from fedsim.runfolder.runlog import RunLog
 from fedsim.schedule.cohort import draw_cohort
 from fedsim.simulation import Simulation
@@ -27,12 +28,13 @@ DRAWS_IN_DIGEST = 100_000
 
 
 def describe_partition(sim: Simulation, log: RunLog) -> None:
-    """Leave a table and a picture of who has which images in the run folder."""
+    """Leave tables and a picture of who has which images in the run folder."""
     if sim.group.is_server:
         rows = [vars(row) for row in partition_table(sim.dataset, sim.parts)]
         table = {"classes": sim.dataset.class_names, "clients": rows, "sha256": digests(sim)}
         write_json(log.folder / "partition.json", table)
         draw_partition(sim.dataset, sim.parts, log.folder / "partition.png")
+        write_members(sim, log.folder)
         for name, text in notes(sim):
             log.message(f"{name}: {text}")
 

@@ -7,7 +7,7 @@ Shapes: K clients, B images per client and step, N images, C classes, S numbers 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,11 +76,18 @@ class Task(ABC):
         return name or self.metrics[0]
 
 
+def cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Return each client's mean cross-entropy (K,) of scores (K, B, C)."""
+    losses = F.cross_entropy(outputs.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return (losses.view_as(weights) * weights).sum(1)
+
+
 @dataclass(frozen=True)
 class Classification(Task):
-    """One of C classes for every image; a row is the image's scores."""
+    """One of C classes for every image; a row is the image's scores. ``criterion``: see ``loss``."""
 
     num_classes: int
+    criterion: Callable[[Tensor, Tensor, Tensor], Tensor] = cross_entropy
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -95,7 +102,7 @@ class Classification(Task):
         return self.num_classes
 
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        return cross_entropy(outputs, targets, weights)
+        return self.criterion(outputs, targets, weights)
 
     def rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
         del targets
@@ -107,12 +114,6 @@ class Classification(Task):
 
     def measure(self, rows: Tensor, labels: Tensor) -> dict[str, float]:
         return classification_metrics(rows, labels)
-
-
-def cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Return each client's mean cross-entropy (K,) of scores (K, B, C)."""
-    losses = F.cross_entropy(outputs.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    return (losses.view_as(weights) * weights).sum(1)
 
 
 def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
