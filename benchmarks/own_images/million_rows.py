@@ -1,6 +1,6 @@
 """A table of a million rows: seconds and peak memory of ``launch.py check``.
 
-    python -m benchmarks.million_rows
+    python -m benchmarks.own_images.million_rows
 
 Makes 1,000 small images and a Parquet table whose rows name them, with sites, patients and classes, in a folder that is
 gone afterwards, runs ``check`` as a program of its own, and prints how long it took and the most memory that it held.
