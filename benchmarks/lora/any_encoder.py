@@ -1,6 +1,6 @@
 """LoRA on encoders that are no plain transformers: a block of clients beside one client at a time.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.any_encoder [--turns 7] [--clients 12] [--clock cpu]
+    OMP_NUM_THREADS=1 python -m benchmarks.lora.any_encoder [--turns 7] [--clients 12] [--clock cpu]
 
 Swin and ConvNeXt of timm and DINOv2 of Hugging Face's, at small sizes with random weights, linear layers adapted, and
 ConvNeXt's convolutions, too. Every client has two batches. All simulations of an encoder live in one process and take
