@@ -128,16 +128,19 @@ def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> Non
 def evaluate(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")],
     checkpoint: Annotated[Literal["best", "last"], typer.Option(help="Which saved state.")] = "best",
+    data: Annotated[Path | None, typer.Option(help="YAML whose data section is a set from outside.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; RUN_DIR/evaluation/... if not given.")] = None,
+    cross_site: Annotated[bool, typer.Option("--cross-site", help="Also each client's model at every site.")] = False,
     trust: Trust = False,
 ) -> None:
-    """Evaluate a run's saved model."""
-    from fedsim.runfolder.screen import make_console, metrics_table
+    """Evaluate a run's saved model: tables, intervals, curves and predictions as files."""
+    from fedsim.runfolder.screen import make_console
     from fedsim.verbs.evaluate import evaluate_run
 
-    metrics = evaluate_run(run_dir, checkpoint, trust)
-    if IS_FIRST_RANK:
-        with showing():
-            make_console().print(metrics_table(metrics, f"{run_dir}, {checkpoint} checkpoint"))
+    found = evaluate_run(run_dir, checkpoint, trust, data, out, cross_site)
+    with showing():
+        for part in found:
+            make_console().print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,11 @@ class Source:
         """UserError for the first file or folder named in these sections that does not exist."""
         if str(model.weights).endswith(WEIGHT_FILES):
             require_file(Path(str(model.weights)), self.where("model.weights"))
-        if data.root is not None:
-            require_file(Path(data.root), self.where("data.root"), folder=True)
+        self.check_root(data)
         if model.submodel is not None and model.submodel.folder is not None:
             require_file(Path(model.submodel.folder), self.where("model.submodel.folder"), folder=True)
+
+    def check_root(self, data: DataConfig) -> None:
+        """UserError where the folder of the data does not exist."""
+        if data.root is not None:
+            require_file(Path(data.root), self.where("data.root"), folder=True)

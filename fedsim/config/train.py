@@ -100,7 +100,7 @@ class TrainConfig(Words):
         return self
 
 
-# What the tasks measure, see ``Task.metrics``; of images with masks also Dice and IoU of every class, by its name.
+# What the tasks measure, see ``Task.metrics``; also Dice and IoU of every class of masks, and AUROC of every finding.
 Metric = Literal[
     "accuracy",
     "balanced_accuracy",
@@ -108,6 +108,8 @@ Metric = Literal[
     "precision",
     "f1",
     "auroc",
+    "average_precision",
+    "quadratic_kappa",
     "f1_positive",
     "matthews",
     "spearman",
@@ -119,7 +121,7 @@ Metric = Literal[
     "iou_all",
     "loss",
 ]
-ClassMetric = Annotated[str, Field(pattern=r"^(dice|iou)/.+$")]
+ClassMetric = Annotated[str, Field(pattern=r"^(dice|iou|auroc)/.+$")]
 
 
 class EvaluateConfig(Words):
@@ -130,7 +132,7 @@ class EvaluateConfig(Words):
     best_by: Metric | ClassMetric | None = Field(
         default=None,
         description="Validation metric that decides on the best round. null: accuracy; for images with masks dice, for "
-        "numbers to be told spearman. dice/CLASS and iou/CLASS: of one class of the masks.",
+        "numbers to be told spearman, for findings auroc. dice/CLASS, iou/CLASS, auroc/FINDING: of one alone.",
     )
     absent_class: Literal["skip", "zero"] = Field(
         default="skip",

@@ -1,6 +1,6 @@
 """A set that somebody's own function returns, looked at before anything is made of it.
 
-Shapes: N images or texts, S the side of the images, C classes.
+Shapes: N images or texts, S the side of the images, C classes, F findings.
 """
 
 from dataclasses import replace
@@ -14,6 +14,7 @@ from fedsim.catalogue.functions import call_own
 from fedsim.config.data import DataConfig
 from fedsim.config.mistakes import KeyedError
 from fedsim.data.dataset import Source
+from fedsim.data.findings import KNOWN
 from fedsim.data.splits import TEST
 from fedsim.errors import UserError
 
@@ -84,10 +85,11 @@ def _check_arrays(where: str, source: Source, side: int) -> None:
     else:
         _check_array(f"{where}, images", source.images, np.uint8, (count, 0))
         _check_texts(f"{where}, texts", source.texts, count)
+    has_findings = isinstance(source.targets, np.ndarray) and source.targets.ndim == 2
     if source.file_names and len(source.file_names) != num_images:
         raise UserError(f"{where}, file_names", f"{len(source.file_names)} names", f"{num_images}, or none")
     highest = {
-        "labels": len(source.class_names) - 1,
+        "labels": len(source.class_names) - (not has_findings),
         "fixed": TEST,
         "sites": len(source.site_names) - 1,
         "owners": len(source.owner_names) - 1,
@@ -102,9 +104,20 @@ def _check_arrays(where: str, source: Source, side: int) -> None:
         _check_array(f"{where}, masks", source.masks, np.uint8, (count, side, side))
         _check_range(f"{where}, masks", source.masks, len(source.class_names) - 1, lowest=0)
     if source.targets is not None:
-        _check_array(f"{where}, targets", source.targets, np.float32, (count,))
+        shape = (count, len(source.class_names)) if has_findings else (count,)
+        _check_array(f"{where}, targets", source.targets, np.float32, shape)
         if not np.isfinite(source.targets).all():
             raise UserError(f"{where}, targets", "nan or inf", "finite numbers")
+        if has_findings and not np.isin(source.targets, KNOWN).all():
+            raise UserError(f"{where}, targets", "other numbers", "1 present, 0 absent, -1 not known")
+    _check_grades(where, source)
+
+
+def _check_grades(where: str, source: Source) -> None:
+    if not isinstance(source.is_graded, bool):
+        raise UserError(f"{where}, is_graded", _kind(source.is_graded), "true or false")
+    if source.is_graded and any(other is not None for other in (source.masks, source.targets, source.texts)):
+        raise UserError(f"{where}, is_graded", "true with masks, targets or texts", "false: only images have grades")
 
 
 def _check_array(where: str, value: Any, kind: type[np.generic], shape: tuple[int, ...]) -> None:

@@ -56,7 +56,7 @@ def _dirichlet(dataset: Dataset, config: ClientsConfig, stream: np.random.Random
     labels = dataset.labels.numpy()[dataset.train]
     _require(dataset, config.count * words.min_size, "clients.count * clients.partition.min_size")
     for _ in range(MAX_DRAWS):
-        parts = dirichlet(labels, words.alpha, len(dataset.class_names), config.count, stream, words.form)
+        parts = dirichlet(labels, words.alpha, len(dataset.label_names), config.count, stream, words.form)
         if min(map(len, parts)) >= words.min_size:
             return [dataset.train[part] for part in parts]
     raise UserError(
@@ -144,7 +144,7 @@ def _diversity(dataset: Dataset, config: ClientsConfig, stream: np.random.Random
     """
     words: Any = config.partition
     labels = dataset.labels.numpy()[dataset.train]
-    num_classes = len(dataset.class_names)
+    num_classes = len(dataset.label_names)
     per_client = max(1, int(words.share * num_classes + 1e-9))  # 0.29 * 100 is a little below 29
     _require(dataset, config.count, "clients.count")
     holders: list[list[int]] = [[] for _ in range(num_classes)]
@@ -237,6 +237,6 @@ def partition_table(dataset: Dataset, parts: list[Indices]) -> list[PartitionRow
     """Count every client's images by class."""
     labels = dataset.labels.numpy()
     return [
-        PartitionRow(client, len(part), tuple(np.bincount(labels[part], minlength=len(dataset.class_names)).tolist()))
+        PartitionRow(client, len(part), tuple(np.bincount(labels[part], minlength=len(dataset.label_names)).tolist()))
         for client, part in enumerate(parts)
     ]

@@ -24,13 +24,15 @@ PREFIX_BUDGET_BYTES = 4 * 2**30
 class ImageSource:
     """Gives the model's inputs for images named by their index in the data set.
 
-    ``targets``: what the task asks of each image, the labels (N,), or the masks (N, H, W) where the set has them.
+    ``targets``: what the task asks of each image: the masks (N, H, W), or the set's own targets, (N,) or (N, F), where
+    it has them, else the labels (N,).
     """
 
     def __init__(self, dataset: Dataset, model: StackedModel, augmentations: Sequence[str]) -> None:
         self.images = dataset.images.to(model.device)
         self._pictures = None if dataset.pictures is None else torch.from_numpy(dataset.pictures).to(model.device)
-        self.targets = (dataset.labels if dataset.masks is None else dataset.masks).to(model.device)
+        asked = [each for each in (dataset.masks, dataset.targets) if each is not None]
+        self.targets = (asked or [dataset.labels])[0].to(model.device)
         self._has_masks = dataset.masks is not None
         self.augmentations = tuple(augmentations)
         self._model = model

@@ -3,10 +3,11 @@
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fedsim.data import divide_held_out
+from fedsim.data import Dataset, divide_held_out
 from fedsim.data.dataset import Indices
 from fedsim.machine.files import write_atomic
 from fedsim.simulation import Simulation
@@ -29,13 +30,12 @@ def write_members(sim: Simulation, folder: Path) -> None:
         if own := sim.parts if name == "train" else held_out.get(name):
             client[np.concatenate(own)] = np.repeat(np.arange(len(own)), [len(part) for part in own])
     index = np.flatnonzero(split >= 0)
-    truths = data.labels.numpy() if data.targets is None else data.targets.numpy()
     columns = {
         "index": index.tolist(),
         "file": _named(data.file_names, data.pictures_of(index)),
         "split": _named(SPLITS, split[index]),
         "client": ["" if number < 0 else number for number in client[index].tolist()],
-        "label": _named(data.class_names, truths[index]) if data.targets is None else truths[index].tolist(),
+        "label": _labels(data, index),
         "site": _numbered(data.site_names, data.sites, index),
         "group": [""] * len(index) if data.groups is None else data.groups[index].tolist(),
     }
@@ -44,6 +44,16 @@ def write_members(sim: Simulation, folder: Path) -> None:
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
     write_atomic(folder / NAME, text.getvalue().encode())
+
+
+def _labels(data: Dataset, index: Indices) -> list[Any]:
+    """Return classes by their names, numbers to be told, or the findings that are there with a bar between them."""
+    if data.targets is None:
+        return _named(data.class_names, data.labels.numpy()[index])
+    targets = data.targets.numpy()[index]
+    if not data.has_findings:
+        return targets.tolist()
+    return ["|".join(name for name, has in zip(data.class_names, own == 1, strict=True) if has) for own in targets]
 
 
 def _named(names: tuple[str, ...], places: Indices) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fedsim.data.dataset import Dataset, Indices
+from fedsim.data.findings import num_lacking
 from fedsim.data.partition import partition_table
 from fedsim.machine.files import write_atomic, write_json
 from fedsim.runfolder.members import write_members
@@ -31,7 +32,7 @@ def describe_partition(sim: Simulation, log: RunLog) -> None:
     """Leave tables and a picture of who has which images in the run folder."""
     if sim.group.is_server:
         rows = [vars(row) for row in partition_table(sim.dataset, sim.parts)]
-        table = {"classes": sim.dataset.class_names, "clients": rows, "sha256": digests(sim)}
+        table = {"classes": sim.dataset.label_names, "clients": rows, "sha256": digests(sim)}
         write_json(log.folder / "partition.json", table)
         draw_partition(sim.dataset, sim.parts, log.folder / "partition.png")
         write_members(sim, log.folder)
@@ -80,7 +81,21 @@ def notes(sim: Simulation) -> list[tuple[str, str]]:
         rows.append(
             ("left out", f"{len(out)} of {len(sim.sizes)} clients with fewer than {fewest} {sim.dataset.unit}: {named}")
         )
-    return rows
+    return rows + unknown_findings(sim)
+
+
+def unknown_findings(sim: Simulation) -> list[tuple[str, str]]:
+    """Return which findings clients know nothing of, as a row of name and text where there are any."""
+    if sim.dataset.targets is None or not sim.dataset.has_findings:
+        return []
+    numbers = num_lacking(sim.dataset.targets.numpy(), sim.parts)
+    total = sum(size > 0 for size in sim.sizes)
+    texts = [
+        f"{name} at {'all' if number == total else number} of {total} clients"
+        for name, number in zip(sim.dataset.class_names, numbers, strict=True)
+        if number
+    ]
+    return [("not known", ", ".join(texts))] if texts else []
 
 
 def draw_partition(dataset: Dataset, parts: list[Indices], path: Path) -> None:
@@ -91,12 +106,12 @@ def draw_partition(dataset: Dataset, parts: list[Indices], path: Path) -> None:
 
     counts_KC = np.array([row.per_class for row in partition_table(dataset, parts)])
     num_clients = len(parts)
-    height = max(1.2 + 0.28 * num_clients, 1.2 + 0.2 * len(dataset.class_names))  # inches: bars, or the legend
+    height = max(1.2 + 0.28 * num_clients, 1.2 + 0.2 * len(dataset.label_names))  # inches: bars, or the legend
     figure = Figure(figsize=(9, min(16.0, height)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     left = np.zeros(num_clients)
-    for label, name in enumerate(dataset.class_names):
+    for label, name in enumerate(dataset.label_names):
         axes.barh(
             np.arange(num_clients),
             counts_KC[:, label],

@@ -45,6 +45,7 @@ def load_dataset(config: DataConfig) -> Dataset:
         files=describe_files(source.files),
         remarks=source.remarks + repeats,
         drawn=drawn(source),
+        is_graded=source.is_graded,
         arrays=arrays,
         divisible=source.divisible,
         external_sites=external_sites,
