@@ -52,7 +52,7 @@ def _labels(data: Dataset, index: Indices) -> list[Any]:
         return _named(data.class_names, data.labels.numpy()[index])
     targets = data.targets.numpy()[index]
     if not data.has_findings:
-        return targets.tolist()
+        return list(targets.tolist())
     return ["|".join(name for name, has in zip(data.class_names, own == 1, strict=True) if has) for own in targets]
 
 
