@@ -51,8 +51,7 @@ class DataConfig(Words):
     )
     slices: Count | None = Field(
         default_factory=lambda seen: 8 if has_volumes(seen.get("name")) else None,
-        description="Slices of a volume, evenly spaced along its first axis; the encoder sees one at a time and their "
-        "features are averaged. Default: 8 for the medmnist: sets in 3D, else null.",
+        description="Slices of a volume, evenly spaced. Default: 8 for the medmnist: sets in 3D, else null.",
     )
     max_tokens: Count | None = Field(
         default=None, description="Tokens of a text at most, longer ones are cut; null: as many as the model takes."

@@ -17,6 +17,7 @@ from fedsim.data.dataset import Indices, Source
 from fedsim.data.datasets.columns import Column, Faults, numbered, read_columns, word_of, words_of
 from fedsim.data.datasets.folder import SUFFIXES, names_below, patients_of
 from fedsim.data.datasets.text_files import in_order
+from fedsim.data.findings import Targets, rarest_findings, target_of
 from fedsim.data.folders import is_file, require_file
 from fedsim.data.images import prepared_files
 from fedsim.data.splits import SPLIT_WORDS, TRAIN
@@ -24,6 +25,8 @@ from fedsim.errors import UserError
 from fedsim.machine.cache import load_mapped
 
 CLASSES_SHOWN = 12
+#: How NIH ChestX-ray14 lists the findings of an image, and what it writes where there is none.
+BAR, NOTHING = "|", "No Finding"
 
 
 class Files(NamedTuple):
@@ -49,20 +52,21 @@ def table(config: DataConfig) -> Source:
     assert config.file is not None, "as above"
     path = base / config.file
     require_file(path, "a table")
-    wanted = [name for name in columns.model_dump(exclude={"text", "second", "score"}).values() if name is not None]
-    read = read_columns(path, wanted)
+    read = read_columns(path, columns.of_table)
     if len(read.numbers) == 0 and len(read.odd) == 0:
         raise UserError(str(path), "no row", "a row for every image")
     faults = Faults(path, read)
     files = _files(base, columns.path, read.by_name[columns.path], faults)
     fixed = _splits(columns, read.by_name, faults)
-    class_names, labels = _classes(columns, read.by_name, fixed, faults)
+    class_names, labels, targets = _truths(columns, read.by_name, fixed, faults)
     sites, site_names = _names(columns.site, read.by_name, "a site", faults)
     owners, owner_names = _names(columns.client, read.by_name, "a client", faults)
     patients, num_alone = _patients(columns, read.by_name, faults)
     faults.refuse()
-    if len(class_names) < 2:
-        raise UserError(f"{path}, column {columns.label}", f"{len(class_names)} classes in train", "at least two")
+    if len(class_names) < (2 if targets is None else 1):
+        raise UserError(
+            f"{path}, column {columns.label or columns.listed}", f"{len(class_names)} classes in train", "at least two"
+        )
     if config.patient is not None:
         patients = patients_of(config.patient, names_below(base, files.paths))[files.of_row]
     is_shared = len(files.paths) < len(labels)
@@ -79,7 +83,8 @@ def table(config: DataConfig) -> Source:
         sites=sites,
         site_names=site_names,
         fixed=fixed,
-        strata=labels if sites is None else sites * len(class_names) + labels,
+        targets=targets,
+        strata=labels if sites is None else sites * (labels.max() + 1) + labels,
         files=(path, *files.paths),
         remarks=tuple(remarks),
         owners=owners,
@@ -142,6 +147,39 @@ def _splits(columns: ColumnsConfig, cells: Mapping[str, Column], faults: Faults)
     wrong = {place: show(word) for place, (word, code) in enumerate(zip(words, codes, strict=True)) if code < 0}
     faults.add_cells(columns.split, column, wrong, expected)
     return np.array(codes, np.int64)[column.codes]
+
+
+def _truths(
+    columns: ColumnsConfig, cells: Mapping[str, Column], fixed: Indices | None, faults: Faults
+) -> tuple[tuple[str, ...], Indices, Targets | None]:
+    """Return the classes with the rows' labels (N,), or the findings with the rows' targets (N, F) beside them."""
+    if columns.label is not None:
+        return *_classes(columns, cells, fixed, faults), None
+    names, targets = _findings(columns, cells, faults) if columns.findings else _listed(columns, cells, faults)
+    return names, rarest_findings(targets), targets
+
+
+def _findings(columns: ColumnsConfig, cells: Mapping[str, Column], faults: Faults) -> tuple[tuple[str, ...], Targets]:
+    """Return the findings that have a column each, and the rows' targets (N, F)."""
+    assert columns.findings is not None, "_truths looks at this"
+    found = []
+    for name in columns.findings:
+        values = [target_of(cell, columns.unsure, columns.blank) for cell in cells[name].cells]
+        wrong = {place: show(cells[name].cells[place]) for place, value in enumerate(values) if value is None}
+        faults.add_cells(name, cells[name], wrong, "1, 0, -1 where it is not sure, or nothing")
+        found.append(np.array([value or 0 for value in values], np.float32)[cells[name].codes])
+    return columns.findings, np.stack(found, 1)
+
+
+def _listed(columns: ColumnsConfig, cells: Mapping[str, Column], faults: Faults) -> tuple[tuple[str, ...], Targets]:
+    """Return the findings that a column lists, as NIH's table does, and the rows' targets (N, F)."""
+    assert columns.listed is not None, "one of the targets is given"
+    column = cells[columns.listed]
+    words = words_of(columns.listed, column, faults, f"findings with {BAR} between them, or {NOTHING}")
+    lists = [{part.strip() for part in (word or "").split(BAR)} - {"", NOTHING} for word in words]
+    names = tuple(sorted(set().union(*lists)))
+    of_cell = np.array([[name in own for name in names] for own in lists], np.float32).reshape(len(lists), len(names))
+    return names, of_cell[column.codes]
 
 
 def _classes(

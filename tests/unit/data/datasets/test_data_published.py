@@ -8,6 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from fedsim.errors import UserError
 from tests.helpers import load_set
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -61,8 +62,8 @@ def isic2019(root: Path) -> None:
 def chestxray14(root: Path) -> None:
     """NIH's table, whose header names two columns with commas in brackets and ends in a comma, as its rows do."""
     rows = [
-        f"{n // 2 + 1:08}_{n % 2:03}.png,Cardiomegaly|Emphysema,{n % 2},{n // 2 + 1},058Y,M,{('PA', 'AP')[n // 2 % 2]},"
-        "2682,2749,0.143,0.143,"
+        f"{n // 2 + 1:08}_{n % 2:03}.png,{('Cardiomegaly|Emphysema', 'No Finding')[n // 2 % 2]},{n % 2},{n // 2 + 1},"
+        "058Y,M,PA,2682,2749,0.143,0.143,"
         for n in ROWS
     ]
     files = [f"images_{n % 12 + 1:03}/images/{n // 2 + 1:08}_{n % 2:03}.png" for n in ROWS]
@@ -77,7 +78,8 @@ def chexpert(root: Path) -> None:
     """CheXpert's paths begin with the set's own folder and tell the patient; most findings are empty."""
     paths = [f"CheXpert-v1.0-small/train/patient{n // 2 + 1:05}/study1/view{n % 2 + 1}_frontal.jpg" for n in ROWS]
     rows = [
-        f"{path},{('Female', 'Male')[n // 2 % 2]},68,Frontal,AP,1.0,,,,,,,,,0.0,,,,1.0" for n, path in enumerate(paths)
+        f"{path},Male,68,Frontal,AP,,,{('1.0', '-1.0', '0.0', '')[n // 2 % 4]},,,0.0,,,1.0,,,,,1.0"
+        for n, path in enumerate(paths)
     ]
     header = (
         "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,"
@@ -93,7 +95,7 @@ SETS: dict[str, tuple[Any, int, int, int | None]] = {
     "Fed-ISIC2019 (FLamby)": (fed_isic2019, 3, 4, None),
     "ISIC 2019, lesions of HAM10000 and BCN20000": (isic2019, 2, 0, 28),
     "NIH ChestX-ray14": (chestxray14, 2, 0, 24),
-    "CheXpert": (chexpert, 2, 0, 24),
+    "CheXpert": (chexpert, 5, 0, 24),
 }
 
 
@@ -130,3 +132,24 @@ def test_a_published_layout_is_read(tmp_path: Path, name: str) -> None:
         parts = [set(data.groups[part].tolist()) for part in (data.train, data.val, data.test)]
         assert parts[0].isdisjoint(parts[1] | parts[2])
         assert parts[1].isdisjoint(parts[2])
+
+
+def test_findings_are_those_of_the_tables(tmp_path: Path) -> None:
+    chexpert(tmp_path / "a")
+    words = words_on_the_page("CheXpert") | {"root": str(tmp_path / "a"), "image_size": 8}
+    data = load_set(**words)
+    assert data.has_findings
+    assert data.class_names[0] == "Cardiomegaly"
+    # 1, -1, 0 and nothing, a patient each; what is not sure counts as there, and nothing as not there.
+    assert data.targets[:8, 0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert data.targets[:2, 1:].tolist() == [[0, 0, 1, 0]] * 2
+    words["columns"] |= {"unsure": "ignored", "blank": "ignored"}
+    assert load_set(**words).targets[:8, 0].tolist() == [1, 1, -1, -1, 0, 0, -1, -1]
+    chestxray14(tmp_path / "b")
+    data = load_set(**words_on_the_page("NIH ChestX-ray14") | {"root": str(tmp_path / "b"), "image_size": 8})
+    assert data.class_names == ("Cardiomegaly", "Emphysema")
+    assert data.targets[:4].tolist() == [[1, 1], [1, 1], [0, 0], [0, 0]]
+    table = tmp_path / "a/CheXpert-v1.0-small/train.csv"
+    table.write_text(table.read_text().replace("-1.0", "perhaps", 1))
+    with pytest.raises(UserError, match=r"row 3, column Cardiomegaly: found 'perhaps'; expected 1, 0, -1 where it is"):
+        load_set(**words)
