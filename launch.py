@@ -28,6 +28,7 @@ from fedsim.verbs.command_line import (
     Verbs,
     Version,
 )
+from fedsim.verbs.commands import compare, sweep
 from fedsim.verbs.importing import import_set
 from fedsim.verbs.listing import LISTINGS
 
@@ -42,6 +43,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("import")(import_set)
+for verb in (sweep, compare, take_out.predict, take_out.export, cache):
+    app.command()(verb)
 
 
 @app.callback()
@@ -113,19 +116,22 @@ def list_(
 
 
 @app.command()
-def evaluate(run_dir: RunDir, checkpoint: Saved = "best", trust: Trust = False) -> None:
-    """Evaluate a run's saved model."""
-    from fedsim.runfolder.screen import make_console, metrics_table
+def evaluate(
+    run_dir: RunDir,
+    checkpoint: Saved = "best",
+    data: Annotated[Path | None, typer.Option(help="YAML whose data section is a set from outside.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; RUN_DIR/evaluation/... if not given.")] = None,
+    cross_site: Annotated[bool, typer.Option("--cross-site", help="Also each client's model at every site.")] = False,
+    trust: Trust = False,
+) -> None:
+    """Evaluate a run's saved model: tables, intervals, curves and predictions as files."""
+    from fedsim.runfolder.screen import make_console
     from fedsim.verbs.evaluate import evaluate_run
 
-    metrics = evaluate_run(run_dir, checkpoint, trust)
-    if IS_FIRST_RANK:
-        with showing():
-            make_console().print(metrics_table(metrics, f"{run_dir}, {checkpoint} checkpoint"))
-
-
-for verb in (take_out.predict, take_out.export, cache):
-    app.command()(verb)
+    found = evaluate_run(run_dir, checkpoint, trust, data, out, cross_site)
+    with showing():
+        for part in found:
+            make_console().print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
 def main() -> None:

@@ -30,6 +30,8 @@ COLUMNS_AT_ONCE = 2**16
 
 # How many numbers stand behind the sums, see ``ExactSum.flat``.
 NUM_COUNTS = 2
+#: What the message about a client's number out of range asks, by which others know it.
+DIVERGED = "did the training diverge?"
 
 Refuse = Callable[[str, Tensor], UserError]
 #: What is added to the clients' multiples under a stream's name, of so many numbers: int64 (K, P).
@@ -96,7 +98,7 @@ class ExactSum:
         bad = ~(values.abs() <= limit)
         row = int(bad.nonzero()[0, 0])
         found = f"an element {values[row][bad[row]][0].item():g}"
-        of = "(did the training diverge?)" if how == "mean" else f"of {self.num_terms} terms"
+        of = f"({DIVERGED})" if how == "mean" else f"of {self.num_terms} terms"
         expected = f"finite values of at most {limit:g}, the range of the exact sum {of}"
         return UserError(f"{self._who} {clients[row]}, tensor {name}", found, expected)
 

@@ -23,7 +23,7 @@ from fedsim.errors import UserError
 from fedsim.inputs.public import PublicInputs, load_public
 from fedsim.inputs.texts import input_source
 from fedsim.machine.arithmetic import set_arithmetic
-from fedsim.machine.memory import keep_freed_memory
+from fedsim.machine.memory import keep_freed_memory, own_pages
 from fedsim.method_checks import check_names
 from fedsim.models.build import build_models
 from fedsim.models.encoders import Encoder
@@ -77,9 +77,10 @@ def build_simulation(config: Config, group: Group, scratch: Path | None = None, 
 
 def load_parts(config: Config, device: torch.device) -> Parts:
     """Read the data set, divide it among the clients, and load the models; UserError for what does not fit."""
-    dataset = load_dataset(config.data)
-    task_of(dataset, config).check_decisive(config.evaluate.best_by, dataset)
-    clients = without_small(partition_clients(dataset, config.clients, config.seed), config.clients.min_samples)
+    with own_pages():  # which what only reading takes gives back
+        dataset = load_dataset(config.data)
+        task_of(dataset, config).check_decisive(config.evaluate.best_by, dataset)
+        clients = without_small(partition_clients(dataset, config.clients, config.seed), config.clients.min_samples)
     size, names = config.data.image_size, dataset.class_names
     server_model, client_model = build_models(config.model, size, names, config.seed, device, dataset.num_slices)
     check_outputs(config, server_model, dataset)

@@ -6,6 +6,7 @@ fedsim.configure`` rewrites the schemas in configs/, from which editors complete
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fedsim.algorithms import METHODS, resolve
 from fedsim.catalogue.data import import_data
 from fedsim.catalogue.functions import is_import_path
 from fedsim.catalogue.models import import_model
+from fedsim.config.data import DataConfig
 from fedsim.config.distill import DistillConfig, distill_schema, load_distill_config
 from fedsim.config.experiment import Config
 from fedsim.config.mistakes import KeyedError, Mistake, mistakes, nearest, show
@@ -49,6 +51,27 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), *, imports: boo
     elif is_import_path(config.algorithm.name):
         return config
     return config.model_copy(update={"algorithm": _with_method_defaults(config, source)})
+
+
+def load_data(path: Path, like: DataConfig) -> DataConfig:
+    """Read the section data of a YAML file, which may hold nothing else: a set whose inputs are prepared as ``like``'s.
+
+    Size, slices and tokens are those of ``like`` where the section leaves them out; UserError for other ones.
+    """
+    data, source = read_mapping(path).get("data"), Source(str(path), ())
+    if not isinstance(data, dict):
+        raise UserError(str(path), "no section data", "data: {name: ...}, a set with the run's classes")
+    prepared = {key: getattr(like, key) for key in ("image_size", "slices", "max_tokens")}
+    given = prepared | data
+    try:
+        words = DataConfig.model_validate(copy.deepcopy(given))
+    except ValidationError as error:
+        source.refuse([replace(one, key=f"data.{one.key}") for one in mistakes(error, given, DataConfig)])
+    source.check_root(words)
+    for key, value in prepared.items():
+        if getattr(words, key) != value:
+            raise UserError(f"{path}: data.{key}", show(getattr(words, key)), f"{show(value)}, as the run has it")
+    return words
 
 
 def own_names(config: Config | DistillConfig) -> dict[str, str]:

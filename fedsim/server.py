@@ -27,7 +27,7 @@ from fedsim.measure.global_model import global_model
 from fedsim.measure.scores import evaluate, worth
 from fedsim.measure.spending import spending
 from fedsim.method_checks import check_phases, check_state
-from fedsim.models.tuned_tower import TunedTower
+from fedsim.models.tuned_tower import TunedModel
 from fedsim.phase import meet, train_blocks
 from fedsim.runfolder.adapter import export_adapter
 from fedsim.runfolder.partition import describe_partition
@@ -184,6 +184,7 @@ def finish(
         "status": "finished" if state.round == sim.config.rounds else "stopped early",
         "rounds": state.round,
         "best_round": progress.best_round,
+        "best_by": sim.task.decisive(sim.config.evaluate.best_by),
         **progress.best_metrics,
         **spending(sim, state),
         "state_sha256": sim.store.digest(digest),
@@ -192,7 +193,7 @@ def finish(
     last = global_model(sim, state).params
     is_last = progress.best_round in (0, state.round)
     best = last if is_last else best_model(sim, checkpoints)
-    if sim.group.is_server and isinstance(sim.model, TunedTower):
+    if sim.group.is_server and isinstance(sim.model, TunedModel):
         row = log.last_row()
         export_adapter(log.folder / "adapter_last", sim, last, row)
         row = row if is_last else {"round": progress.best_round, **progress.best_metrics}

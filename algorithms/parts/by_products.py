@@ -3,7 +3,7 @@
 What travels follows from the config. Where the server may read single clients, their factors are gathered, and every
 rank has the sum as [w_1 B_1 ... w_K B_K] times [A_1; ...; A_K], in the cohort's order. Where it may read sums alone
 (secure aggregation, noise on whole updates), clients send the change of their product and the exact sum adds it up.
-Factors are what is cheaper otherwise, in bytes, memory and seconds (``benchmarks/low_rank.py``).
+Factors are what is cheaper otherwise, in bytes, memory and seconds (``benchmarks/lora/low_rank.py``).
 
 Shapes: K clients, G slices of a layer, R rank, D input width, O width of a slice.
 """

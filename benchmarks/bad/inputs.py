@@ -32,6 +32,7 @@ from benchmarks.bad.damage import how_it_ends
 from benchmarks.bad.data import bad_data
 from benchmarks.bad.files import UNDAMAGED, Bad, bad_files
 from benchmarks.bad.models import bad_models
+from benchmarks.bad.tables import bad_tables
 from fedsim import server
 from fedsim.machine.output import show_rows
 from fedsim.runfolder.trust import load_own
@@ -96,7 +97,7 @@ def bad_inputs(folder: Path, seed: int) -> Iterator[Bad]:
     """All of them; the good ones are written into ``folder``."""
     stream = np.random.default_rng(seed)
     yield from bad_configs(stream)
-    yield from bad_files([*bad_data(stream), *bad_models()], folder, stream)
+    yield from bad_files([*bad_data(stream), *bad_models(), *bad_tables()], folder, stream)
 
 
 def table(tried: list[Tried]) -> str:

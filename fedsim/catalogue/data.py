@@ -13,8 +13,9 @@ class DataRow:
 
     ``reader``, "module:function", takes the config's data section and returns a ``Source``. ``root``: whether that
     section names a folder. ``texts``: whether the set has texts in place of images; None where only reading it tells.
-    ``columns``, ``lesions``: whether it takes data.columns, and data.split, which tells lesions apart. ``volumes``:
-    whether it has volumes, of which data.slices slices are read.
+    ``columns``, ``file``, ``lesions``: whether it takes data.columns, data.file, and data.split, which tells lesions
+    apart. ``volumes``: whether it has volumes, of which data.slices slices are read. ``own_files``: whether the user's
+    own image files are read, which data.fit and data.patient are about.
     """
 
     name: str
@@ -23,8 +24,10 @@ class DataRow:
     root: Literal["none", "optional", "needed"] = "none"
     texts: bool | None = False
     columns: bool = False
+    file: bool = False
     lesions: bool = False
     volumes: bool = False
+    own_files: bool = False
 
 
 def _glue(task: str, about: str) -> DataRow:
@@ -65,21 +68,40 @@ _ROWS = (
     ),
     DataRow(
         "image_folder",
-        "your own images: ROOT/CLASS/*.png, or ROOT/{train,val,test}/CLASS/*.png",
+        "your own images: ROOT/CLASS/*.png, ROOT/{train,val,test}/CLASS/*.png; hospitals: ROOT/SITE/ above these",
         "fedsim.data.datasets.folder:image_folder",
         "needed",
+        own_files=True,
+    ),
+    DataRow(
+        "table",
+        "your own images, listed in a .csv, .tsv or .parquet file; columns in the config (sites: one of them)",
+        "fedsim.data.datasets.table:table",
+        "needed",
+        columns=True,
+        file=True,
+        own_files=True,
+    ),
+    DataRow(
+        "mask_folder",
+        "your own images with masks: ROOT/images/*.png and ROOT/masks/*.png; hospitals: ROOT/SITE/ above these",
+        "fedsim.data.datasets.mask_folder:mask_folder",
+        "needed",
+        own_files=True,
     ),
     DataRow(
         "kvasir",
         "Kvasir v2, 8 kinds of endoscopic images (your copy: ROOT/esophagitis/*.jpg ..., or with splits)",
         "fedsim.data.datasets.named_folders:kvasir",
         "needed",
+        own_files=True,
     ),
     DataRow(
         "oct_c8",
         "Retinal OCT-C8, 8 kinds of OCT images (your copy: ROOT/{train,val,test}/AMD/*.jpg ...)",
         "fedsim.data.datasets.named_folders:oct_c8",
         "needed",
+        own_files=True,
     ),
     DataRow(
         "camelyon17",
@@ -159,7 +181,7 @@ _ROWS = (
     _glue("rte", "pairs: entailment or not"),
     _glue("wnli", "Winograd pairs: entailment or not"),
     _medmnist("pathmnist", "colon pathology, 9 classes"),
-    _medmnist("chestmnist", "chest X-ray, 14 findings: multi-label, refused so far"),
+    _medmnist("chestmnist", "chest X-ray, 14 findings, several at once"),
     _medmnist("dermamnist", "dermatoscopy, 7 classes"),
     _medmnist("octmnist", "retinal OCT, 4 classes"),
     _medmnist("pneumoniamnist", "chest X-ray, pneumonia or none"),
@@ -179,7 +201,9 @@ _ROWS = (
 )
 DATA = {row.name: row for row in _ROWS}
 #: What holds for every set that is named by its import path.
-OWN_DATA = DataRow("package.module.function", "your own data set, by its import path", "", "optional", texts=None)
+OWN_DATA = DataRow(
+    "package.module.function", "your own data set, by its import path", "", "optional", texts=None, own_files=True
+)
 
 
 def data_row(name: str) -> DataRow | None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from fedsim.catalogue.functions import import_function, is_import_path
 
+#: How the names of files of weights end.
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 PLAIN = "fedsim.models.plain:plain_encoder"
 
 
@@ -79,6 +81,7 @@ _ROWS = (
         "monai:unet",
         "U-Net for images with masks; options: channels, strides, num_res_units, norm ...",
         "fedsim.models.networks.fresh:monai_unet",
+        weights=("random", "file"),
         options=True,
         per_pixel=True,
     ),
@@ -103,7 +106,7 @@ _ROWS = (
     ),
     ModelRow(
         "timm:NAME",
-        "any net of timm, such as timm:vit_base_patch16_224.augreg_in21k, or fresh with weights: random",
+        "any net of timm, such as timm:vit_base_patch16_224.augreg_in21k, timm:hf-hub:ID or timm:local-dir:PATH",
         "fedsim.models.timm_vit:timm_network",
         "fedsim.models.timm_vit:encoder_of_timm",
         ("own", "random", "file"),
@@ -114,7 +117,7 @@ _ROWS = (
     _open_clip("local-dir:PATH", "a folder with open_clip_config.json and the weights as safetensors"),
     ModelRow(
         "hf:FOLDER_OR_ID",
-        "BERT, RoBERTa or ViT of Hugging Face in safetensors, such as hf:bert-base-uncased",
+        "BERT, RoBERTa, ViT, DINOv2, DINOv3, CLIP, SigLIP, SAM, Swin, ConvNeXt or ResNet of Hugging Face",
         "fedsim.models.hugging:build_hugging",
         "fedsim.models.hugging:encoder_of_hugging",
         ("own", "random"),

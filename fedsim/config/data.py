@@ -1,12 +1,14 @@
 """The sections of a config about the images and the clients that hold them."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedsim.catalogue.data import DATA, data_row
+from fedsim.catalogue.data import DATA, DataRow, data_row
 from fedsim.config.base import Count, Seed, Share, Text, Whole, Words
+from fedsim.config.columns import ColumnsConfig
 from fedsim.config.mistakes import KeyedError, nearest, refuse_idle, show
 
 Augmentation = Literal[
@@ -27,25 +29,6 @@ class FractionsConfig(Words):
         return self
 
 
-class ColumnsConfig(Words):
-    """What the columns of tables of texts are called."""
-
-    text: Text = Field(default="text", description="The text.")
-    second: Text | None = Field(default=None, description="The second text, where a row is a pair.")
-    label: Text | None = Field(default=None, description="The class; this or score.")
-    score: Text | None = Field(default=None, description="The number to be told; this or label.")
-    site: Text | None = Field(default=None, description="Where the text comes from: natural clients.")
-    split: Text | None = Field(
-        default=None, description="train, validation or test; null: the files' names say it, or it is drawn."
-    )
-
-    @model_validator(mode="after")
-    def _one_target(self) -> Self:
-        if (self.label is None) == (self.score is None):
-            raise KeyedError("label", f"label: {self.label} and score: {self.score}", "one of them; the other null")
-        return self
-
-
 def has_volumes(name: object) -> bool:
     """Whether a set of that name has volumes."""
     row = data_row(name) if isinstance(name, str) else None
@@ -57,18 +40,28 @@ class DataConfig(Words):
 
     name: Text = Field(description="One of: " + ", ".join(DATA) + ", or package.module.function of your own.")
     root: Text | None = Field(default=None, description="Folder that holds the data set, where it is not packaged.")
+    file: Text | None = Field(default=None, description="table: the table in root, .csv, .tsv or .parquet.")
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
         default=28, description="Side of the square images, in pixels."
     )
+    fit: Literal["stretch", "crop", "pad"] = Field(
+        default="stretch",
+        description="How images in files of your own become square: stretched, cropped to their middle, or padded with "
+        "black.",
+    )
     slices: Count | None = Field(
         default_factory=lambda seen: 8 if has_volumes(seen.get("name")) else None,
-        description="Slices of a volume, evenly spaced along its first axis; the encoder sees one at a time and their "
-        "features are averaged. Default: 8 for the medmnist: sets in 3D, else null.",
+        description="Slices of a volume, evenly spaced. Default: 8 for the medmnist: sets in 3D, else null.",
     )
     max_tokens: Count | None = Field(
         default=None, description="Tokens of a text at most, longer ones are cut; null: as many as the model takes."
     )
-    columns: ColumnsConfig | None = Field(default=None, description="Names of the columns of text_files.")
+    columns: ColumnsConfig | None = Field(default=None, description="Names of the columns of table and text_files.")
+    patient: Text | None = Field(
+        default=None,
+        description="Regular expression on files' paths below root: its first group, or all that it finds, names the "
+        "patient, lesion or slide.",
+    )
     augment: Annotated[tuple[Augmentation, ...], Field(strict=False)] = Field(
         default=(), description="Augmentations of training images, in this order."
     )
@@ -79,6 +72,10 @@ class DataConfig(Words):
         default=None,
         description="dermoscopic_clients only: released (null is the same), which has lesions in several parts; or "
         "by_lesion: whole lesions, divided by split_seed into parts of the released sizes.",
+    )
+    external_sites: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Sites that nobody trains on: their images are the test, and no other site's.",
     )
     split_seed: Seed = Field(
         default=0, description="Seed of the split and of max_train; independent of the run's seed."
@@ -102,12 +99,7 @@ class DataConfig(Words):
             found = "null" if self.slices is None else str(self.slices)
             expected = "a number of slices" if row.volumes else "null: only volumes have slices"
             raise KeyedError("slices", f"{found} with name: {self.name}", expected)
-        if row.columns != (self.columns is not None):
-            given = "columns" if self.columns is not None else "no columns"
-            takes = " or ".join(other.name for other in DATA.values() if other.columns)
-            raise KeyedError(
-                "columns", f"{given} with name: {self.name}", f"columns with name: {takes}, and only there"
-            )
+        self._check_files(row)
         if row.root == "none" and self.root is not None:
             raise KeyedError("root", f"{show(self.root)} with name: {self.name}", "null: the set is packaged")
         if row.texts is not None:
@@ -115,9 +107,29 @@ class DataConfig(Words):
         if not row.lesions and self.split is not None:
             takes = " or ".join(other.name for other in DATA.values() if other.lesions)
             raise KeyedError("split", f"{self.split} with name: {self.name}", f"null: only {takes} tells lesions")
-        if len(set(self.augment)) < len(self.augment):
-            raise KeyedError("augment", f"{list(self.augment)}", "each augmentation once")
+        for key in ("augment", "external_sites"):
+            words = getattr(self, key)
+            if len(set(words)) < len(words):
+                raise KeyedError(key, f"{list(words)}", "each once")
         return self
+
+    def _check_files(self, row: DataRow) -> None:
+        """Raise KeyedError for keys about files and their table that the set has no use for, or lacks."""
+        for key, is_taken in (("columns", row.columns), ("file", row.file)):
+            is_given = getattr(self, key) is not None
+            if is_taken != is_given:
+                given = key if is_given else f"no {key}"
+                takes = " or ".join(other.name for other in DATA.values() if getattr(other, key))
+                raise KeyedError(key, f"{given} with name: {self.name}", f"{key} with name: {takes}, and only there")
+        if not row.own_files:
+            refuse_idle(self, ["fit", "patient"], f"name: {self.name}, which is not read from image files of yours")
+        if self.columns is not None and self.columns.patient is not None and self.patient is not None:
+            raise KeyedError("patient", f"{show(self.patient)} with columns.patient", "one of them")
+        if self.patient is not None:
+            try:
+                re.compile(self.patient)
+            except re.error as error:
+                raise KeyedError("patient", f"{show(self.patient)} ({error})", "a regular expression") from None
 
     @property
     def folder(self) -> Path:
@@ -127,6 +139,8 @@ class DataConfig(Words):
 
     def check_kind(self, *, texts: bool) -> None:
         """Raise KeyedError for a key that a set of texts, or one of images, has no use for."""
+        if self.columns is not None:
+            self.columns.check_kind(texts=texts, name=self.name)
         if texts:
             refuse_idle(self, ["image_size"], f"name: {self.name}, which has no images")
         if not texts and self.max_tokens is not None:
@@ -180,19 +194,30 @@ class SitesPartition(Words):
     name: Literal["sites"] = Field(description="Natural sites of the data set.")
 
 
+class ColumnPartition(Words):
+    """A column of the table says whose each row is."""
+
+    name: Literal["column"] = Field(description="One client per value of data.columns.client.")
+
+
 class FilePartition(Words):
     """A JSON file says which images each client has."""
 
     name: Literal["file"] = Field(description="Read from a JSON file.")
     path: Text = Field(
-        description='JSON file {"clients": [[index, ...], ...]}: for each client the indices of its training images. '
-        'Beside it "val" and "test" of the same form: its own images of these splits, for what is measured on them '
-        "(evaluate.clients, prrfl)."
+        description='JSON file {"clients": [[index, ...], ...]}: each client\'s training images, by their index in '
+        'images.csv. Beside it "val" and "test" of the same form: its own images of these splits.'
     )
 
 
 PartitionConfig = Annotated[
-    IidPartition | DirichletPartition | ShardsPartition | DiversityPartition | SitesPartition | FilePartition,
+    IidPartition
+    | DirichletPartition
+    | ShardsPartition
+    | DiversityPartition
+    | SitesPartition
+    | ColumnPartition
+    | FilePartition,
     Field(discriminator="name"),
 ]
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from fedsim.config.base import Count, Name, Seed, Words
 from fedsim.config.data import ClientsConfig, DataConfig, FractionsConfig, PartitionConfig
-from fedsim.config.mistakes import KeyedError
+from fedsim.config.mistakes import KeyedError, show
 from fedsim.config.plain_yaml import to_yaml
 from fedsim.config.privacy import PrivacyConfig, RecordLevel
 from fedsim.config.train import CheckpointConfig, EvaluateConfig, ScheduleConfig, StoreConfig, TrainConfig
@@ -63,6 +63,21 @@ class Config(Words):
         name = self.clients.partition.name
         if self.data.truncate_to_smallest and name != "sites":
             raise KeyedError("data.truncate_to_smallest", f"true with clients.partition.name: {name}", "sites there")
+        return self
+
+    @model_validator(mode="after")
+    def _clients_of_a_column(self) -> Self:
+        name, columns = self.clients.partition.name, self.data.columns
+        if columns is not None and columns.client is not None and name != "column":
+            found = f"{show(columns.client)} with clients.partition.name: {name}"
+            raise KeyedError("data.columns.client", found, "column there, or no such key")
+        return self
+
+    @model_validator(mode="after")
+    def _counts_stay_private(self) -> Self:
+        if self.privacy is not None and self.train.class_weights == "balanced":
+            expected = "numbers of your own: the clients' counts would be told without being accounted for"
+            raise KeyedError("train.class_weights", "balanced with privacy", expected)
         return self
 
     @model_validator(mode="after")

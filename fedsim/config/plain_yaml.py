@@ -6,7 +6,7 @@ are refused.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -177,3 +177,12 @@ def to_yaml(data: dict[str, Any]) -> str:
     """Plain data as YAML text that ``parse`` reads back to equal data."""
     text: str = yaml.dump(data, Dumper=ConfigDumper, sort_keys=False, allow_unicode=True, width=100)
     return text
+
+
+def flatten(data: Mapping[Any, Any], separator: str) -> dict[str, Any]:
+    """Nested mappings as one level, their keys joined."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        inner = flatten(value, separator) if isinstance(value, Mapping) and value else {"": value}
+        flat |= {separator.join(filter(None, (str(key), name))): leaf for name, leaf in inner.items()}
+    return flat

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from fedsim.catalogue.models import WEIGHT_FILES
 from fedsim.config.data import DataConfig
 from fedsim.config.mistakes import Mistake
 from fedsim.config.plain_yaml import COMMAND_LINE, require_file
@@ -46,11 +47,15 @@ class Source:
 
     def check_paths(self, model: ModelConfig, data: DataConfig) -> None:
         """UserError for the first file or folder named in these sections that does not exist."""
-        if str(model.weights).endswith(".safetensors"):
+        if str(model.weights).endswith(WEIGHT_FILES):
             require_file(Path(str(model.weights)), self.where("model.weights"))
         if model.start_from is not None:
             require_file(Path(model.start_from), self.where("model.start_from"), folder=True)
-        if data.root is not None:
-            require_file(Path(data.root), self.where("data.root"), folder=True)
+        self.check_root(data)
         if model.submodel is not None and model.submodel.folder is not None:
             require_file(Path(model.submodel.folder), self.where("model.submodel.folder"), folder=True)
+
+    def check_root(self, data: DataConfig) -> None:
+        """UserError where the folder of the data does not exist."""
+        if data.root is not None:
+            require_file(Path(data.root), self.where("data.root"), folder=True)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedsim.config.base import Count, Positive, Words
-from fedsim.config.mistakes import KeyedError
+from fedsim.config.mistakes import KeyedError, refuse_idle, show
 
 
 class ConstantSchedule(Words):
@@ -70,9 +70,14 @@ class TrainConfig(Words):
     )
     shuffle: bool = Field(default=True, description="Whether a client sees its images in a new order in each pass.")
     schedule: ScheduleConfig = Field(default=ConstantSchedule(), description="Learning rate over the rounds.")
-    loss: Literal["cross_entropy", "dice", "dice_ce"] | None = Field(
+    loss: Literal["cross_entropy", "focal", "dice", "dice_ce"] | None = Field(
         default=None,
         description="null: cross_entropy, for images with masks dice_ce: half the sum of cross-entropy and Dice loss.",
+    )
+    focal_gamma: Annotated[float, Field(gt=0, le=10)] = Field(default=2.0, description="Exponent of the focal loss.")
+    class_weights: Literal["balanced"] | Annotated[tuple[Positive, ...], Field(strict=False)] | None = Field(
+        default=None,
+        description="The classes' weights in the loss; balanced: against the numbers of all training images.",
     )
     clip_norm: Positive | None = Field(default=None, description="Largest norm of a client's gradient; null: no limit.")
     keep_optimizer: bool = Field(default=False, description="Whether a client's optimiser state outlives the round.")
@@ -88,12 +93,14 @@ class TrainConfig(Words):
             raise KeyedError("momentum", f"{self.momentum:g} with optimizer: {used}", f"0: {used} uses betas instead")
         if self.optimizer == "sgd" and self.betas != ADAM_BETAS:
             raise KeyedError("betas", f"{list(self.betas)} with optimizer: sgd", "no betas: sgd uses momentum")
+        if self.loss != "focal":
+            refuse_idle(self, ["focal_gamma"], f"loss: {show(self.loss)}")
         if self.keep_optimizer and self.optimizer == "sgd" and self.momentum == 0:
             raise KeyedError("keep_optimizer", "true with sgd without momentum", "false: there is nothing to keep")
         return self
 
 
-# What the tasks measure, see ``Task.metrics``; of images with masks also Dice and IoU of every class, by its name.
+# What the tasks measure, see ``Task.metrics``; also Dice and IoU of every class of masks, and AUROC of every finding.
 Metric = Literal[
     "accuracy",
     "balanced_accuracy",
@@ -101,6 +108,8 @@ Metric = Literal[
     "precision",
     "f1",
     "auroc",
+    "average_precision",
+    "quadratic_kappa",
     "f1_positive",
     "matthews",
     "spearman",
@@ -112,7 +121,7 @@ Metric = Literal[
     "iou_all",
     "loss",
 ]
-ClassMetric = Annotated[str, Field(pattern=r"^(dice|iou)/.+$")]
+ClassMetric = Annotated[str, Field(pattern=r"^(dice|iou|auroc)/.+$")]
 
 
 class EvaluateConfig(Words):
@@ -123,7 +132,7 @@ class EvaluateConfig(Words):
     best_by: Metric | ClassMetric | None = Field(
         default=None,
         description="Validation metric that decides on the best round. null: accuracy; for images with masks dice, for "
-        "numbers to be told spearman. dice/CLASS and iou/CLASS: of one class of the masks.",
+        "numbers to be told spearman, for findings auroc. dice/CLASS, iou/CLASS, auroc/FINDING: of one alone.",
     )
     absent_class: Literal["skip", "zero"] = Field(
         default="skip",

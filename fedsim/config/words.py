@@ -6,10 +6,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from fedsim.catalogue.models import MODELS, OWN_MODEL, ModelRow, model_row
+from fedsim.catalogue.models import MODELS, OWN_MODEL, WEIGHT_FILES, ModelRow, model_row
 from fedsim.config.base import Count, Layers, Positive, Ranks, Scalar, Text, Words
 from fedsim.config.decoder import DecoderConfig
 from fedsim.config.mistakes import KeyedError, nearest
+
+# Words of model.lora.target that mean all layers of a kind.
+ALL_LINEAR, ALL_CONV = "all-linear", "all-conv"
 
 
 def has_text_tower(name: object) -> bool:
@@ -94,8 +97,9 @@ class LoraConfig(Words):
     )
     target: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = Field(
         default=("q", "k", "v"),
-        description="q, k, v: slices of the attention's qkv; proj: its output; other words: nn.Linear modules by "
-        "suffix (fc1, intermediate.dense).",
+        description="q, k, v: the attention's projections, fused or not; proj: its output; all-linear, all-conv: all "
+        "linear layers, all convolutions; other words: such layers by suffix (fc1, intermediate.dense, "
+        "patch_embed.proj). Plain transformers get LoRA on named linear layers of their blocks alone.",
     )
     layers: Layers | None = Field(
         default=None, description="Layers, from 0, that get LoRA; null: all that the clients hold."
@@ -175,7 +179,7 @@ class ModelConfig(Words):
     name: Text = Field(description="One of: " + ", ".join(MODELS) + ", or package.module.function of your own.")
     weights: Text | None = Field(
         default=None,
-        description="null: the name's own weights; random: from seed; an open_clip tag; or a .safetensors file.",
+        description="null: the name's own; random: from seed; an open_clip tag; or a file (.safetensors, .pth, .bin).",
     )
     options: dict[str, Scalar | list[Scalar]] = Field(
         default={},
@@ -227,8 +231,8 @@ class ModelConfig(Words):
             names = ", ".join(other.name for other in MODELS.values() if other.options)
             raise KeyedError("options", f"options for {self.name}", f"none: only {names} take options")
         self._check_weights(row)
-        if row.per_pixel and self.train != "all":
-            raise KeyedError("train", f"{self.train} with {self.name}, which has neither head nor blocks", "all")
+        if row.per_pixel and self.train == "head":
+            raise KeyedError("train", f"head with {self.name}, which scores pixels without a head", "all or lora")
         if self.train == "lora" and self.lora is None:
             raise KeyedError("lora", "null with train: lora", "a lora section, or train: head or all")
         if self.train != "lora" and self.lora is not None:
@@ -251,7 +255,7 @@ class ModelConfig(Words):
         return held if self.lora is None else self.lora.layers or held
 
     def _check_weights(self, row: ModelRow) -> None:
-        is_file = str(self.weights).endswith(".safetensors")
+        is_file = str(self.weights).endswith(WEIGHT_FILES)
         is_tag = "tag" in row.weights and "." not in str(self.weights)
         kind = {None: "own", "random": "random"}.get(self.weights, "file" if is_file else "tag" if is_tag else "")
         if kind in row.weights:
@@ -262,7 +266,8 @@ class ModelConfig(Words):
             raise KeyedError("weights", f"{self.weights or 'null'} with {self.name}", "random: it has no others")
         if "file" not in row.weights:
             raise KeyedError("weights", f"{self.weights} with {self.name}", "null: the folder's own, or random")
-        raise KeyedError("weights", repr(self.weights), "null, random, or the path of a .safetensors file")
+        own = "null, " if "own" in row.weights else ""
+        raise KeyedError("weights", repr(self.weights), f"{own}random, or a file ({', '.join(WEIGHT_FILES)})")
 
     def _check_submodel(self) -> None:
         if self.submodel is None:

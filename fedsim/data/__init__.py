@@ -2,6 +2,7 @@
 
 from fedsim.data.dataset import Dataset, Source
 from fedsim.data.datasets import load_dataset
+from fedsim.data.findings import rarest_findings, target_of, targets_of_columns, targets_of_lists
 from fedsim.data.held_out import divide_held_out
 from fedsim.data.partition import PartitionRow, partition_clients, partition_table, without_small
 
@@ -13,5 +14,9 @@ __all__ = [
     "load_dataset",
     "partition_clients",
     "partition_table",
+    "rarest_findings",
+    "target_of",
+    "targets_of_columns",
+    "targets_of_lists",
     "without_small",
 ]

@@ -20,35 +20,52 @@ def divide_held_out(
 ) -> Mapping[str, list[Indices]]:
     """Return ``{"val": [...], "test": [...]}``: per client sorted indices into ``dataset.images``.
 
-    With the ``sites`` partition a client's images are its site's, shared by the clients of one site in proportion
-    to their training images. With any other, every class is divided in proportion to the clients' training images
-    ``parts`` of it. No image goes to two clients; a client with few training images may get none. A ``file`` says whose
-    they are: nobody could deal out a hospital's images by class. A split that it leaves out is not in the result.
+    Where sites are known, a client's images are of the sites that it trains on: with the ``sites`` partition all of its
+    site, shared by the clients of one site in proportion to their training images; with a drawn one, of each class
+    of each site in proportion to the clients' training images ``parts`` of it. Without sites every class is divided so.
+    With ``column`` they are those that the column says. No image goes to two clients; a client with few training
+    images may get none. A ``file`` says whose they are: nobody could deal out a hospital's images by class. A split
+    that it leaves out is divided by sites, where they are known, or else not in the result.
     """
     words: Any = config.partition
+    found: dict[str, list[Indices]] = {}
     if words.name == "file":
         brought = read_partition(words.path, dataset, config.count)
-        return {name: list(map(np.sort, brought[name])) for name in ("val", "test") if name in brought}
-    by_site = config.partition.name == "sites"
-    strata = dataset.sites if by_site else dataset.labels.numpy()
-    assert strata is not None, "partition_clients refuses sites where there are none"
+        found = {name: list(map(np.sort, brought[name])) for name in ("val", "test") if name in brought}
+    strata = _strata(dataset, words.name)
+    if strata is None or len(found) == 2:
+        return found
     num_strata = int(strata.max()) + 1
     counts_KS = np.stack([np.bincount(strata[part], minlength=num_strata) for part in parts])
-    return {
+    return found | {
         name: _divide(places, strata[places], counts_KS, numpy_stream(seed, f"data.held_out/{name}"))
         for name, places in (("val", dataset.val), ("test", dataset.test))
+        if name not in found
     }
+
+
+def _strata(dataset: Dataset, partition: str) -> Indices | None:
+    """Return the strata (N,) within which held-out images follow the training images; None for a file without sites."""
+    labels: Indices = dataset.labels.numpy()
+    if partition == "column":
+        return dataset.owners
+    if dataset.sites is None:
+        return None if partition == "file" else labels
+    return dataset.sites if partition in ("sites", "file") else dataset.sites * (labels.max() + 1) + labels
 
 
 def _divide(places: Indices, strata: Indices, counts_KS: Indices, stream: np.random.Generator) -> list[Indices]:
     """Deal out ``places`` (N,) stratum by stratum, in proportion to the columns of ``counts_KS``."""
-    pieces: list[list[Indices]] = [[places[:0]] for _ in counts_KS]
+    num_clients, num_strata = counts_KS.shape
+    by_stratum = np.argsort(strata, kind="stable")
+    bounds = np.searchsorted(strata[by_stratum], np.arange(num_strata + 1))
+    owners = np.full(len(places), num_clients)
     for stratum, counts_K in enumerate(counts_KS.T):
-        members = stream.permutation(places[strata == stratum])
+        members = stream.permutation(by_stratum[bounds[stratum] : bounds[stratum + 1]])
         if counts_K.sum() == 0:
             continue
         # Rounded together, so that the sizes add up to all members.
         ends = np.rint(counts_K.cumsum() / counts_K.sum() * len(members)).astype(np.int64)
-        for own, piece in zip(pieces, np.split(members, ends[:-1]), strict=True):
-            own.append(piece)
-    return [np.sort(np.concatenate(own)) for own in pieces]
+        owners[members] = np.repeat(np.arange(num_clients), np.diff(ends, prepend=0))
+    sizes = np.bincount(owners, minlength=num_clients + 1)
+    return np.split(places[np.lexsort((places, owners))], sizes.cumsum()[:-1])[:num_clients]

@@ -1,7 +1,7 @@
 """Reading image files and resizing them.
 
-Every image becomes square by stretching: nothing is cut off, and no border tells the original shape, which in
-collections from several scanners can give the class away.
+Every image becomes square, by stretching unless ``data.fit`` says otherwise: nothing is cut off, and no border tells
+the original shape, which in collections from several scanners can give the class away.
 """
 
 import os
@@ -90,6 +90,20 @@ def resized(image: Image.Image, width: int, height: int) -> Pixels:
     return small[None] if small.ndim == 2 else small.transpose(2, 0, 1)
 
 
+def fitted(image: Image.Image, side: int, fit: str) -> Pixels:
+    """Return an RGB image as (3, side, side): stretched, cropped to the square in its middle, or padded with black."""
+    return resized(square(image, fit), side, side)
+
+
+def square(image: Image.Image, fit: str) -> Image.Image:
+    """Return the part of an image that becomes the square; what lies outside of the image is black."""
+    if fit == "stretch":
+        return image
+    length = min(image.size) if fit == "crop" else max(image.size)
+    left, top = ((have - length) // 2 for have in image.size)
+    return image.crop((left, top, left + length, top + length))
+
+
 def write_images(path: Path, shape: tuple[int, int, int, int], produce: Callable[[int], Pixels]) -> None:
     """Write an .npy file (N, C, H, W) uint8 whose n-th image is ``produce(n)``, several at a time.
 
@@ -121,21 +135,22 @@ def _gathered(errors: Sequence[UserError], num_images: int) -> UserError:
     return UserError(f"{len(errors)} of {num_images} images", found, expected)
 
 
-def write_resized(paths: Sequence[Path], side: int, folder: Path) -> None:
-    """Write ``folder``/images.npy with these image files as (N, 3, side, side)."""
+def write_resized(paths: Sequence[Path], side: int, folder: Path, fit: str = "stretch") -> None:
+    """Write ``folder``/images.npy with these image files as (N, 3, side, side), made square as ``fitted`` does."""
     write_images(
         folder / "images.npy",
         (len(paths), 3, side, side),
-        lambda index: resized(read_rgb(paths[index]), side, side),
+        lambda index: fitted(read_rgb(paths[index]), side, fit),
     )
 
 
-def prepared_files(name: str, base: Path, paths: Sequence[Path], side: int) -> Path:
-    """Return an .npy file (N, 3, side, side) with these image files under ``base``.
+def prepared_files(name: str, base: Path, paths: Sequence[Path], side: int, fit: str = "stretch") -> Path:
+    """Return an .npy file (N, 3, side, side) with these image files under ``base``, made square as ``fitted`` does.
 
     They are decoded and resized once for this list of files with these sizes and times, in the cache under ``name``.
     """
-    folder = cached_folder(name, [*listing(base, paths), side], partial(write_resized, paths, side))
+    key = [*listing(base, paths), side, *([] if fit == "stretch" else [fit])]
+    folder = cached_folder(name, key, partial(write_resized, paths, side, fit=fit))
     return folder / "images.npy"
 
 

@@ -10,10 +10,12 @@ import numpy as np
 from PIL import Image
 
 from fedsim.data.dataset import Indices, Pixels
-from fedsim.data.images import decoded
+from fedsim.data.images import decoded, square
 from fedsim.errors import UserError
 
 MASK_FORMATS = ("BMP", "PNG", "TIFF")
+#: Of JPEG masks: what is no more than noise of compression, and what is no white.
+BLACKEST, WHITEST = 16, 127
 MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 
 
@@ -27,6 +29,26 @@ def read_foreground(path: Path) -> Pixels:
         raise UserError(str(path), f"a mask of mode {mask.mode}", "one channel of whole numbers, 0 for the background")
     foreground: Pixels = (np.asarray(mask) != 0).astype(np.uint8)
     return foreground
+
+
+def read_white_or_marked(path: Path) -> Pixels:
+    """Return the mask of an image file, (H, W), as ``read_foreground``; of a JPEG, 1 where it is white, above 127.
+
+    JPEG blurs: along an edge there are values between black and white, and beside it some near black. UserError for one
+    that has something to tell but no white, such as numbered classes.
+    """
+    if path.suffix.lower() not in (".jpg", ".jpeg"):
+        return read_foreground(path)
+    mask, _ = decoded(path, ("JPEG",))
+    grey = np.asarray(mask.convert("L"))
+    if BLACKEST < grey.max(initial=0) <= WHITEST:
+        raise UserError(str(path), f"a JPEG mask of values up to {grey.max()}", "black and white, or a lossless format")
+    return (grey > WHITEST).astype(np.uint8)
+
+
+def fitted_mask(mask: Pixels, side: int, fit: str) -> Pixels:
+    """Return a mask (H, W) as (side, side), made square as ``images.fitted`` does with its image."""
+    return resized_mask(np.asarray(square(Image.fromarray(mask), fit), np.uint8), side, side)
 
 
 def require_size(path: Path, mask: Sequence[int], image: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ whoever trains on a set should see how much of what it is measured on has been t
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,42 +20,56 @@ DISTANCE = 0.06
 #: Of one split with another; beyond, an even sample of the first is compared with all of the second.
 MOST_PAIRS = 20_000_000
 IMAGES_AT_ONCE = 64
+PAIRS = (("val", "train"), ("test", "train"), ("test", "val"))
 
 
-def overlap_rows(data: Dataset) -> list[tuple[str, str]]:
-    """Return rows of name and text: near-duplicates, same pixels and groups across the splits, as the set has them.
+class Overlap(NamedTuple):
+    """A row of name and text, and how many held-out images it is about that have one in another split."""
+
+    name: str
+    text: str
+    num_shared: int
+
+
+def overlaps(data: Dataset) -> list[Overlap]:
+    """Return what is said of near-duplicates, same pixels and groups across the splits, as the set has them.
 
     A near-duplicate may be turned, mirrored, brighter or compressed again; the same pixels may be turned or mirrored,
     and are compared at ``data.image_size``. Of volumes only the pixels are compared.
     """
-    rows = [] if data.unit != "images" else [("near-duplicates", _near_text(data))]
+    found = [] if data.unit != "images" else [_near(data)]
     if data.texts is None:
-        rows.append(("same pixels", _same_text(data)))
-    return rows + group_rows(data)
+        found.append(_same(data))
+    return found + group_overlaps(data)
 
 
-def group_rows(data: Dataset) -> list[tuple[str, str]]:
+def group_overlaps(data: Dataset) -> list[Overlap]:
     """Return how many held-out images have one of their group in another split, in all and within each site."""
     if data.groups is None:
         return []
-    rows = [("same groups", _shared_text(data, data.groups))]
+    found = [_shared("same groups", data, data.groups)]
     if data.sites is not None:
-        rows.append(("same groups, own site", _site_text(data, data.groups, data.sites)))
-    return rows
+        found.append(Overlap("same groups, own site", _site_text(data, data.groups, data.sites), 0))
+    return found
 
 
-def _near_text(data: Dataset) -> str:
+def _near(data: Dataset) -> Overlap:
     images = data.images.numpy()
-    small = {name: _all_thumbnails(images, part) for name, part in _parts(data).items()}
-    texts = []
-    for first, second in (("val", "train"), ("test", "train"), ("test", "val")):
-        total = len(small[first])
-        looked_at = min(total, max(1, MOST_PAIRS // len(small[second])))
-        sample = small[first][np.linspace(0, total - 1, looked_at).astype(np.int64)]
-        near = sum(len(np.unique(found)) for found, _ in near_pairs(sample, small[second], DISTANCE))
-        which = f"{looked_at:,} {first} images" if looked_at == total else f"a sample of {looked_at:,} {first} images"
+    # Where several rows have one picture it is looked at once, and counts for all of them.
+    pictures = {name: np.unique(data.pictures_of(part), return_counts=True) for name, part in _parts(data).items()}
+    small = {name: _all_thumbnails(images, own) for name, (own, _) in pictures.items()}
+    texts, num_shared = [], 0
+    for first, second in PAIRS:
+        counts = pictures[first][1]
+        looked_at = min(len(counts), max(1, MOST_PAIRS // len(small[second])))
+        sample = np.linspace(0, len(counts) - 1, looked_at).astype(np.int64)
+        pairs = near_pairs(small[first][sample], small[second], DISTANCE)
+        near = sum(int(counts[sample[np.unique(found)]].sum()) for found, _ in pairs)
+        number = int(counts[sample].sum())
+        which = f"{number:,} {first} images" if looked_at == len(counts) else f"a sample of {number:,} {first} images"
         texts.append(f"{near:,} of {which} have one in {second}")
-    return "; ".join(texts)
+        num_shared += near
+    return Overlap("near-duplicates", "; ".join(texts), num_shared)
 
 
 def _all_thumbnails(images: Pixels, part: Indices) -> Pixels:
@@ -64,13 +79,15 @@ def _all_thumbnails(images: Pixels, part: Indices) -> Pixels:
         return np.stack(list(made))
 
 
-def _same_text(data: Dataset) -> str:
-    pictures = same_pictures(data.images.numpy())
-    text = _shared_text(data, pictures)
+def _same(data: Dataset) -> Overlap:
+    numbers = same_pictures(data.images.numpy())
+    pictures = numbers if data.pictures is None else numbers[data.pictures]
+    found = _shared("same pixels", data, pictures)
     if data.masks is not None:  # where a label is only the class with most pixels
-        return text
-    labelled = np.unique(np.stack([pictures, data.labels.numpy()]), axis=1)[0]
-    return f"{text}; {np.count_nonzero(np.bincount(labelled) > 1):,} pictures in two classes"
+        return found
+    labels = data.labels.numpy()
+    labelled = np.unique(pictures * (labels.max() + 1) + labels) // (labels.max() + 1)
+    return found._replace(text=f"{found.text}; {np.count_nonzero(np.bincount(labelled) > 1):,} pictures in two classes")
 
 
 def same_pictures(images: Pixels) -> Indices:
@@ -101,24 +118,26 @@ def _digest(image: Pixels) -> bytes:
     )
 
 
-def _shared_text(data: Dataset, groups: Indices) -> str:
-    parts = _parts(data)
-    return "; ".join(
-        f"{_num_shared(groups, parts[first], parts[second])} {first} images have one in {second}"
-        for first, second in (("val", "train"), ("test", "train"), ("test", "val"))
-    )
+def _shared(name: str, data: Dataset, groups: Indices) -> Overlap:
+    parts, texts, num_shared = _parts(data), [], 0
+    for first, second in PAIRS:
+        number = _num_shared(groups, parts[first], parts[second])
+        texts.append(f"{number:,} of {len(parts[first]):,} {first} images have one in {second}")
+        num_shared += number
+    return Overlap(name, "; ".join(texts), num_shared)
 
 
 def _site_text(data: Dataset, groups: Indices, sites: Indices) -> str:
     texts = []
     for site, name in enumerate(data.site_names):
         train, val, test = (part[sites[part] == site] for part in (data.train, data.val, data.test))
-        texts.append(f"{name} {_num_shared(groups, val, train)} val, {_num_shared(groups, test, train)} test")
+        in_val, in_test = _num_shared(groups, val, train), _num_shared(groups, test, train)
+        texts.append(f"{name} {in_val:,} of {len(val):,} val, {in_test:,} of {len(test):,} test")
     return "; ".join(texts)
 
 
-def _num_shared(groups: Indices, first: Indices, second: Indices) -> str:
-    return f"{np.count_nonzero(np.isin(groups[first], groups[second])):,} of {len(first):,}"
+def _num_shared(groups: Indices, first: Indices, second: Indices) -> int:
+    return int(np.count_nonzero(np.isin(groups[first], groups[second])))
 
 
 def _parts(data: Dataset) -> dict[str, Indices]:

@@ -14,6 +14,7 @@ from fedsim.config.data import ClientsConfig
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.data.partition_file import read_partition
 from fedsim.data.splits import training_by_site
+from fedsim.data.whole_groups import by_whole_groups, has_whole_groups
 from fedsim.errors import UserError
 from fedsim.seeding import derive
 
@@ -24,11 +25,15 @@ def partition_clients(dataset: Dataset, config: ClientsConfig, seed: int) -> lis
     """Return for each of ``config.count`` clients its indices into ``dataset.images``, all out of ``train``.
 
     Only a Dirichlet partition with ``min_size: 0``, a diversity partition with fewer images of a class than clients
-    that have it, and a file can leave a client without images. UserError where there are too few images, no natural
-    sites, a class that nobody has, or a file that does not fit.
+    that have it, and a file can leave a client without images. What is drawn keeps groups whole that are not
+    ``divisible``: see ``whole_groups``. UserError where there are too few images, no natural sites, a class that nobody
+    has, or a file that does not fit.
     """
     stream = np.random.RandomState(derive(seed, "data.partition") % 2**32)
-    return PARTITIONS[config.partition.name](dataset, config, stream)
+    name = config.partition.name
+    if name in BROUGHT or not has_whole_groups(dataset):
+        return PARTITIONS[name](dataset, config, stream)
+    return by_whole_groups(dataset, lambda heads: PARTITIONS[name](heads, config, stream), by_site=name == "sites")
 
 
 def without_small(parts: list[Indices], min_samples: int | None) -> list[Indices]:
@@ -51,7 +56,7 @@ def _dirichlet(dataset: Dataset, config: ClientsConfig, stream: np.random.Random
     labels = dataset.labels.numpy()[dataset.train]
     _require(dataset, config.count * words.min_size, "clients.count * clients.partition.min_size")
     for _ in range(MAX_DRAWS):
-        parts = dirichlet(labels, words.alpha, len(dataset.class_names), config.count, stream, words.form)
+        parts = dirichlet(labels, words.alpha, len(dataset.label_names), config.count, stream, words.form)
         if min(map(len, parts)) >= words.min_size:
             return [dataset.train[part] for part in parts]
     raise UserError(
@@ -139,7 +144,7 @@ def _diversity(dataset: Dataset, config: ClientsConfig, stream: np.random.Random
     """
     words: Any = config.partition
     labels = dataset.labels.numpy()[dataset.train]
-    num_classes = len(dataset.class_names)
+    num_classes = len(dataset.label_names)
     per_client = max(1, int(words.share * num_classes + 1e-9))  # 0.29 * 100 is a little below 29
     _require(dataset, config.count, "clients.count")
     holders: list[list[int]] = [[] for _ in range(num_classes)]
@@ -164,19 +169,34 @@ def _sites(dataset: Dataset, config: ClientsConfig, stream: np.random.RandomStat
 
     Clients are in the order of ``site_names``; those of one site follow one another.
     """
-    num_sites = len(dataset.site_names)
     if dataset.sites is None:
         raise UserError("clients.partition.name", f"sites with {dataset.name}", "a data set with natural sites")
+    num_sites = len(dataset.training_sites)
     if config.count % num_sites:
-        raise UserError("clients.count", str(config.count), f"a multiple of the {num_sites} natural sites")
+        trained = " that are trained on" if dataset.external_sites else ""
+        raise UserError("clients.count", str(config.count), f"a multiple of the {num_sites} natural sites{trained}")
     per_site = config.count // num_sites
     parts: list[Indices] = []
-    own = training_by_site(dataset.train, dataset.sites, dataset.site_names, dataset.name)
-    for name, members in zip(dataset.site_names, own, strict=True):
+    own = training_by_site(dataset.train, dataset.sites, dataset.site_names, dataset.name, dataset.external_sites)
+    for name, members in own.items():
         if len(members) < per_site:
-            raise UserError("clients.count", f"{per_site} clients at site {name}", f"at most its {len(members)} images")
+            whole = ", whole groups counted once" if has_whole_groups(dataset) else ""
+            expected = f"at most its {len(members)} images{whole}"
+            raise UserError("clients.count", f"{per_site} clients at site {name}", expected)
         parts += np.array_split(stream.permutation(members), per_site)
     return parts
+
+
+def _column(dataset: Dataset, config: ClientsConfig, _: np.random.RandomState) -> list[Indices]:
+    """One client per value of the table's column, in the order of ``owner_names``."""
+    if dataset.owners is None:
+        raise UserError("clients.partition.name", f"column with {dataset.name}", "a table, with data.columns.client")
+    num_owners = len(dataset.owner_names)
+    if config.count != num_owners:
+        raise UserError("clients.count", str(config.count), f"the {num_owners} values of data.columns.client")
+    owners = dataset.owners[dataset.train]
+    sizes = np.bincount(owners, minlength=num_owners)
+    return np.split(dataset.train[np.argsort(owners, kind="stable")], sizes.cumsum()[:-1])
 
 
 def _file(dataset: Dataset, config: ClientsConfig, _: np.random.RandomState) -> list[Indices]:
@@ -191,13 +211,17 @@ PARTITIONS: dict[str, Callable[[Dataset, ClientsConfig, np.random.RandomState], 
     "shards": _shards,
     "diversity": _diversity,
     "sites": _sites,
+    "column": _column,
     "file": _file,
 }
+#: Partitions in which nothing is drawn.
+BROUGHT = ("column", "file")
 
 
 def _require(dataset: Dataset, number: int, where: str) -> None:
     if number > len(dataset.train):
-        raise UserError(where, str(number), f"at most the {len(dataset.train)} training images")
+        whole = ", whole groups counted once" if has_whole_groups(dataset) else ""
+        raise UserError(where, str(number), f"at most the {len(dataset.train)} training images{whole}")
 
 
 @dataclass(frozen=True)
@@ -213,6 +237,6 @@ def partition_table(dataset: Dataset, parts: list[Indices]) -> list[PartitionRow
     """Count every client's images by class."""
     labels = dataset.labels.numpy()
     return [
-        PartitionRow(client, len(part), tuple(np.bincount(labels[part], minlength=len(dataset.class_names)).tolist()))
+        PartitionRow(client, len(part), tuple(np.bincount(labels[part], minlength=len(dataset.label_names)).tolist()))
         for client, part in enumerate(parts)
     ]

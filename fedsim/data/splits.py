@@ -1,16 +1,18 @@
 """Training, validation and test images: whole groups only, each class or site in its proportion."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from fedsim.config.data import DataConfig, FractionsConfig
+from fedsim.config.mistakes import nearest
 from fedsim.data.dataset import Indices, Source
 from fedsim.errors import UserError
 from fedsim.seeding import numpy_stream
 
-TRAIN, VAL, TEST = 0, 1, 2
+TRAIN, VAL, TEST, UNUSED = 0, 1, 2, 3
 NAMES = ("train", "val", "test")
 #: What people call the splits, in lower case.
 SPLIT_WORDS = {
@@ -20,7 +22,7 @@ SPLIT_WORDS = {
 }
 
 
-def split(source: Source, config: DataConfig) -> tuple[Indices, Indices, Indices]:
+def split(source: Source, config: DataConfig, external_sites: Sequence[int] = ()) -> tuple[Indices, Indices, Indices]:
     """Return sorted indices of the training, validation and test images.
 
     Splits that the set does not bring are drawn from its training images by ``split_seed``: groups in random
@@ -40,13 +42,41 @@ def split(source: Source, config: DataConfig) -> tuple[Indices, Indices, Indices
             lower += fraction
     train = np.flatnonzero(splits == TRAIN)
     if config.truncate_to_smallest:
-        train = _truncated(train, source, config)
+        train = _truncated(train, source, config, external_sites)
     train = _at_most(config.max_train, train, strata, source.groups, config.split_seed)
     found = (train, np.flatnonzero(splits == VAL), np.flatnonzero(splits == TEST))
     for name, indices in zip(NAMES, found, strict=True):
         if len(indices) == 0:
             raise _empty(name, source, groups, strata[pool])
     return found
+
+
+def with_external_sites(source: Source, names: Sequence[str]) -> tuple[Source, tuple[int, ...]]:
+    """Return a set whose test is all images of the sites ``names``, and those sites' numbers.
+
+    Of the other sites nothing is tested: images that they bring for the test are in no split. Their validation images
+    are those that they bring, or are drawn. UserError for a site that the set does not have, and where no other is.
+    """
+    if not names:
+        return source, ()
+    known = source.site_names
+    for name in names:
+        if name not in known:
+            expected = nearest(name, known) if known else "a data set with natural sites"
+            raise UserError("data.external_sites", repr(name), expected)
+    if len(names) == len(known):
+        raise UserError("data.external_sites", f"all {len(known)} sites", "a site that is trained on")
+    assert source.sites is not None, "where there are names there are sites"
+    numbers = tuple(sorted(known.index(name) for name in names))
+    is_test = np.isin(source.sites, numbers)
+    fixed = np.zeros(len(is_test), np.int64) if source.fixed is None else source.fixed.copy()
+    num_unused = np.count_nonzero(fixed[~is_test] == TEST)
+    fixed[fixed == TEST] = UNUSED
+    fixed[is_test] = TEST
+    remark = f"the test is site {', '.join(names)}, where nobody trains"
+    if num_unused:
+        remark += f"; {num_unused} test images of the other sites are in no split"
+    return replace(source, fixed=fixed, remarks=(*source.remarks, remark)), numbers
 
 
 def _check_used(config: DataConfig, splits: Indices) -> None:
@@ -81,20 +111,28 @@ def drawn(source: Source) -> tuple[str, ...]:
     return tuple(NAMES[code] for code in (VAL, TEST) if source.fixed is None or not (source.fixed == code).any())
 
 
-def training_by_site(train: Indices, sites: Indices, site_names: Sequence[str], name: str) -> list[Indices]:
-    """Return each site's training images; UserError for a site of the set ``name`` that has none."""
-    own = [train[sites[train] == site] for site in range(len(site_names))]
-    for site, members in zip(site_names, own, strict=True):
+def training_by_site(
+    train: Indices, sites: Indices, site_names: Sequence[str], name: str, external_sites: Sequence[int] = ()
+) -> dict[str, Indices]:
+    """Return each site's training images, without the sites ``external_sites``.
+
+    UserError for a site of the set ``name`` that has none.
+    """
+    own = {
+        site: train[sites[train] == number] for number, site in enumerate(site_names) if number not in external_sites
+    }
+    for site, members in own.items():
         if len(members) == 0:
-            raise UserError(f"data {name}, site {site}", "no training image", "at least one at every site")
+            expected = "at least one at every site; data.external_sites names those that are only tested on"
+            raise UserError(f"data {name}, site {site}", "no training image", expected)
     return own
 
 
-def _truncated(train: Indices, source: Source, config: DataConfig) -> Indices:
+def _truncated(train: Indices, source: Source, config: DataConfig, external_sites: Sequence[int]) -> Indices:
     """Keep of every site as many training images as the smallest has, chosen by ``split_seed``."""
     if source.sites is None:
         raise UserError("data.truncate_to_smallest", f"true with {config.name}", "a data set with natural sites")
-    own = training_by_site(train, source.sites, source.site_names, config.name)
+    own = training_by_site(train, source.sites, source.site_names, config.name, external_sites).values()
     smallest, stream = min(map(len, own)), numpy_stream(config.split_seed, "data.truncate_to_smallest")
     return np.sort(np.concatenate([stream.permutation(members)[:smallest] for members in own]))
 
@@ -121,13 +159,25 @@ def stratified_positions(labels: Indices, groups: Indices, stream: np.random.Gen
     middle of the stretch that the group takes when its class is lined up in random order.
     """
     _, group = np.unique(groups, return_inverse=True)
-    counts = np.zeros((group.max(initial=-1) + 1, labels.max(initial=0) + 1), np.int64)
-    np.add.at(counts, (group, labels), 1)
-    sizes, classes = counts.sum(1), counts.argmax(1)
+    classes, sizes = majority(labels, group), np.bincount(group)
     order = stream.permutation(len(sizes))
+    members = order[np.argsort(classes[order], kind="stable")]  # class after class, each in random order
+    totals = np.bincount(classes, weights=sizes)
+    before, of_class = totals.cumsum() - totals, classes[members]
+    ends = sizes[members].cumsum() - before[of_class]
     positions = np.empty(len(sizes))
-    for label in range(counts.shape[1]):
-        members = order[classes[order] == label]
-        ends = np.cumsum(sizes[members])
-        positions[members] = (ends - sizes[members] / 2) / max(ends, default=1)
+    positions[members] = (ends - sizes[members] / 2) / totals[of_class]
     return positions[group]
+
+
+def majority(labels: Indices, groups: Indices) -> Indices:
+    """Return for each group (G,) the class that most of its images have, the first of equals.
+
+    ``labels`` (N,); ``groups`` (N,), numbered from 0 without gaps.
+    """
+    num_classes = int(labels.max(initial=0)) + 1
+    pairs, counts = np.unique(groups * num_classes + labels, return_counts=True)
+    order = np.lexsort((pairs, -counts, pairs // num_classes))
+    _, firsts = np.unique(pairs[order] // num_classes, return_index=True)
+    main: Indices = pairs[order][firsts] % num_classes
+    return main

@@ -24,22 +24,26 @@ PREFIX_BUDGET_BYTES = 4 * 2**30
 class ImageSource:
     """Gives the model's inputs for images named by their index in the data set.
 
-    ``targets``: what the task asks of each image, the labels (N,), or the masks (N, H, W) where the set has them.
+    ``targets``: what the task asks of each image: the masks (N, H, W), or the set's own targets, (N,) or (N, F), where
+    it has them, else the labels (N,).
     """
 
     def __init__(self, dataset: Dataset, model: StackedModel, augmentations: Sequence[str]) -> None:
         self.images = dataset.images.to(model.device)
-        self.targets = (dataset.labels if dataset.masks is None else dataset.masks).to(model.device)
+        self._pictures = None if dataset.pictures is None else torch.from_numpy(dataset.pictures).to(model.device)
+        asked = [each for each in (dataset.masks, dataset.targets) if each is not None]
+        self.targets = (asked or [dataset.labels])[0].to(model.device)
         self._has_masks = dataset.masks is not None
         self.augmentations = tuple(augmentations)
         self._model = model
         sample = model.prefix(self._inputs(torch.zeros(1, dtype=torch.int64)))[0]
         self.num_elements = sample.numel()
-        fits = sample.nbytes * len(self.images) <= PREFIX_BUDGET_BYTES
+        count = len(dataset.labels)
+        fits = sample.nbytes * count <= PREFIX_BUDGET_BYTES
         # Token ids come out as they went in, which need not be kept.
         pays = model.has_frozen_prefix and fits and sample.is_floating_point()
-        self._prefixes = sample.new_empty((len(self.images), *sample.shape)) if pays else None
-        self._known = np.zeros(len(self.images), dtype=bool)
+        self._prefixes = sample.new_empty((count, *sample.shape)) if pays else None
+        self._known = np.zeros(count, dtype=bool)
 
     def training_batch(self, places_KB: Tensor, draws_KBU: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the prefixes (K, B, ...) and targets (K, B, ...) of the images at ``places_KB``.
@@ -107,4 +111,5 @@ class ImageSource:
 
     def _inputs(self, places: Tensor) -> Tensor:
         """Return the pixels of images, (N, 3, H, W) in 0..1, or of volumes, (N, S, 3, H, W)."""
-        return self.images[places].float() / 255
+        pictures = places if self._pictures is None else self._pictures[places]
+        return self.images[pictures].float() / 255

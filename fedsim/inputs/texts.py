@@ -43,8 +43,6 @@ class TextSource(ImageSource):
         lengths = (tokens[:, 0] != PADDING).sum(1)
         self._lengths = lengths.to(model.device)
         super().__init__(replace(dataset, images=tokens), model, ())
-        if dataset.targets is not None:
-            self.targets = dataset.targets.to(model.device)
         self.num_elements = round(lengths.float().mean().item()) * model.width
 
     def _inputs(self, places: Tensor) -> Tensor:

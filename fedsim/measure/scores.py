@@ -15,6 +15,9 @@ from fedsim.models.stacked import StackedModel
 from fedsim.simulation import Simulation
 from fedsim.tasks.task import Task
 
+#: Metrics that count mistakes.
+LESS_IS_BETTER = ("loss", "mae")
+
 
 def evaluation_rows(
     task: Task,
@@ -54,4 +57,4 @@ def measure_split(sim: Simulation, params: Mapping[str, Tensor], split: str) -> 
 
 def worth(metrics: Mapping[str, float], best_by: str) -> float:
     """Return the metric named ``best_by``, with the sign with which more is better."""
-    return -metrics[best_by] if best_by == "loss" else metrics[best_by]
+    return -metrics[best_by] if best_by in LESS_IS_BETTER else metrics[best_by]

@@ -9,6 +9,7 @@ import torch
 from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
 from fedsim.machine.memory import own_pages
+from fedsim.models.any.tuned_net import tune_net
 from fedsim.models.encoders import load_encoder
 from fedsim.models.stacked import FrozenEncoder, StackedModel
 from fedsim.models.submodel.folder import load_submodel
@@ -21,7 +22,7 @@ from fedsim.models.whole_net import WholeNet
 def stack(config: ModelConfig, encoder: Encoder, num_classes: int, device: torch.device) -> StackedModel:
     """Return a model for blocks of clients around an encoder, of the kind that trains what the config says."""
     if config.train == "lora":
-        return tune(config, encoder, num_classes, device)
+        return (tune_net if encoder.tower is None else tune)(config, encoder, num_classes, device)
     kind = WholeNet if config.train == "all" else FrozenEncoder
     return kind(config, encoder, num_classes, device)
 
@@ -44,7 +45,7 @@ def build_models(
     if config.submodel is None:
         full = stack(config, encoder, len(class_names), device)
         return full, full
-    assert encoder.tower is not None, "load_encoder refuses LoRA without a tower"
+    assert encoder.tower is not None, "load_encoder refuses a sub-model without a tower"
     last, tensors = len(encoder.tower.blocks) - 1, {}
     layers = config.submodel.layers or range(last + 1)
     if max(layers) > last:

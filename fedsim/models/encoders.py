@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from fedsim.catalogue.functions import function_of, is_import_path
-from fedsim.catalogue.models import MODELS, OWN_MODEL, ModelRow, model_row
+from fedsim.catalogue.models import MODELS, OWN_MODEL, WEIGHT_FILES, ModelRow, model_row
 from fedsim.config.mistakes import nearest
-from fedsim.config.words import ModelConfig
+from fedsim.config.words import ALL_LINEAR, ModelConfig
 from fedsim.errors import UserError
+from fedsim.models.any.net import LibraryNet
 from fedsim.models.attention import ClipAttention
 from fedsim.models.decoder.attach import with_decoder
 from fedsim.models.own import own_encoder
-from fedsim.models.tower import Encoder, Tower
+from fedsim.models.tower import Adaptable, Encoder, Tower
 from fedsim.models.weights import check_values
 
 __all__ = ["Encoder", "Tower", "library_model", "load_encoder"]
@@ -42,7 +43,7 @@ def library_model(config: ModelConfig, image_size: int, seed: int, class_names: 
     row = _row(config)
     with _random_from(seed):
         model: nn.Module = function_of(row.network)(config, image_size, class_names)
-    is_file = str(config.weights).endswith(".safetensors")
+    is_file = str(config.weights).endswith(WEIGHT_FILES)
     check_values(model, f"model.weights {config.weights}" if is_file else f"model.name {config.name}")
     return model
 
@@ -51,8 +52,8 @@ def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str
     """Build the encoder around ``library_model(config, image_size, seed, class_names)``, or your own, in eval mode.
 
     ``class_names`` fill the prompts of a text classifier and count the scores of a pixel. Parameters require
-    gradients with ``train: all`` only. UserError as there, for LoRA or a decoder on nets that are no plain
-    transformers, and for LoRA where it could not be exported.
+    gradients with ``train: all`` only. With LoRA a net that is no plain transformer is a ``LibraryNet``. UserError as
+    there, for a decoder on such a net, and for LoRA where it could not be exported.
     """
     if is_import_path(config.name):
         with _random_from(seed):
@@ -64,6 +65,8 @@ def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str
         raise UserError(f"model.name {config.name}", "no transformer block", "at least one")
     if config.lora is not None:
         _check_lora(config, encoder.tower)
+        if not isinstance(encoder.net, Adaptable):
+            encoder = replace(encoder, net=LibraryNet(encoder.net).eval())
     if config.decoder is not None:
         with _random_from(seed):
             encoder = with_decoder(encoder, config, len(class_names))
@@ -80,22 +83,30 @@ def _row(config: ModelConfig) -> ModelRow:
 
 
 def _check_lora(config: ModelConfig, tower: Tower | None) -> None:
-    if tower is None:
-        raise UserError(
-            "model.name",
-            f"{config.name}, which is no plain transformer, with train: lora",
-            "packaged:, a timm VisionTransformer, open_clip ViT, hf: BERT, RoBERTa or ViT; else train: head or all",
-        )
     assert config.lora is not None
+    if tower is None:
+        _check_any(config)
+        return
     is_clip = any(type(part) is ClipAttention for part in tower.modules())
     if config.lora.use_dora and is_clip and set(config.lora.target) & set("qkv"):
         found = f"true with {config.name}, whose attention peft gives no magnitudes"
         raise UserError("model.lora.use_dora", found, "false, or target: c_fc or c_proj")
-    if "proj" in config.lora.target and is_clip:
+    outputs = [word for word in config.lora.target if word in ("proj", ALL_LINEAR)]
+    if outputs and is_clip:
         # peft up to 0.21 adds the update of a MultiheadAttention's out_proj twice (huggingface/peft#3774), so
         # no adapter would be right both for it and for the version that repairs it.
         raise UserError(
             "model.lora.target",
-            f"proj with {config.name}, whose attention peft cannot adapt there",
+            f"{outputs[0]} with {config.name}, whose attention peft cannot adapt there",
             "q, k, v, c_fc or c_proj",
         )
+
+
+def _check_any(config: ModelConfig) -> None:
+    """UserError for what needs a plain transformer."""
+    found = f"{config.name}, which is no plain transformer"
+    if config.name.startswith("open_clip:"):
+        # Its library's model is both towers, whose attention PyTorch calls past its layers.
+        raise UserError("model.name", f"{found}, with train: lora", "an open_clip ViT; else train: head or all")
+    if config.submodel is not None:
+        raise UserError("model.submodel", f"a sub-model of {found}", "null, or a plain ViT, BERT or RoBERTa")

@@ -24,11 +24,12 @@ from fedsim.catalogue.functions import is_import_path
 from fedsim.config.words import LoraConfig, ModelConfig
 from fedsim.kernels.frozen import plain
 from fedsim.machine.files import write_atomic, write_json
+from fedsim.models.any.conv import LoRAConv2d
 from fedsim.models.attention import ClipAttention, HuggingAttention
 from fedsim.models.decoder.export import DECODER, DECODER_FILES, write_decoder
 from fedsim.models.lora import LoRALinear
 from fedsim.models.specs import SHIFT, A, B
-from fedsim.models.tower import Encoder, Tower
+from fedsim.models.tower import Adaptable, Encoder
 
 QKV = ("q", "k", "v")
 OWN, OUT_PROJ = (
@@ -93,7 +94,7 @@ states = model(**tokens)
 HEAD_FILE = "`head.safetensors` the classifier"
 HEAD = """head = safetensors.torch.load_file(FOLDER + "/head.safetensors")
 {tokens}logits = {logits}"""
-LINEAR_LOGITS = 'F.linear({features}, head["weight"], head["bias"])'
+LINEAR_LOGITS = 'F.linear({features}, head["weight"], head.get("bias"))'
 TEXT_LOGITS = 'head["logit_scale"].exp() * F.normalize({features}, dim=-1) @ head["text_features"].T'
 
 
@@ -116,9 +117,8 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained, max_
     of amplitude normalisation to amplitude_norm.safetensors, and README.md says how to load all of it. ``max_tokens``:
     where texts are cut; None: at the model's limit.
     """
-    lora, tower = model.config.lora, model.encoder.tower
+    lora, tower = model.config.lora, model.encoder.adaptable
     assert lora is not None, "only LoRA makes an adapter"
-    assert tower is not None, "load_encoder refuses LoRA without a tower"
     params, added = with_shifts_in_factors(params)
     adapters = _adapters(tower, params, lora)
     tensors = {
@@ -138,7 +138,7 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained, max_
     start = "amplitude_norm."
     if target := {name.removeprefix(start): value for name, value in params.items() if name.startswith(start)}:
         write_atomic(folder / "amplitude_norm.safetensors", _serialised(target))
-    write_json(folder / "adapter_config.json", _peft_config(adapters, lora, model.config.name))
+    write_json(folder / "adapter_config.json", _peft_config(tower, adapters, lora, model.config.name))
     write_atomic(folder / "README.md", _readme(model.config, model.encoder, added, max_tokens).encode())
 
 
@@ -159,7 +159,7 @@ def with_shifts_in_factors(params: Mapping[str, Tensor]) -> tuple[dict[str, Tens
     return found, max(grown)
 
 
-def _adapters(tower: Tower, params: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, dict[str, Pair]]:
+def _adapters(tower: Adaptable, params: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, dict[str, Pair]]:
     """For every module that peft replaces, by its path in the library's model, the pairs (A, B) it holds."""
     adapters: dict[str, dict[str, Pair]] = {}
     for path in (name.removesuffix(".lora_a") for name in params if name.endswith(".lora_a")):
@@ -174,7 +174,9 @@ def _adapters(tower: Tower, params: Mapping[str, Tensor], lora: LoraConfig) -> d
             for name, a, b in zip(names, a_GRD, b_GOR, strict=True):
                 adapters[f"{tower.source_path(parent)}.{name}"] = {OWN: (a, b)}
             continue
-        a, b = _one_pair(path, a_GRD, b_GOR, lora)
+        layer = tower.get_submodule(path)
+        kernels = layer.kernels(a_GRD, b_GOR) if isinstance(layer, LoRAConv2d) else None
+        a, b = kernels or _one_pair(path, a_GRD, b_GOR, lora)
         if isinstance(attention, ClipAttention):
             assert word == "qkv", "load_encoder refuses proj here"
             unused = torch.zeros_like(a), torch.zeros(a.shape[1], len(a))
@@ -186,7 +188,7 @@ def _adapters(tower: Tower, params: Mapping[str, Tensor], lora: LoraConfig) -> d
     return adapters
 
 
-def _magnitudes(tower: Tower, params: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, Tensor]:
+def _magnitudes(tower: Adaptable, params: Mapping[str, Tensor], lora: LoraConfig) -> dict[str, Tensor]:
     """DoRA's magnitudes (O,), or (S * O,) of a fused projection, by the modules' paths in the library's model.
 
     Slices that are not targeted have the norms of their rows, which changes nothing.
@@ -229,7 +231,9 @@ def _one_pair(path: str, a_GRD: Tensor, b_GOR: Tensor, lora: LoraConfig) -> Pair
     return a_GRD.flatten(0, 1), b_SOGR.flatten(0, 1).flatten(1, 2)
 
 
-def _peft_config(adapters: Mapping[str, Mapping[str, Pair]], lora: LoraConfig, name: str) -> dict[str, Any]:
+def _peft_config(
+    tower: Adaptable, adapters: Mapping[str, Mapping[str, Pair]], lora: LoraConfig, name: str
+) -> dict[str, Any]:
     """The entries of peft's LoraConfig that differ from its defaults."""
     ranks = {path: len(pairs[OWN][0]) for path, pairs in adapters.items()}
     common = min(ranks.values())
@@ -241,7 +245,7 @@ def _peft_config(adapters: Mapping[str, Mapping[str, Pair]], lora: LoraConfig, n
         "peft_type": "LORA",
         "base_model_name_or_path": name,
         "inference_mode": True,
-        "target_modules": list(adapters),
+        "target_modules": tower.targets(list(adapters)),
         "r": common,
         "lora_alpha": scaling * divisor(common),
         "use_rslora": lora.use_rslora,
@@ -253,18 +257,17 @@ def _peft_config(adapters: Mapping[str, Mapping[str, Pair]], lora: LoraConfig, n
 
 def _head(params: Mapping[str, Tensor], encoder: Encoder) -> dict[str, Tensor]:
     if encoder.text_features is None:
-        return {part: params[f"head.{part}"] for part in ("weight", "bias")}
+        return {part: params[f"head.{part}"] for part in ("weight", "bias") if f"head.{part}" in params}
     scale = params.get("logit_scale", torch.tensor(encoder.logit_scale))
     return {"text_features": encoder.text_features, "logit_scale": scale}
 
 
 def _readme(config: ModelConfig, encoder: Encoder, added: int, max_tokens: int | None) -> str:
-    assert encoder.tower is not None, "load_encoder refuses LoRA without a tower"
     assert config.lora is not None, "only LoRA makes an adapter"
     whole_clip = config.name.startswith("open_clip:")
     size, norm = encoder.image_size, config.amplitude_norm
     words = "" if norm is None else ", ".join(f"{name}={value!r}" for name, value in norm.model_dump().items())
-    features = "model.encode_image(images, normalize=False)" if whole_clip else encoder.tower.library_features
+    features = "model.encode_image(images, normalize=False)" if whole_clip else encoder.adaptable.library_features
     tokens, inputs = "", IMAGES.format(size=size, mean=encoder.mean, std=encoder.std)
     if encoder.slices is not None:
         inputs += VOLUMES.format(slices=encoder.slices)
@@ -272,6 +275,8 @@ def _readme(config: ModelConfig, encoder: Encoder, added: int, max_tokens: int |
     if encoder.tokenizer is not None:
         tokens, inputs = TOKENS.format(max_length=max_tokens or encoder.tokenizer.model_max_length), TEXTS
     logits = LINEAR_LOGITS if encoder.text_features is None else TEXT_LOGITS
+    if encoder.per_pixel:
+        logits = "{features}"
     files, answer = HEAD_FILE, HEAD.format(tokens=tokens, logits=logits.format(features=features))
     if encoder.decoder is not None:
         files, answer = DECODER_FILES, DECODER.format(run=features)

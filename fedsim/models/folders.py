@@ -21,6 +21,8 @@ Triple = tuple[float, float, float]
 CODE_FILES = ("config.json", "tokenizer_config.json")
 #: Of a normalisation's numbers, which are of values in 0..1.
 LARGEST = 1e6
+#: The files of weights, the one that is preferred first.
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def access(source: str, where: str, expected: str) -> AbstractContextManager[None]:
@@ -82,3 +84,27 @@ def normalisation(mean: Any, std: Any, where: str) -> tuple[Triple, Triple]:
 def _is_triple(values: Any) -> bool:
     is_list = isinstance(values, Sequence) and not isinstance(values, str) and len(values) == 3
     return is_list and all(isinstance(v, int | float) and abs(v) < LARGEST for v in values)
+
+
+def preprocessing(source: str, where: str) -> dict[str, Any] | None:
+    """What a source says of its images; None where it has neither of the files that the library writes it into."""
+    with access(source, where, "a folder or hub name with preprocessor_config.json"):
+        content = object_of(source, "preprocessor_config.json")
+        return (object_of(source, "processor_config.json") or {}).get("image_processor") if content is None else content
+
+
+def weight_files(source: str) -> list[Path]:
+    """The file of the weights, or those that an index names, as the library writes large ones.
+
+    Safetensors are preferred. UserError where there is neither, or one that the index names is missing.
+    """
+    for name in WEIGHTS:
+        index = object_of(source, f"{name}.index.json")
+        names = [name] if index is None else sorted(set(index["weight_map"].values()))
+        files = {name: file_of(source, name) for name in names}
+        missing = [name for name, file in files.items() if file is None]
+        if not missing:
+            return [file for file in files.values() if file is not None]
+        if index is not None:
+            raise UserError(source, f"no file {missing[0]}", "all files that its index names")
+    raise UserError(source, f"no file {WEIGHTS[0]}", f"this, or {WEIGHTS[1]}")

@@ -4,26 +4,20 @@ Shapes: N texts or images, T tokens, D width.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, BertModel, RobertaModel, ViTModel
-from transformers.utils import logging
 
 from fedsim.config.words import ModelConfig
 from fedsim.data.assets import fetch
 from fedsim.errors import UserError
+from fedsim.models.any.hugging import CONTENT, VISION, build_vision, encoder_of_vision, load_library
 from fedsim.models.attention import HuggingAttention
-from fedsim.models.folders import access, check_tokenizer, file_of, normalisation, object_of, refuse_code
+from fedsim.models.folders import access, check_tokenizer, normalisation, object_of, preprocessing, refuse_code
 from fedsim.models.timm_vit import check_divides, feature_width
 from fedsim.models.tower import Encoder, Tower
-from fedsim.models.weights import check_kinds, in_float32, read_weights
-
-# A progress bar, and a report whose missing tensors are looked at below.
-logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the library has no types here
-logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # as above
 
 MINILM = "packaged:minilm"
 # The library's names of the projections, q, k and v in the order of our fused one.
@@ -35,8 +29,6 @@ FEATURES = {
     "mean": "(states.last_hidden_state * tokens.attention_mask[..., None]).sum(1) / tokens.attention_mask.sum(1, True)",
 }
 HALF = [0.5, 0.5, 0.5]  # what the library's image processors take where the folder names nothing else
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-CONTENT = f"a folder or hub name with config.json and {WEIGHTS}"
 
 
 class TextTower(Tower):
@@ -148,7 +140,9 @@ def source_of(config: ModelConfig) -> str:
 
 
 def build_hugging(config: ModelConfig, image_size: int, class_names: Sequence[str]) -> nn.Module:
-    """The library's BertModel, RobertaModel or ViTModel, without classifier and without dropout, in float32.
+    """The library's BertModel, RobertaModel or ViTModel, or one of ``VISION``, without classifier, in float32.
+
+    Nothing is dropped out.
 
     ``config.name`` is packaged:minilm, or hf: and a local folder or a name on the hub. Weights are read from
     safetensors files alone; every tensor must be there. With ``weights: random`` they come from torch's global stream.
@@ -161,42 +155,17 @@ def build_hugging(config: ModelConfig, image_size: int, class_names: Sequence[st
         refuse_code(source, where)
         settings = AutoConfig.from_pretrained(source, trust_remote_code=False)
         pooled = settings.model_type == "bert" and not averages_tokens(source)
+    if settings.model_type in VISION:
+        return build_vision(config, settings, source, image_size)
     classes: dict[str, Any] = {"bert": BertModel, "roberta": RobertaModel, "vit": ViTModel}
     if settings.model_type not in classes:
-        raise UserError(where, f"a model of type {settings.model_type}", f"one of {', '.join(classes)}")
+        known = ", ".join((*classes, *VISION))
+        raise UserError(where, f"a model of type {settings.model_type}", f"one of {known}")
     library = classes[settings.model_type]
     if library is ViTModel and image_size != settings.image_size:
         raise UserError("data.image_size", f"{image_size} with {config.name}", str(settings.image_size))
-    with access(source, where, CONTENT):
-        settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = 0.0
-        if config.weights == "random":
-            fresh: nn.Module = library(settings, add_pooling_layer=pooled)
-            return fresh
-        state: dict[str, Tensor] = {}
-        for file in _weight_files(source):
-            state |= in_float32(read_weights(file, where))
-        words = {"add_pooling_layer": pooled, "dtype": torch.float32, "output_loading_info": True}
-        # Of other shapes the library would name none.
-        words["ignore_mismatched_sizes"] = True
-        model, report = library.from_pretrained(None, config=settings, state_dict=state, **words)
-    for name, stored, wanted in sorted(report["mismatched_keys"]):
-        raise UserError(where, f"tensor {name} of shape {tuple(stored)}", f"{tuple(wanted)}, as config.json says")
-    for name in sorted(report["missing_keys"]):
-        raise UserError(where, f"no tensor {name}", f"weights of a whole {library.__name__}")
-    check_kinds(state, model, where)
-    built: nn.Module = model.eval()
-    return built
-
-
-def _weight_files(source: str) -> list[Path]:
-    """The file of the weights, or those that an index names, as the library writes large ones."""
-    index = object_of(source, INDEX)
-    names = [WEIGHTS] if index is None else sorted(set(index["weight_map"].values()))
-    files = {name: file_of(source, name) for name in names}
-    for name, file in files.items():
-        if file is None:
-            raise UserError(source, f"no file {name}", CONTENT)
-    return [file for file in files.values() if file is not None]
+    settings.hidden_dropout_prob = settings.attention_probs_dropout_prob = 0.0
+    return load_library(library, config, settings, source, add_pooling_layer=pooled)
 
 
 def averages_tokens(source: str) -> bool:
@@ -207,11 +176,11 @@ def averages_tokens(source: str) -> bool:
 
 def encoder_of_hugging(model: Any, config: ModelConfig, image_size: int, class_names: Sequence[str]) -> Encoder:
     """Wrap the library's model as a tower, with what its inputs need: normalisation, or the tokenizer."""
-    del class_names
+    if not isinstance(model, BertModel | RobertaModel | ViTModel):
+        return encoder_of_vision(model, config, image_size, class_names)
     source, width, where = source_of(config), int(model.config.hidden_size), f"model.name {config.name}"
     if isinstance(model, ViTModel):
-        with access(source, where, "a folder or hub name with preprocessor_config.json"):
-            content = object_of(source, "preprocessor_config.json") or {}
+        content = preprocessing(source, where) or {}
         mean, std = normalisation(content.get("image_mean", HALF), content.get("image_std", HALF), where)
         check_divides(image_size, model.embeddings.patch_embeddings.patch_size[0], config.name)
         feature_width(lambda images: model(images).last_hidden_state[:, 0], image_size, config.name)

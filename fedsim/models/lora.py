@@ -10,6 +10,7 @@ Source: Hu et al., LoRA, ICLR 2022, equation 3; separate factors for q, k and v 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,54 @@ from fedsim.models.specs import MAGNITUDE, SHIFT, A, B
 QKV = ("q", "k", "v")
 
 
-class LoRALinear(nn.Module):
+class LowRank(nn.Module):
+    """A frozen layer with low-rank factors on the ``slices`` of its output, and what these are at the next pass.
+
+    ``lora_a`` (K, G, R, D) and ``lora_b`` (K, G, O, R), without K where all clients share them.
+    """
+
+    slice_width: int
+    input_width: int
+
+    def __init__(self, slices: Sequence[int], scaling: float, start: tuple[Tensor, Tensor] | None = None) -> None:
+        super().__init__()
+        self.slices = tuple(slices)
+        self.scaling = scaling
+        #: In its place each client's own, float32 (K,), or (), where ranks differ.
+        self.own_scaling: Tensor | None = None
+        self.lora_a: Tensor | None = None
+        self.lora_b: Tensor | None = None
+        self.magnitude: Tensor | None = None
+        #: The squared norms (G, O) of the rows that are adapted, where every output has a magnitude of its own.
+        self.row_squares: Tensor | None = None
+        #: The A (G, R, D) and B (G, O, R) that training begins with, where the weight lacks scaling * B A.
+        self.start = start
+        #: Where the way back leaves the products of single examples instead of the factors' gradients.
+        self.tape: Tape | None = None
+        self._shift: Tensor | None = None
+        self._version = 0
+        self._is_shifted = False
+        self._shifted: dict[tuple[int, int], Any] = {}
+
+    def shift_by(self, shift: Tensor | None) -> None:
+        """Use the frozen weights with this shift (G, O, D) from the next forward pass on; None: as they are."""
+        version = 0 if shift is None else shift._version
+        if shift is self._shift and version == self._version:
+            return
+        self._shift, self._version, self._shifted = shift, version, {}
+        self._is_shifted = shift is not None and bool(shift.any())
+
+    @property
+    def _scaling(self) -> float | Tensor:
+        return self.scaling if self.own_scaling is None else self.own_scaling
+
+    def initial_magnitude(self, a: Tensor, b: Tensor) -> list[Tensor]:
+        """Return, where there is one, the magnitude (G, O) with which factors (G, ...) change nothing."""
+        del a, b
+        return []
+
+
+class LoRALinear(LowRank):
     """A frozen linear layer plus scaling * (shift + B A) on the targeted slices of its output.
 
     The shift is what the server has added to the frozen weights, of all clients; there may be none. Products with both
@@ -44,39 +92,20 @@ class LoRALinear(nn.Module):
         *,
         use_dora: bool = False,
     ) -> None:
-        super().__init__()
-        weight_SOD = base.weight.detach().unflatten(0, (num_slices, -1))
-        #: The squared norms (G, O) of the rows that are adapted, where every output has a magnitude of its own.
-        self.row_squares = weight_SOD[list(slices)].float().square().sum(2) if use_dora else None
+        super().__init__(slices, scaling, start)
+        if use_dora:
+            weight_SOD = base.weight.detach().unflatten(0, (num_slices, -1))
+            self.row_squares = weight_SOD[list(slices)].float().square().sum(2)
         self.base = FrozenLinear(base)
         self.num_slices = num_slices
-        self.slices = tuple(slices)
-        self.scaling = scaling
-        #: In its place each client's own, float32 (K,), or (), where ranks differ.
-        self.own_scaling: Tensor | None = None
-        self.lora_a: Tensor | None = None
-        self.lora_b: Tensor | None = None
-        self._shift: Tensor | None = None
-        self._version = 0
-        self._is_shifted = False
-        self._shifted: dict[tuple[int, int], FrozenProduct] = {}
-        self.magnitude: Tensor | None = None
-        #: The A (G, R, D) and B (G, O, R) that training begins with, where ``base`` lacks scaling * B A.
-        self.start = start
-        #: Where the way back leaves the products of single examples instead of the factors' gradients.
-        self.tape: Tape | None = None
 
     @property
-    def slice_width(self) -> int:
+    def slice_width(self) -> int:  # type: ignore[override]  # the layer's own, which never changes
         return self.base.out_features // self.num_slices
 
-    def shift_by(self, shift: Tensor | None) -> None:
-        """Use the frozen weights with this shift (G, O, D) from the next forward pass on; None: as they are."""
-        version = 0 if shift is None else shift._version
-        if shift is self._shift and version == self._version:
-            return
-        self._shift, self._version, self._shifted = shift, version, {}
-        self._is_shifted = shift is not None and bool(shift.any())
+    @property
+    def input_width(self) -> int:  # type: ignore[override]  # as above
+        return self.base.in_features
 
     def product(self, start: int, stop: int) -> FrozenProduct:
         """The frozen product that gives the slices ``start`` to ``stop`` of the output."""
@@ -92,14 +121,10 @@ class LoRALinear(nn.Module):
                     weight_SOD[index - start] += self.scaling * self._shift[place]
             bias = None if self.base.bias is None else self.base.bias[slice(*rows)]
             self._shifted[start, stop] = FrozenProduct(weight_SOD.flatten(0, 1).to(frozen.dtype), bias)
-        return self._shifted[start, stop]
-
-    @property
-    def _scaling(self) -> float | Tensor:
-        return self.scaling if self.own_scaling is None else self.own_scaling
+        shifted: FrozenProduct = self._shifted[start, stop]
+        return shifted
 
     def initial_magnitude(self, a: Tensor, b: Tensor) -> list[Tensor]:
-        """Return, where there is one, the magnitude (G, O) with which factors (G, ...) change nothing."""
         if self.row_squares is None:
             return []
         a, b = (factor[None].to(self.row_squares.device) for factor in (a, b))
@@ -157,14 +182,13 @@ class LoraLayer:
     """One adapted layer: where it is, and the shapes of its factors."""
 
     path: str
-    module: LoRALinear
+    module: LowRank
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         num, rank = len(self.module.slices), self.rank
-        base = self.module.base
         shapes: dict[str, tuple[int, ...]] = {
-            f"{self.path}{A}": (num, rank, base.in_features),
+            f"{self.path}{A}": (num, rank, self.module.input_width),
             f"{self.path}{B}": (num, self.module.slice_width, rank),
         }
         if self.module.row_squares is not None:
@@ -175,7 +199,7 @@ class LoraLayer:
     def shift(self) -> dict[str, tuple[int, int, int]]:
         """Name and shape of what the server adds to the frozen weights, where it does."""
         module = self.module
-        return {f"{self.path}{SHIFT}": (len(module.slices), module.slice_width, module.base.in_features)}
+        return {f"{self.path}{SHIFT}": (len(module.slices), module.slice_width, module.input_width)}
 
     rank: int
 
@@ -235,12 +259,19 @@ def add_lora(root: nn.Module, prefix: str, config: LoraConfig, blocks: Sequence[
     return layers
 
 
-def adapted(linear: nn.Linear, num_slices: int, slices: Sequence[int], config: LoraConfig, path: str) -> LoRALinear:
+def adapted(
+    linear: nn.Linear,
+    num_slices: int,
+    slices: Sequence[int],
+    config: LoraConfig,
+    path: str,
+    kind: type[LoRALinear] = LoRALinear,
+) -> LoRALinear:
     """Return a layer, of so many slices, with LoRA on some of them, and without what its factors begin with."""
     start = None
     if config.init_lora_weights in TAKEN:
         linear, start = take_out(linear, num_slices, slices, config, path)
-    return LoRALinear(linear, num_slices, slices, config.scaling(config.r), start, use_dora=config.use_dora)
+    return kind(linear, num_slices, slices, config.scaling(config.r), start, use_dora=config.use_dora)
 
 
 def endings(word: str) -> tuple[str, ...]:

@@ -36,8 +36,8 @@ def own_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str]
         encoder = made
     else:
         encoder = plain_encoder(net, config, image_size, class_names)
-    if encoder.per_pixel and config.train != "all":
-        raise UserError("model.train", f"{config.train} with {config.name}, which has neither head nor blocks", "all")
+    if encoder.per_pixel and config.train == "head":
+        raise UserError("model.train", f"head with {config.name}, which scores pixels without a head", "all or lora")
     return replace(encoder, sha256=digest_tensors(net.state_dict()))
 
 

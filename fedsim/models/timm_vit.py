@@ -2,13 +2,16 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.models import load_model_config_from_hf
 from timm.models._builder import build_model_with_cfg
+from timm.models._hub import load_model_config_from_path
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -18,7 +21,7 @@ from fedsim.kernels.rows import FrozenNorm
 from fedsim.models.attention import Attention
 from fedsim.models.hub import hub_access, user_errors
 from fedsim.models.tower import Encoder, Tower
-from fedsim.models.weights import check_kinds, in_float32, read_weights
+from fedsim.models.weights import check_kinds, in_float32, left_out_remarks, read_weights, under_names
 
 #: Options that decide nothing here, and what does.
 IDLE = {
@@ -32,6 +35,8 @@ IDLE = {
     "device": "the machine",
     "features_only": "nothing: features are one vector per image",
 }
+#: Where a name has a network of its own from.
+SOURCES = ("hf-hub:", "local-dir:")
 #: Options of the initial values alone.
 INITIAL = ("weight_init", "fix_init")
 
@@ -110,6 +115,8 @@ def check_divides(image_size: int, patch_size: int, name: str) -> None:
 
 
 def _check_known(name: str) -> None:
+    if name.startswith(SOURCES):
+        return
     architecture, _, tag = name.partition(".")
     if architecture in (known := timm.list_models()) and (not tag or name in timm.list_pretrained()):
         return
@@ -129,14 +136,49 @@ def _check_options(options: Collection[str], *, random: bool) -> None:
             raise UserError("model.options", name, "the network's own options; model.weights says what it starts with")
 
 
-def _own_weights(name: str, path: Path, where: str) -> dict[str, Tensor]:
-    """The tensors of a file, but for those of whatever classifier it holds; UserError where none is left."""
-    classifier = timm.get_pretrained_cfg(name).classifier
+def _own_weights(
+    name: str, path: Path, where: str, options: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors of a file, but for those of whatever classifier it holds, and those that are no part of an encoder.
+
+    UserError where none is left.
+    """
+    classifier = timm.get_pretrained_cfg(_architecture(name)).classifier
     heads = tuple(f"{head}." for head in ((classifier,) if isinstance(classifier, str) else classifier or ()))
     state = {key: tensor for key, tensor in in_float32(read_weights(path, where)).items() if not key.startswith(heads)}
+    left_out: tuple[str, ...] = ()
+    if path.suffix != ".safetensors":
+        with torch.random.fork_rng(devices=[]), _creating(name):
+            wanted = timm.create_model(name, **options).state_dict().keys()
+        state, left_out = under_names(state, wanted, where)
     if not state:  # timm would take none for no file at all, and ask the hub
         raise UserError(where, "no tensor of an encoder", f"weights of timm:{name}")
-    return state
+    return state, left_out
+
+
+def _architecture(name: str) -> str:
+    """The architecture behind a name, which a folder or a hub name says itself."""
+    source, colon, place = name.partition(":")
+    if not colon:
+        return name
+    with _access(name):
+        read = load_model_config_from_hf if source == "hf-hub" else load_model_config_from_path
+        return str(read(place)[1])
+
+
+def _access(name: str) -> AbstractContextManager[None]:
+    """UserErrors for what fails inside; a folder holds all it needs, so the hub is not even asked."""
+    where = f"model.name timm:{name}"
+    if name.startswith("local-dir:"):
+        return user_errors(where, "a folder with config.json and weights, as timm writes it")
+    return hub_access(where, "a reachable model hub or its local cache; else model.weights: FILE or random")
+
+
+def _creating(name: str) -> AbstractContextManager[None]:
+    """UserErrors for options and weights that do not fit; the hub is asked for a hub's architecture alone."""
+    if name.startswith("hf-hub:"):
+        return _access(name)
+    return user_errors(f"model timm:{name}", "options and weights that fit this model")
 
 
 def timm_network(config: ModelConfig, image_size: int, class_names: Sequence[str]) -> nn.Module:
@@ -152,30 +194,29 @@ def build_timm(config: ModelConfig, name: str, image_size: int) -> nn.Module:
     _check_known(name)
     _check_options(config.options, random=config.weights == "random")
     options: dict[str, Any] = dict(config.options)
-    if timm.get_pretrained_cfg(name).fixed_input_size:
+    if timm.get_pretrained_cfg(_architecture(name)).fixed_input_size:
         options["img_size"] = image_size
     if config.weights is None:
-        with hub_access(
-            f"model.name timm:{name}",
-            "a reachable model hub or its local cache; else model.weights: FILE.safetensors or random",
-        ):
+        with _access(name):
             # with its own classifier the load is strict; timm forgives missing tensors when asked for none
             model: nn.Module = timm.create_model(name, pretrained=True, **options)
             model.reset_classifier(0)  # type: ignore[operator]  # every timm model has it
         return model
     options["num_classes"] = 0
     state: dict[str, Tensor] | None = None
+    left_out: tuple[str, ...] = ()
     where = f"model.weights {config.weights}"
     if config.weights != "random":
-        state = _own_weights(name, Path(config.weights), where)
+        state, left_out = _own_weights(name, Path(config.weights), where, options)
         overlay = {"state_dict": state, "num_classes": 0, "label_offset": 0}
         options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
-    with user_errors(f"model timm:{name}", "options and weights that fit this model"):
+    with _creating(name):
         model = timm.create_model(name, **options)
     ratio, width = options.get("mlp_ratio"), getattr(model, "embed_dim", None)
     if isinstance(ratio, int | float) and isinstance(width, int) and ratio * width < 1:
         # timm would take as many as the width
         raise UserError("model.options", f"mlp_ratio {ratio}", f"at least one neuron for a width of {width}")
+    model.left_out = left_out  # type: ignore[assignment]  # for the encoder's remarks
     model.pretrained_cfg.pop("state_dict", None)  # type: ignore[union-attr,operator]  # a dict on timm models
     if state is not None:
         check_kinds(state, model, where)
@@ -190,7 +231,8 @@ def encoder_of_timm(model: Any, config: ModelConfig, image_size: int, class_name
         check_divides(image_size, model.patch_embed.feat_ratio(), name)
     width = feature_width(model.eval(), image_size, name)
     net = TimmTower(model) if is_sliceable(model) else model
-    return Encoder(net.eval(), width, tuple(cfg["mean"]), tuple(cfg["std"]), image_size)
+    remarks = left_out_remarks(getattr(model, "left_out", ()))
+    return Encoder(net.eval(), width, tuple(cfg["mean"]), tuple(cfg["std"]), image_size, remarks=remarks)
 
 
 def feature_width(features: Callable[[Tensor], Any], image_size: int, name: str) -> int:

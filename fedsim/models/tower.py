@@ -19,7 +19,22 @@ from fedsim.models.decoder.nets import Decoder
 Part = TypeVar("Part", bound=nn.Module)
 
 
-class Tower(nn.Module):
+class Adaptable(nn.Module):
+    """A library's model, or one made of its parts, in which layers may be replaced by such with LoRA."""
+
+    #: How the features come out of the library's own ``model``, in Python. An open_clip tower is a part.
+    library_features = "model(images)"
+
+    def source_path(self, path: str) -> str:
+        """The dotted path that the library's own model gives to our module ``path``."""
+        raise NotImplementedError
+
+    def targets(self, paths: list[str]) -> list[str] | str:
+        """How peft's ``target_modules`` says these paths in the library's own model, and no others."""
+        return paths
+
+
+class Tower(Adaptable):
     """A transformer cut in three: ``forward(x) = finish(blocks(stem(x)))``.
 
     Where ``finish`` reads the class token alone, the last block computes nothing else after its attention.
@@ -28,9 +43,6 @@ class Tower(nn.Module):
     attention inside. The library's model without its blocks stays behind as ``rest`` and computes both ends,
     so every variant of position, class token, register and pooling remains the library's.
     """
-
-    #: How ``encode``'s features come out of the library's own ``model``, in Python. An open_clip tower is a part.
-    library_features = "model(images)"
 
     #: The blocks, from 0, after which a decoder reads the patches' tokens; none: the tower gives features.
     reads: tuple[int, ...] = ()
@@ -125,7 +137,6 @@ class Tower(nn.Module):
         return self.encode(self.stem(inputs))
 
     def source_path(self, path: str) -> str:
-        """The dotted path that the library's own model gives to our module ``path``."""
         first, _, inner = path.partition(".")
         return ".".join(part for part in (self._source_path[first], inner) if part)
 
@@ -148,7 +159,8 @@ class Encoder:
     weights were drawn from. ``head_bias``: whether the linear classifier has a bias. ``per_pixel``: ``net`` gives
     the scores of every pixel itself, (N, width, image_size, image_size), and no classifier follows. ``decoder``: what
     scores pixels in a classifier's place, with random weights; ``net`` is then a tower whose blocks are read.
-    ``sha256``: the digest of the tensors of a network named by its import path, None for others.
+    ``sha256``: the digest of the tensors of a network named by its import path, None for others. ``remarks``: lines for
+    the person who starts a run.
 
     ``slices``: how many slices an input has where these are volumes; ``net`` sees one slice at a time and the mean of
     their features is the volume's. None where inputs are images or texts.
@@ -171,6 +183,7 @@ class Encoder:
     sha256: str | None = None
     slices: int | None = None
     decoder: Decoder | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def scores_pixels(self) -> bool:
@@ -183,3 +196,9 @@ class Encoder:
         only.
         """
         return self.net if isinstance(self.net, Tower) else None
+
+    @property
+    def adaptable(self) -> Adaptable:
+        """``net`` with the places of its layers in the library's own model; ``load_encoder`` sees to it with LoRA."""
+        assert isinstance(self.net, Adaptable), "load_encoder makes it one"
+        return self.net

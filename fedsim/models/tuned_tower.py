@@ -1,4 +1,4 @@
-"""A transformer of which LoRA layers train, for a block of clients at once; everything else of it is frozen.
+"""A network of which LoRA layers train, for a block of clients at once; everything else of it is frozen.
 
 Shapes: K clients in a block, B inputs per client, N = K B, T tokens, D width of the tokens, W feature width.
 """
@@ -10,9 +10,10 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from fedsim.config.words import LoraConfig, ModelConfig
+from fedsim.config.words import ALL_LINEAR, LoraConfig, ModelConfig
+from fedsim.errors import UserError
 from fedsim.kernels.frozen import cast_products, freeze_linears, transpose_linears
-from fedsim.models.lora import LoraLayer, add_lora
+from fedsim.models.lora import QKV, LoraLayer, add_lora
 from fedsim.models.specs import RANK, Kind, ParamSpec
 from fedsim.models.stacked import Counting, StackedModel
 from fedsim.models.tower import Encoder, Tower
@@ -20,8 +21,8 @@ from fedsim.models.tower import Encoder, Tower
 KINDS: dict[str, Kind] = {"lora_a": "lora_a", "lora_b": "lora_b", "lora_magnitude": "magnitude"}
 
 
-class TunedTower(StackedModel):
-    """A tower whose ``layers`` are in its blocks; see ``tune``."""
+class TunedModel(StackedModel):
+    """A network with LoRA layers, ``lora_layers``, in it."""
 
     def __init__(
         self,
@@ -31,20 +32,8 @@ class TunedTower(StackedModel):
         num_classes: int,
         device: torch.device,
     ) -> None:
-        assert encoder.tower is not None, "load_encoder refuses LoRA without blocks"
-        self.tower: Tower = encoder.tower
         self.lora_layers = layers
         super().__init__(config, encoder, num_classes, device)
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The transformer blocks."""
-        return self.tower.blocks
-
-    @property
-    def num_layers(self) -> int:
-        """Transformer blocks."""
-        return len(self.blocks)
 
     def encoder_specs(self) -> dict[str, ParamSpec]:
         specs = {
@@ -70,6 +59,43 @@ class TunedTower(StackedModel):
         shifts = {name: ParamSpec(shape, "shift") for layer in self.lora_layers for name, shape in layer.shift.items()}
         other.specs = self.specs | shifts
         return other
+
+    def bind(self, params: Mapping[str, Tensor], tokens: Tensor, counting: Counting | None) -> None:
+        """Let the next forward pass, over ``tokens`` (N, T, ...), use these parameters."""
+        del tokens, counting
+        scaling = self.lora.scaling(params[RANK]) if RANK in params else None
+        for layer in self.lora_layers:
+            layer.bind(params, scaling)
+
+    def hides_examples(self) -> str | None:
+        """Return the path of a layer whose gradients by single examples are not known; None where all are."""
+        return None
+
+
+class TunedTower(TunedModel):
+    """A tower whose ``layers`` are in its blocks; see ``tune``."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        encoder: Encoder,
+        layers: Sequence[LoraLayer],
+        num_classes: int,
+        device: torch.device,
+    ) -> None:
+        assert encoder.tower is not None, "load_encoder refuses LoRA without blocks"
+        self.tower: Tower = encoder.tower
+        super().__init__(config, encoder, layers, num_classes, device)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks."""
+        return self.tower.blocks
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer blocks."""
+        return len(self.blocks)
 
     def freeze(self, pixels: Tensor) -> Tensor:
         return self.tower.stem(pixels)
@@ -99,23 +125,33 @@ class TunedTower(StackedModel):
         """Return which of ``states``'s tokens are an input's own, bool (N, T), for prefixes (N, ...); None: all."""
         return None if self.encoder.tokenizer is None else self.tower.own_tokens(fixed)
 
-    def bind(self, params: Mapping[str, Tensor], tokens: Tensor, counting: Counting | None) -> None:
-        """Let the next forward pass, over ``tokens`` (N, T, ...), use these parameters."""
-        del tokens, counting
-        scaling = self.lora.scaling(params[RANK]) if RANK in params else None
-        for layer in self.lora_layers:
-            layer.bind(params, scaling)
+
+def spelled_out(config: ModelConfig, blocks: nn.Module) -> ModelConfig:
+    """Return a config in which all-linear is the words that mean all linear layers of these blocks.
+
+    UserError for words beside it.
+    """
+    assert config.lora is not None, "LoRA layers are what trains"
+    target = config.lora.target
+    if ALL_LINEAR not in target:
+        return config
+    if beside := [word for word in target if word != ALL_LINEAR]:
+        raise UserError("model.lora.target", f"{beside[0]} beside {ALL_LINEAR}", f"{ALL_LINEAR} alone")
+    names = {path.rpartition(".")[2] for path, part in blocks.named_modules() if isinstance(part, nn.Linear)}
+    words = (*(QKV if "qkv" in names else ()), *sorted(names - {"qkv"}))
+    return config.model_copy(update={"lora": config.lora.model_copy(update={"target": words})})
 
 
 def tune(config: ModelConfig, encoder: Encoder, num_classes: int, device: torch.device) -> TunedTower:
     """Put LoRA layers into an encoder's blocks, and lay out for the processor what stays frozen."""
-    tower, lora = encoder.tower, config.lora
+    tower = encoder.tower
     assert tower is not None, "load_encoder refuses LoRA without blocks"
-    assert lora is not None, "LoRA layers are what trains"
+    config = spelled_out(config, tower.blocks)
+    assert config.lora is not None, "LoRA layers are what trains"
     tower.requires_grad_(False).to(device)
     if config.precision == "bf16":
         cast_products(tower.blocks)
-    layers = add_lora(tower.blocks, "blocks", lora, config.adapted_layers)
+    layers = add_lora(tower.blocks, "blocks", config.lora, config.adapted_layers)
     freeze_linears(tower.blocks)
     lowest = min(int(layer.path.split(".")[1]) for layer in layers)
     for block in tower.blocks[lowest:]:

@@ -1,15 +1,20 @@
 """Who holds what: a table and a picture in the run folder, and what was decided that the config does not say."""
 
+import hashlib
 import io
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from fedsim.data.dataset import Dataset, Indices
+from fedsim.data.findings import num_lacking
 from fedsim.data.partition import partition_table
 from fedsim.machine.files import write_atomic, write_json
+from fedsim.runfolder.members import write_members
 from fedsim.runfolder.runlog import RunLog
+from fedsim.schedule.cohort import draw_cohort
 from fedsim.simulation import Simulation
 
 # The palette of Okabe and Ito, distinct with any kind of colour vision; hatching goes on after it.
@@ -17,16 +22,52 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 HATCHES = ("", "///", "...", "xxx")
 MAX_TICKS = 40
 MOST_NAMED = 20
+#: The cohorts of so many rounds are in the digest, whatever the run's number of rounds: each follows from seed and
+#: round alone. Of very many clients fewer, since a draw goes over all of them.
+ROUNDS_IN_DIGEST = 8
+DRAWS_IN_DIGEST = 100_000
 
 
 def describe_partition(sim: Simulation, log: RunLog) -> None:
-    """Leave a table and a picture of who has which images in the run folder."""
+    """Leave tables and a picture of who has which images in the run folder."""
     if sim.group.is_server:
         rows = [vars(row) for row in partition_table(sim.dataset, sim.parts)]
-        write_json(log.folder / "partition.json", {"classes": sim.dataset.class_names, "clients": rows})
+        table = {"classes": sim.dataset.label_names, "clients": rows, "sha256": digests(sim)}
+        write_json(log.folder / "partition.json", table)
         draw_partition(sim.dataset, sim.parts, log.folder / "partition.png")
+        write_members(sim, log.folder)
         for name, text in notes(sim):
             log.message(f"{name}: {text}")
+
+
+def digests(sim: Simulation) -> dict[str, str]:
+    """Return sha256 of what two runs must share to be compared, image by image.
+
+    ``data``: files or arrays, and labels; ``validation`` and ``test``: which images; ``clients``: each one's training
+    images; ``cohorts``: who takes part in the first rounds, with which weights.
+    """
+    dataset, config = sim.dataset, sim.config
+    content = [(facts or {}).get("sha256") for facts in (dataset.files, dataset.arrays)]
+    cohorts = []
+    for round in range(1, 1 + max(1, min(ROUNDS_IN_DIGEST, DRAWS_IN_DIGEST // config.clients.count))):
+        cohort = draw_cohort(config.clients, config.train, sim.sizes, config.seed, round)
+        clients = sorted(cohort.clients)  # the cohort's own order goes by the number of steps
+        cohorts += [np.array(clients, np.int64), cohort.weights_of(clients).numpy()]
+    return {
+        "data": _sha256([dataset.labels.numpy()], f"{dataset.name} {content}"),
+        "validation": _sha256([dataset.val]),
+        "test": _sha256([dataset.test]),
+        "clients": _sha256([np.array(sim.sizes, np.int64), np.concatenate(sim.parts)]),
+        "cohorts": _sha256(cohorts),
+    }
+
+
+def _sha256(arrays: Iterable[np.ndarray], text: str = "") -> str:
+    digest = hashlib.sha256(text.encode())
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def notes(sim: Simulation) -> list[tuple[str, str]]:
@@ -40,7 +81,21 @@ def notes(sim: Simulation) -> list[tuple[str, str]]:
         rows.append(
             ("left out", f"{len(out)} of {len(sim.sizes)} clients with fewer than {fewest} {sim.dataset.unit}: {named}")
         )
-    return rows
+    return rows + unknown_findings(sim)
+
+
+def unknown_findings(sim: Simulation) -> list[tuple[str, str]]:
+    """Return which findings clients know nothing of, as a row of name and text where there are any."""
+    if sim.dataset.targets is None or not sim.dataset.has_findings:
+        return []
+    numbers = num_lacking(sim.dataset.targets.numpy(), sim.parts)
+    total = sum(size > 0 for size in sim.sizes)
+    texts = [
+        f"{name} at {'all' if number == total else number} of {total} clients"
+        for name, number in zip(sim.dataset.class_names, numbers, strict=True)
+        if number
+    ]
+    return [("not known", ", ".join(texts))] if texts else []
 
 
 def draw_partition(dataset: Dataset, parts: list[Indices], path: Path) -> None:
@@ -51,12 +106,12 @@ def draw_partition(dataset: Dataset, parts: list[Indices], path: Path) -> None:
 
     counts_KC = np.array([row.per_class for row in partition_table(dataset, parts)])
     num_clients = len(parts)
-    height = max(1.2 + 0.28 * num_clients, 1.2 + 0.2 * len(dataset.class_names))  # inches: bars, or the legend
+    height = max(1.2 + 0.28 * num_clients, 1.2 + 0.2 * len(dataset.label_names))  # inches: bars, or the legend
     figure = Figure(figsize=(9, min(16.0, height)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     left = np.zeros(num_clients)
-    for label, name in enumerate(dataset.class_names):
+    for label, name in enumerate(dataset.label_names):
         axes.barh(
             np.arange(num_clients),
             counts_KC[:, label],

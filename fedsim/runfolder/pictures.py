@@ -38,7 +38,7 @@ def draw_predictions(sim: Simulation, params: Mapping[str, Tensor], path: Path) 
         with torch.no_grad():
             outputs = sim.model.forward(params, sim.images.evaluation_batch(places), training=False)[0]
         index = torch.from_numpy(places)
-        images = sim.dataset.images[index].movedim(1, -1).numpy()
+        images = sim.dataset.images[torch.from_numpy(sim.dataset.pictures_of(places))].movedim(1, -1).numpy()
         masks, predicted = sim.images.targets[index].cpu().numpy(), outputs.argmax(1).cpu().numpy()
         shown = (images, _tinted(images, masks), _tinted(images, predicted))
         for column in range(len(places)):

@@ -14,7 +14,7 @@ from fedsim.measure.client_scores import ClientScores
 from fedsim.measure.diagnostics import client_drift, lora_diagnostics
 from fedsim.measure.traffic import told_to_client, whole_model
 from fedsim.phase import Observed, drifting
-from fedsim.schedule.cohort import Cohort
+from fedsim.schedule.cohort import Cohort, num_local_steps
 from fedsim.simulation import Simulation
 
 
@@ -31,10 +31,11 @@ class RoundRecord:
         privacy = sim.config.privacy
         self._observes = privacy is None or privacy.observe
         self.row: dict[str, Any] = {"round": round, "train_loss": None}
-        self.row |= {"val": None, "test": None, "bytes_up": 0, "bytes_down": 0, "diagnostics": {}}
+        self.row |= {"val": None, "test": None, "bytes_up": 0, "bytes_down": 0}
+        self.row |= {"client_steps": 0 if self._observes else None, "diagnostics": {}}
         if privacy is not None and privacy.observe:
             # What no server could know of clients that are protected.
-            self.row["simulation_only"] = ["train_loss", "diagnostics", "clients.jsonl"]
+            self.row["simulation_only"] = ["train_loss", "client_steps", "diagnostics", "clients.jsonl"]
         self.client_rows: list[dict[str, Any]] = []
         self.timing: dict[str, Any] = {"round": round, "phases": []}
 
@@ -55,6 +56,9 @@ class RoundRecord:
         bytes_up = observed.sent.of_all(cohort.clients, method.facts.ranks)
         row["bytes_up"] += bytes_up
         row["bytes_down"] += self._bytes_down(before, cohort, bytes_up, observed)
+        if self._observes:
+            steps = (num_local_steps(self._sim.config.train, self._sim.sizes[client]) for client in cohort.clients)
+            row["client_steps"] += phase.models * sum(steps)
         diagnostics: dict[str, Any] = {"below_grid": observed.below_grid} if bytes_up else {}
         change = drifting(released.mean, method.specs)
         if change and self._observes:

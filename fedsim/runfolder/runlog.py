@@ -14,6 +14,7 @@ from fedsim.comm.group import Group
 from fedsim.config.base import Words
 from fedsim.config.experiment import Config, dump_config, with_block_size, with_noise
 from fedsim.config.mistakes import show
+from fedsim.config.plain_yaml import flatten
 from fedsim.configure import load_config
 from fedsim.data import Dataset
 from fedsim.errors import UserError
@@ -63,7 +64,7 @@ class RunLog:
         with naming_files(folder):
             self._lock, is_used = claim_folder(folder, dump_config(config), resume, self.message)
             try:
-                settled = _require_same_run(config, folder / "config.yaml") if is_used else None
+                settled = require_same_run(config, folder / "config.yaml") if is_used else None
                 write_environment(folder / "environment.json", environment(group))
             except BaseException:
                 self._lock.release()
@@ -217,7 +218,7 @@ def leave_folder(group: Group, folder: Path, lock: FolderLock | None, error: Bas
         raise_named(error, folder)
 
 
-def _require_same_run(config: Config, file: Path) -> tuple[int | None, float | None]:
+def require_same_run(config: Config, file: Path) -> tuple[int | None, float | None]:
     """UserError unless ``file`` has the config of the same run; return block size and noise that it has settled on.
 
     The memory for clients' states may differ: no result depends on it, and a run may go on on another machine.
@@ -242,15 +243,6 @@ def require_same(recorded: Words, config: Words, file: Path) -> None:
         if old != new:
             shown = ["nothing" if value is missing else show(value) for value in (new, old)]
             raise UserError(f"--resume: {key}", shown[0], f"{shown[1]} as in {file}")
-
-
-def flatten(data: Mapping[Any, Any], separator: str) -> dict[str, Any]:
-    """Nested mappings as one level, their keys joined."""
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        inner = flatten(value, separator) if isinstance(value, Mapping) and value else {"": value}
-        flat |= {separator.join(filter(None, (str(key), name))): leaf for name, leaf in inner.items()}
-    return flat
 
 
 def write_environment(path: Path, facts: dict[str, Any]) -> None:

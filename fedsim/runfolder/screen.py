@@ -21,6 +21,8 @@ METRICS = {
     "precision": "precision",
     "f1": "F1",
     "auroc": "AUROC",
+    "average_precision": "average precision",
+    "quadratic_kappa": "quadratic kappa",
     "matthews": "Matthews",
     "spearman": "Spearman",
     "pearson": "Pearson",

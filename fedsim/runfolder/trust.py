@@ -11,10 +11,13 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
+from fedsim.catalogue.data import import_data
+from fedsim.catalogue.functions import is_import_path
+from fedsim.config.data import DataConfig
 from fedsim.config.distill import DistillConfig, load_distill_config
 from fedsim.config.experiment import Config
 from fedsim.config.mistakes import show
-from fedsim.configure import load_config, load_distillation, own_names
+from fedsim.configure import load_config, load_data, load_distillation, own_names
 from fedsim.errors import UserError
 
 
@@ -50,6 +53,15 @@ def load_recorded(file: Path, *, trust: bool = False) -> Config:
         raise UserError(f"{file}: {key}", f"{show(name)}, code that the run folder names", "--trust to import it")
     with importing([Path.cwd()], None):
         return load_config(file)
+
+
+def load_outside_data(file: Path, like: DataConfig, run_dir: Path, *, trust: bool = False) -> DataConfig:
+    """Read which set the user wants a run measured on; code of the user's is found as by ``load_own``."""
+    words = load_data(file, like)
+    if is_import_path(words.name):
+        with importing([file.parent, Path.cwd()], None if trust else run_dir):
+            import_data(words.name)
+    return words
 
 
 @contextlib.contextmanager

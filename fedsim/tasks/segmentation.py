@@ -1,18 +1,21 @@
 """The task of images with masks: a class for every pixel.
 
-Shapes: K clients, B images per client and step, N images, C classes, H and W pixels.
+Shapes: K clients, B images per client and step, N images, C classes, H and W pixels. With ``weights``: W
+weightings of images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.tasks.task import Task
+from fedsim.tasks.weighted import Values, Weights, mean_of_known
 
 SMOOTH = 1e-5  # of the Dice loss, as in HarmoFL's code
 
@@ -85,6 +88,30 @@ class Segmentation(Task):
         means = torch.stack([dice[1:].nanmean(), iou[1:].nanmean(), dice.nanmean(), iou.nanmean()])
         values = torch.cat([means, dice, iou, rows[:, -1:].double().mean(0)])
         return dict(zip(self.metrics, values.tolist(), strict=True))
+
+    def measure_many(self, rows: Tensor, labels: Tensor, weights: Weights) -> dict[str, Values]:
+        del labels
+        if not torch.isfinite(rows).all():
+            return dict.fromkeys(self.metrics, np.full(len(weights), np.nan))
+        shared, predicted, true = rows[:, :-1].double().unflatten(1, (3, -1)).numpy().transpose(1, 0, 2)
+        either = predicted + true - shared
+        numbers = weights @ (np.ones_like(either) if self.absent_class == "zero" else (either > 0).astype(np.float64))
+        with np.errstate(invalid="ignore"):
+            dice, iou = (
+                weights @ ratios / numbers
+                for ratios in (2 * shared / np.maximum(predicted + true, 1), shared / np.maximum(either, 1))
+            )
+        means = [mean_of_known(part) for part in (dice[:, 1:], iou[:, 1:], dice, iou)]
+        losses = weights @ rows[:, -1].double().numpy() / weights.sum(1)
+        return dict(zip(self.metrics, [*means, *dice.T, *iou.T, losses], strict=True))
+
+    def predictions(self, rows: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, list[Any]]:
+        """Every class's Dice, null where neither mask nor prediction has it, and the loss."""
+        del labels
+        shared, predicted, true = rows[:, :-1].double().unflatten(1, (3, -1)).unbind(1)
+        dice = torch.where(predicted + true > 0, 2 * shared / (predicted + true), torch.nan)
+        columns = {f"dice/{name}": column for name, column in zip(names, dice.T.tolist(), strict=True)}
+        return {**columns, "loss": rows[:, -1].tolist()}
 
     def _mean(self, shared: Tensor, whole: Tensor) -> Tensor:
         """Return the mean over images of shared / whole, (C,) from (N, C)."""

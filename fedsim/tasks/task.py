@@ -3,12 +3,13 @@
 What of a model's outputs the metrics need is kept as one row of numbers per image, so that the rows of all ranks,
 however the images were dealt out, make one table from which the metrics are computed once.
 
-Shapes: K clients, B images per client and step, N images, C classes, S numbers in a row.
+Shapes: K clients, B images per client and step, N images, C classes, S numbers in a row, W weightings of images.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,24 @@ from torch import Tensor
 
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.errors import UserError
+from fedsim.tasks.weighted import Values, Weights, aurocs, by_score, confusions, mean_of_known, metrics_of_confusions
 
 CLASSIFICATION_METRICS = ("accuracy", "balanced_accuracy", "recall", "precision", "f1", "auroc", "loss")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A question with the answers yes and no, put to some images: is it of this class, has it this finding.
+
+    ``images`` (n,): their places in the table of rows. ``truth`` bool (n,); ``score`` float64 (n,): log(p / (1 - p)) of
+    the probability p of yes; ``answer`` bool (n,): what is predicted.
+    """
+
+    name: str
+    images: npt.NDArray[np.int64]
+    truth: npt.NDArray[np.bool_]
+    score: Values
+    answer: npt.NDArray[np.bool_]
 
 
 class Task(ABC):
@@ -59,6 +76,20 @@ class Task(ABC):
     def undecided(self, dataset: Dataset, places: Indices) -> Mapping[str, str]:
         """Return the metrics that say nothing about the images at ``places``, whatever is predicted, each with why."""
 
+    @abstractmethod
+    def predictions(self, rows: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, list[Any]]:
+        """Return truth and prediction of every image, as columns of a table; ``names``: the classes'."""
+
+    def decisions(self, rows: Tensor, labels: Tensor, names: Sequence[str]) -> list[Decision]:
+        """Return the questions of yes and no that the task puts; none where it puts no such questions."""
+        del rows, labels, names
+        return []
+
+    def measure_many(self, rows: Tensor, labels: Tensor, weights: Weights) -> dict[str, Values]:
+        """Return the metrics (W,) of images that count so often, int64 (W, N); as ``measure`` of images so repeated."""
+        found = [self.measure(rows[index], labels[index]) for index in map(repeated, weights)]
+        return {name: np.array([one[name] for one in found]) for name in self.metrics}
+
     def check_decisive(self, name: str | None, dataset: Dataset) -> None:
         """UserError where the metric ``decisive`` says nothing about the validation images."""
         decisive, undecided = self.decisive(name), self.undecided(dataset, dataset.val)
@@ -76,11 +107,18 @@ class Task(ABC):
         return name or self.metrics[0]
 
 
+def cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Return each client's mean cross-entropy (K,) of scores (K, B, C)."""
+    losses = F.cross_entropy(outputs.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return (losses.view_as(weights) * weights).sum(1)
+
+
 @dataclass(frozen=True)
 class Classification(Task):
-    """One of C classes for every image; a row is the image's scores."""
+    """One of C classes for every image; a row is the image's scores. ``criterion``: see ``loss``."""
 
     num_classes: int
+    criterion: Callable[[Tensor, Tensor, Tensor], Tensor] = cross_entropy
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -95,7 +133,7 @@ class Classification(Task):
         return self.num_classes
 
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        return cross_entropy(outputs, targets, weights)
+        return self.criterion(outputs, targets, weights)
 
     def rows(self, outputs: Tensor, targets: Tensor) -> Tensor:
         del targets
@@ -108,11 +146,36 @@ class Classification(Task):
     def measure(self, rows: Tensor, labels: Tensor) -> dict[str, float]:
         return classification_metrics(rows, labels)
 
+    def predictions(self, rows: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, list[Any]]:
+        probabilities = rows.double().softmax(1)
+        return {
+            "label": [names[label] for label in labels.tolist()],
+            "predicted": [names[label] for label in rows.argmax(1).tolist()],
+            **{f"probability/{name}": probabilities[:, place].tolist() for place, name in enumerate(names)},
+        }
 
-def cross_entropy(outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Return each client's mean cross-entropy (K,) of scores (K, B, C)."""
-    losses = F.cross_entropy(outputs.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    return (losses.view_as(weights) * weights).sum(1)
+    def decisions(self, rows: Tensor, labels: Tensor, names: Sequence[str]) -> list[Decision]:
+        """One class against the rest, for each."""
+        truth, predicted, images = labels.numpy(), rows.argmax(1).numpy(), np.arange(len(rows))
+        return [
+            Decision(name, images, truth == place, log_odds(rows, place), predicted == place)
+            for place, name in enumerate(names)
+        ]
+
+    def measure_many(self, rows: Tensor, labels: Tensor, weights: Weights) -> dict[str, Values]:
+        if not torch.isfinite(rows).all():
+            return dict.fromkeys(self.metrics, np.full(len(weights), np.nan))
+        truth, predicted = labels.numpy(), rows.argmax(1).numpy()
+        areas = [aurocs(*by_score(log_odds(rows, c), truth == c, weights)) for c in range(self.num_classes)]
+        losses = F.cross_entropy(rows.double(), labels, reduction="none").numpy()
+        return self.of_confusions(confusions(truth, predicted, self.num_classes, weights)) | {
+            "auroc": mean_of_known(np.stack(areas, 1)),
+            "loss": weights @ losses / weights.sum(1),
+        }
+
+    def of_confusions(self, confusions_WCC: Values) -> dict[str, Values]:
+        """Return the metrics (W,) that confusion matrices (W, C, C) are enough for."""
+        return metrics_of_confusions(confusions_WCC)
 
 
 def classification_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
@@ -152,3 +215,8 @@ def log_odds(scores: Tensor, label: int) -> npt.NDArray[np.float64]:
     """
     others = scores.double().index_fill(1, torch.tensor([label]), -torch.inf)
     return (scores[:, label].double() - others.logsumexp(1)).numpy()
+
+
+def repeated(weights: npt.NDArray[np.int64]) -> Tensor:
+    """Return the places (M,) of images that count ``weights`` (N,) times."""
+    return torch.from_numpy(np.repeat(np.arange(len(weights)), weights))

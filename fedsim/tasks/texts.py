@@ -1,16 +1,19 @@
 """What texts are for: a class, with GLUE's metrics beside the usual ones, or a number.
 
-Shapes: K clients, B texts per client and step, N texts, C classes.
+Shapes: K clients, B texts per client and step, N texts, C classes, W weightings of texts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.tasks.task import Classification, Task
+from fedsim.tasks.weighted import Values
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,17 @@ class TextClassification(Classification):
             "f1_positive": float(positive) if self.num_classes == 2 else float("nan"),
         }
 
+    def of_confusions(self, confusions_WCC: Values) -> dict[str, Values]:
+        true, predicted, hits = confusions_WCC.sum(2), confusions_WCC.sum(1), confusions_WCC.diagonal(0, 1, 2)
+        total = true.sum(1)
+        agreement = hits.sum(1) * total - (true * predicted).sum(1)
+        spread = (total**2 - (true**2).sum(1)) * (total**2 - (predicted**2).sum(1))
+        found = super().of_confusions(confusions_WCC)
+        found["matthews"] = np.where(spread > 0, agreement / np.sqrt(np.maximum(spread, 1)), 0.0)
+        positive = 2 * hits[:, 1] / np.maximum(true[:, 1] + predicted[:, 1], 1)
+        found["f1_positive"] = positive if self.num_classes == 2 else np.full(len(total), np.nan)
+        return found
+
 
 class Regression(Task):
     """A number for every text, learned by the squared error; a row is prediction and truth."""
@@ -71,6 +85,10 @@ class Regression(Task):
         assert dataset.targets is not None, "task_of looks at this"
         few = len(dataset.targets[torch.from_numpy(places)].unique()) < 2
         return dict.fromkeys(("spearman", "pearson"), "one number for all texts") if few else {}
+
+    def predictions(self, rows: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, list[Any]]:
+        del labels, names
+        return {"label": rows[:, 1].tolist(), "predicted": rows[:, 0].tolist()}
 
     def measure(self, rows: Tensor, labels: Tensor) -> dict[str, float]:
         """Correlations of ranks and of values, mean absolute and mean squared error; nan where one is not defined."""

@@ -22,7 +22,7 @@ from fedsim.config.privacy import RecordLevel
 from fedsim.errors import UserError
 from fedsim.kernels.examples import Sizes, Tape
 from fedsim.models.stacked import StackedModel
-from fedsim.models.tuned_tower import TunedTower
+from fedsim.models.tuned_tower import TunedModel
 from fedsim.seeding import numpy_stream
 from fedsim.training.block import Block
 from fedsim.training.steps import expected_batch
@@ -62,7 +62,7 @@ class PrivateRecords:
         self._method = method
         self._model = model
         self._expected = [expected_batch(config.train, size) for size in sizes]
-        layers = model.lora_layers if isinstance(model, TunedTower) else ()
+        layers = model.lora_layers if isinstance(model, TunedModel) else ()
         self._paths = {layer.module: layer.path for layer in layers}
 
     def noise(self, clients: Sequence[int], round: int, phase: str) -> RecordNoise | None:
@@ -187,6 +187,9 @@ def check_model(config: Config, model: StackedModel) -> None:
         raise UserError(WHERE, "record with model.submodel", "model.submodel: null")
     if config.model.lora is not None and config.model.lora.use_dora:
         raise UserError(WHERE, "record with model.lora.use_dora", "use_dora: false")
+    if isinstance(model, TunedModel) and (layer := model.hides_examples()):
+        found = f"record with LoRA on {layer}, a convolution or a layer that is passed more than once"
+        raise UserError(WHERE, found, "a model.lora.target without it")
     known = ("lora_a", "lora_b", "head", "local", "shift", "rank")
     odd = [name for name, spec in model.specs.items() if spec.kind not in known]
     if odd or model.encoder.scores_pixels:

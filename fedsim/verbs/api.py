@@ -151,7 +151,9 @@ def evaluate(
     run: Run | str | Path, checkpoint: Literal["best", "last"] = "best", *, trust: bool = False
 ) -> dict[str, dict[str, float]]:
     """Measure a run's saved model anew, in this process: ``{"val": {metric: value}, "test": ...}``."""
-    from fedsim.verbs.evaluate import evaluate_run
+    from fedsim.measure.scores import evaluate as measure
+    from fedsim.runfolder.saved import open_saved
 
     opened = run if isinstance(run, Run) else load(run, trust=trust)
-    return evaluate_run(opened.folder, checkpoint, opened._trust)
+    with open_saved(opened.folder, checkpoint, opened._trust) as saved:
+        return measure(saved.sim, saved.params)

@@ -2,11 +2,16 @@
 
 import math
 
+import numpy as np
+
 from fedsim.algorithms.base import Phase, ServerState
 from fedsim.build import build_simulation
 from fedsim.comm.group import open_group
 from fedsim.config.experiment import Config
-from fedsim.data.overlap import overlap_rows
+from fedsim.data.dataset import Dataset
+from fedsim.data.doubts import doubts
+from fedsim.data.overlap import overlaps
+from fedsim.machine.memory import own_pages
 from fedsim.measure.costs import costs, payload_of
 from fedsim.measure.traffic import Size, sent_by_client
 from fedsim.phase import secured_phase
@@ -14,6 +19,8 @@ from fedsim.runfolder.partition import notes
 from fedsim.schedule.cohort import draw_cohort, num_local_steps
 from fedsim.simulation import Simulation
 from fedsim.verbs.trial import trial_rows
+
+SITES_SHOWN = 8
 
 
 def describe(config: Config) -> list[tuple[str, str]]:
@@ -25,13 +32,18 @@ def describe(config: Config) -> list[tuple[str, str]]:
     state, phases = sim.initial_state(), sim.algorithm.phases(1)
     steps = [num_local_steps(sim.config.train, sizes[client]) for client in cohort.clients]
     data = sim.dataset
+    with own_pages():
+        found = overlaps(data)
+        warnings = doubts(data, sim.parts, found)
     rows = [
         ("data", f"{data.name}: {len(data.train)} train, {len(data.val)} val, {len(data.test)} test {data.unit}"),
-        *(("remark", remark) for remark in data.remarks),
+        *(("remark", remark) for remark in (*data.remarks, *sim.model.encoder.remarks)),
         ("classes", ", ".join(f'"{name}"' if "," in name else name for name in data.class_names)),
         *notes(sim),
-        *overlap_rows(data),
+        *((one.name, one.text) for one in found),
+        *site_rows(data),
         ("clients", f"{len(sizes)}, of {min(sizes)} to {max(sizes)} {data.unit}, {sizes.count(0)} without"),
+        *(("warning", text) for text in warnings),
         (
             "cohort",
             f"{len(cohort.clients)} clients in {len(cohort.blocks(sim.per_block))} blocks of up to {sim.per_block}",
@@ -57,6 +69,21 @@ def describe(config: Config) -> list[tuple[str, str]]:
         held = f"{cost['parameters']:,} parameters in {cost['bytes']:,} bytes"
         rows.append((f"a client's {name.replace('_', ' ')}", f"{held}, {cost['bytes_sent']:,} bytes sent per round"))
     return [*rows, *trial_rows(sim, state, cohort)]
+
+
+def site_rows(data: Dataset) -> list[tuple[str, str]]:
+    """Return the numbers of each site's images in the three splits, of the first few sites."""
+    if data.sites is None:
+        return []
+    counts = np.stack(
+        [np.bincount(data.sites[part], minlength=len(data.site_names)) for part in (data.train, data.val, data.test)]
+    )
+    texts = [
+        f"{name} {train:,} train, {val:,} val, {test:,} test"
+        for name, (train, val, test) in zip(data.site_names[:SITES_SHOWN], counts.T.tolist(), strict=False)
+    ]
+    more = len(data.site_names) - SITES_SHOWN
+    return [("sites", "; ".join([*texts, f"and {more:,} more"] if more > 0 else texts))]
 
 
 def count_numbers(sim: Simulation, state: ServerState, phase: Phase) -> tuple[int, Size]:

@@ -21,6 +21,7 @@ from fedsim.config.experiment import dump_config
 from fedsim.data import Dataset, load_dataset
 from fedsim.data.dataset import Indices
 from fedsim.distill.distiller import Distiller, Pair, Step
+from fedsim.errors import UserError
 from fedsim.inputs.texts import input_source
 from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.machine.files import naming_files
@@ -99,7 +100,8 @@ def build_job(config: DistillConfig, group: Group) -> Job:
     encoder = load_encoder(config.model, config.data.image_size, dataset.class_names, config.seed)
     encoder = replace(encoder, slices=dataset.num_slices)
     check_own_code(group, dataset, encoder)
-    assert encoder.tower is not None, "load_encoder refuses LoRA without blocks"
+    if encoder.tower is None:
+        raise UserError("model.name", f"{config.model.name}, which is no plain transformer", "a ViT, BERT or RoBERTa")
     submodel, digest = make_submodel(config, encoder.tower.blocks), fingerprint(encoder.tower.blocks)
     full = tune(config.model, encoder, len(dataset.class_names), group.device)
     held = HeldModel(full, range(len(full.blocks)), submodel.tensors)

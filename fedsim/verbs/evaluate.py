@@ -1,12 +1,57 @@
-"""``launch.py evaluate``: a run's saved model, measured anew."""
+"""``launch.py evaluate``: a run's saved model, measured anew, with all that a paper asks for."""
 
 from pathlib import Path
 
-from fedsim.measure.scores import evaluate
-from fedsim.runfolder.saved import open_saved
+from rich.table import Table
+
+from fedsim.build import build_simulation
+from fedsim.comm.group import open_group
+from fedsim.errors import UserError
+from fedsim.machine.files import naming_files
+from fedsim.measure.cross_site import cross_site
+from fedsim.measure.global_model import global_model
+from fedsim.measure.report import outside_set, own_sets, whole_report
+from fedsim.runfolder.evaluation import shown, write_evaluation
+from fedsim.runfolder.trust import load_outside_data, load_recorded
+from fedsim.storage.checkpoint import Checkpoints
 
 
-def evaluate_run(run_dir: Path, which: str, trust: bool = False) -> dict[str, dict[str, float]]:
-    """Return the metrics of a run's best or last saved state, computed anew; see ``open_saved``."""
-    with open_saved(run_dir, which, trust) as saved:
-        return evaluate(saved.sim, saved.params)
+def evaluate_run(
+    run_dir: Path,
+    which: str,
+    trust: bool = False,
+    data: Path | None = None,
+    out: Path | None = None,
+    crosses: bool = False,
+) -> list[Table | str]:
+    """Measure a run's best or last saved state, write the report, and return what is shown of it, on the server.
+
+    Of the run's own files it only reads, so the run may be at work. ``data``: a YAML file whose section data is the set
+    to measure on, in place of the run's validation and test images. ``out``: the folder of the report; null:
+    evaluation/WHICH in the run's, or evaluation/WHICH-NAME with NAME that of the file. ``crosses``: whether each
+    client's own model is measured at every site. ``trust``: whether code that the folder names by its import path is
+    imported; UserError without.
+    """
+    config = load_recorded(run_dir / "config.yaml", trust=trust)
+    words = None if data is None else load_outside_data(data, config.data, run_dir, trust=trust)
+    name = which if data is None else f"{which}-{data.stem}"
+    out = out or run_dir / "evaluation" / name
+    with open_group() as group, naming_files(run_dir), naming_files(out):
+        saved = Checkpoints(run_dir / "checkpoints", config, group).load(which)
+        if saved is None:
+            raise UserError(str(run_dir / "checkpoints"), "no checkpoint", "a run with at least one finished round")
+        sim = build_simulation(config, group)
+        sim.store.adopt(saved.clients)
+        state = saved.state.to(group.device)
+        params = global_model(sim, state).params
+        outside = None if data is None or words is None else outside_set(sim, words, str(data))
+        crossed = cross_site(sim, state, params, outside or own_sets(sim)[-1]) if crosses else None
+        report = whole_report(sim, params, outside)
+        if not group.is_server:
+            return []
+        about = {"run": config.name, "checkpoint": which, "round": state.round}
+        report = about | report | ({} if crossed is None else {"cross_site": crossed})
+        files = write_evaluation(out, report)
+    remark = [outside.remark] if outside is not None else []
+    title = f"{run_dir}, {which} checkpoint, round {state.round}"
+    return [*shown(report, title), *remark, f"{out}: {files[0]} and {len(files) - 1} other files"]

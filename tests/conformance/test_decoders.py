@@ -7,7 +7,7 @@ import torch
 
 from fedsim.measure.scores import evaluate
 from fedsim.simulation import Simulation
-from tests.conformance.test_methods import ACTIVE, RANKS
+from tests.conformance.settings import ACTIVE, RANKS
 from tests.helpers import LORA, everything, furthest, make_config, make_masked_dataset, make_simulation, play, same_bits
 
 SIDE = 16

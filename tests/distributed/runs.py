@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fedsim.verbs.evaluate import evaluate_run
+
 ROOT = Path(__file__).resolve().parents[2]
 
 TINY = """
@@ -94,3 +96,17 @@ def results(run: Path) -> dict[str, Any]:
 def same_log(one: Path, other: Path) -> bool:
     """Whether two runs logged the same, byte for byte, where the log follows from the config alone."""
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in ("metrics.jsonl", "clients.jsonl"))
+
+
+def reported(folder: Path) -> dict[str, Any]:
+    """The report that ``evaluate`` left in a folder, each set with its predictions."""
+    report: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    predictions = json.loads((folder / "predictions.json").read_text())
+    return report | {"sets": [{**one, "predictions": predictions[one["set"]]} for one in report["sets"]]}
+
+
+def measured(run: Path, which: str) -> dict[str, dict[str, float | None]]:
+    """The metrics that ``evaluate`` finds for a run's saved state, by split; null where one is no number."""
+    evaluate_run(run, which)
+    sets = reported(run / "evaluation" / which)["sets"]
+    return {one["set"]: {name: found["value"] for name, found in one["scores"][0]["metrics"].items()} for one in sets}

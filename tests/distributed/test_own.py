@@ -91,6 +91,17 @@ def test_own_data_network_and_method_on_any_number_of_ranks(train: str, tmp_path
     assert "--resume: data mine.wards: found arrays, sha256 " in resumed.stderr
 
 
+def test_lora_on_a_network_of_ones_own_has_the_same_bits_on_any_number_of_ranks(tmp_path: Path) -> None:
+    config = write(tmp_path, train="lora, lora: {r: 2, target: [all-conv]}")
+    for ranks in (0, 2):
+        done = launch(ranks, "run", config, "--out", tmp_path / str(ranks))
+        assert done.returncode == 0, done.stderr
+    one, two = tmp_path / "0", tmp_path / "2"
+    assert results(one)["state_sha256"] == results(two)["state_sha256"]
+    assert same_log(one, two)
+    assert (one / "adapter" / "adapter_model.safetensors").is_file()
+
+
 def test_ranks_that_read_different_data_are_told(tmp_path: Path) -> None:
     config = write(tmp_path, seed="None")
     done = launch(2, "run", config, "--out", tmp_path / "run")

@@ -1,4 +1,4 @@
-"""docs/behaviour.md names tests that exist, and the versions that are installed."""
+"""The pages on behaviour name tests that exist, and the versions that are installed."""
 
 import ast
 import re
@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DISTRIBUTIONS = {"PyTorch": "torch", "open_clip": "open_clip_torch"}
 ROWS = [
     tuple(cell.strip() for cell in line.strip("|").split("|"))
-    for line in (ROOT / "docs" / "behaviour.md").read_text().splitlines()
+    for page in ("behaviour.md", "behaviour_images.md")
+    for line in (ROOT / "docs" / page).read_text().splitlines()
     if line.startswith("| ") and not line.startswith("| library")
 ]
 

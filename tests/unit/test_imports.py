@@ -21,12 +21,13 @@ FLOORS = (
     ("models", "schedule", "tasks"),
     ("algorithms", "inputs"),
     ("configure", "method_checks", "privacy", "storage", "training"),
-    ("client",),
+    ("client", "results"),
     ("simulation",),
     ("build", "distill", "measure"),
     ("phase",),
     ("runfolder",),
-    ("server", "verbs"),
+    ("server",),
+    ("verbs",),
     ("launch",),
 )
 FLOOR = {wing: floor for floor, wings in enumerate(FLOORS) for wing in wings}

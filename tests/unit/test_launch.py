@@ -40,9 +40,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     made: list[Any] = []
     names = ("server", "verbs.check", "verbs.distill", "verbs.evaluate", "verbs.privacy")
     server, check, distill, evaluate, privacy = modules = [ModuleType(f"fedsim.{name}") for name in names]
-    metrics = {"val": {"accuracy": 0.5}, "test": {"accuracy": 0.25}}
     vars(server)["run"] = lambda *arguments: made.append(arguments)
-    vars(evaluate)["evaluate_run"] = lambda *arguments: (made.append(arguments), metrics)[1]
+    vars(evaluate)["evaluate_run"] = lambda *arguments: (made.append(arguments), ["accuracy 0.2500"])[1]
     vars(check)["describe"] = lambda config: [
         ("clients", str(config.clients.count)),
         ("bytes per round", "12"),
@@ -104,13 +103,13 @@ def test_privacy_prints_the_ledger_and_on_the_other_stream_what_it_waits_for(fil
     assert (result.exit_code, result.stdout, result.stderr) == (0, "protects  clients\n", "a try\n")
 
 
-def test_evaluate_prints_a_table(calls: list[Any]) -> None:
+def test_evaluate_passes_everything_on_and_prints_what_comes_back(calls: list[Any]) -> None:
     result = invoke("evaluate", "runs/small", "--checkpoint", "last")
     assert result.exit_code == 0
-    assert calls == [(Path("runs/small"), "last", False)]
-    assert "0.2500" in result.stdout
-    assert invoke("evaluate", "runs/small", "--trust").exit_code == 0
-    assert calls[1] == (Path("runs/small"), "best", True)
+    assert calls == [(Path("runs/small"), "last", False, None, None, False)]
+    assert result.stdout == "accuracy 0.2500\n"
+    assert invoke("evaluate", "runs/small", "--trust", "--data", "a.yaml", "--out", "b", "--cross-site").exit_code == 0
+    assert calls[1] == (Path("runs/small"), "best", True, Path("a.yaml"), Path("b"), True)
 
 
 @pytest.mark.usefixtures("calls")

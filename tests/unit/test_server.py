@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from fedsim.configure import load_config
 from fedsim.server import note_evaluation, out_of_patience, run
 from fedsim.storage.checkpoint import Progress
-from fedsim.verbs.evaluate import evaluate_run
-from tests.distributed.runs import TINY, write_config, write_masked_config
+from tests.distributed.runs import TINY, measured, write_config, write_masked_config
 
 
 def outcomes(best_by: str, values: list[float]) -> tuple[list[bool], Progress]:
@@ -63,7 +62,7 @@ def test_saved_models_measure_as_they_did_in_training(write: Callable[[Path], Pa
     assert [row["round"] for row in rows] == list(range(1, config.rounds + 1))
     for which, round in (("best", results["best_round"]), ("last", config.rounds)):
         row = rows[round - 1]
-        assert evaluate_run(tmp_path / "run", which) == {"val": row["val"], "test": row["test"]}
+        assert measured(tmp_path / "run", which) == {"val": row["val"], "test": row["test"]}
 
 
 def test_predictions_are_drawn_for_images_with_masks(tmp_path: Path) -> None:
@@ -127,7 +126,7 @@ def test_a_model_that_clients_hold_a_part_of_measures_the_same_from_its_checkpoi
     results = run(load_config(write_config(tmp_path, LOCAL_STATE % "{name: fedrep}"), changes), out, resume=False)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for which, round in (("best", results["best_round"]), ("last", 4)):
-        assert evaluate_run(out, which) == {split: rows[round - 1][split] for split in ("val", "test")}
+        assert measured(out, which) == {split: rows[round - 1][split] for split in ("val", "test")}
 
 
 @pytest.mark.parametrize("algorithm", ["{name: deer}", "{name: fedrep}", "{name: fedsa_lora}"])

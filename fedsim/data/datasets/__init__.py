@@ -8,7 +8,7 @@ from fedsim.data.dataset import Dataset, Source
 from fedsim.data.datasets.text_files import repeated_texts
 from fedsim.data.digests import describe_arrays, describe_files
 from fedsim.data.own import read_own
-from fedsim.data.splits import drawn, split
+from fedsim.data.splits import drawn, split, with_external_sites
 from fedsim.errors import UserError
 
 
@@ -23,7 +23,9 @@ def load_dataset(config: DataConfig) -> Dataset:
     source = _read(config)
     if len(source.labels) == 0:
         raise UserError(f"data {config.root or config.name}", "an empty set", "images or texts")
-    train, val, test = split(source, config)
+    arrays = describe_arrays(source) if is_import_path(config.name) else None
+    source, external_sites = with_external_sites(source, config.external_sites)
+    train, val, test = split(source, config, external_sites)
     images = torch.from_numpy(source.images)
     repeats = repeated_texts(source.texts, train, {"val": val, "test": test}) if source.texts is not None else ()
     return Dataset(
@@ -43,7 +45,14 @@ def load_dataset(config: DataConfig) -> Dataset:
         files=describe_files(source.files),
         remarks=source.remarks + repeats,
         drawn=drawn(source),
-        arrays=describe_arrays(source) if is_import_path(config.name) else None,
+        is_graded=source.is_graded,
+        arrays=arrays,
+        divisible=source.divisible,
+        external_sites=external_sites,
+        owners=source.owners,
+        owner_names=source.owner_names,
+        pictures=source.pictures,
+        file_names=source.file_names,
     )
 
 

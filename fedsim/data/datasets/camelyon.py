@@ -10,6 +10,7 @@ import numpy as np
 from fedsim.config.data import DataConfig
 from fedsim.config.mistakes import show
 from fedsim.data.dataset import Indices, Source
+from fedsim.data.datasets.folder import names_below
 from fedsim.data.datasets.pickled import read_plain
 from fedsim.data.datasets.tables import csv_rows
 from fedsim.data.folders import require_file
@@ -104,6 +105,7 @@ def _source(
         fixed=fixed,
         strata=sites * len(CLASS_NAMES) + labels,
         files=(table, *paths),
+        file_names=names_below(table.parent, paths),
     )
 
 

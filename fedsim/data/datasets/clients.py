@@ -7,6 +7,7 @@ import numpy as np
 
 from fedsim.config.data import DataConfig
 from fedsim.data.dataset import Indices, Source
+from fedsim.data.datasets.folder import names_below
 from fedsim.data.datasets.tables import csv_rows
 from fedsim.data.folders import is_file, subfolders
 from fedsim.data.images import prepared_files
@@ -76,6 +77,7 @@ def dermoscopic_clients(config: DataConfig) -> Source:
         site_names=tuple(clients),
         fixed=fixed,
         files=(*files, *paths),
+        file_names=names_below(base, paths),
     )
 
 

@@ -1,11 +1,16 @@
-"""A folder of image files, one subfolder per class, with or without a split of its own."""
+"""A folder of image files, one subfolder per class, with or without hospitals and a split of its own."""
 
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from fedsim.config.data import DataConfig
-from fedsim.data.dataset import Source
+from fedsim.config.mistakes import show
+from fedsim.data.dataset import Indices, Source
 from fedsim.data.folders import files_with, subfolders
 from fedsim.data.images import prepared_files
 from fedsim.data.splits import NAMES, SPLIT_WORDS, TRAIN
@@ -13,43 +18,124 @@ from fedsim.errors import UserError
 from fedsim.machine.cache import load_mapped
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-LAYOUT = "<root>/<class>/<image> or <root>/{train,val,test}/<class>/<image>"
+LAYOUT = "<root>/<class>/<image> or <root>/{train,val,test}/<class>/<image>, or such a folder for each <root>/<site>"
+NAMES_SHOWN = 8
+
+
+class ClassFolder(NamedTuple):
+    """A folder of images of one class, its split, and its site, which is empty where there are none."""
+
+    folder: Path
+    split: int
+    site: str
 
 
 def image_folder(config: DataConfig) -> Source:
     """Read ``root/<class>/*`` (as Kvasir has it) or ``root/{train,val,test}/<class>/*`` (as OCT-C8 has it).
 
     The second is taken where ``root/train`` has subfolders, or where no folder of ``root`` has another name than
-    ``SPLIT_WORDS``, in any case; of val and test, the one that is missing is drawn from train. Classes are the
-    names of the training subfolders in alphabetical order; hidden files and files that are no images are passed over.
-    UserError for a missing root, no classes, a class without images, a class that train does not have, a folder beside
-    ``train`` that is no split or the second of one, and images that cannot be read.
+    ``SPLIT_WORDS``, in any case; of val and test, the one that is missing is drawn from train. Where every folder of
+    ``root`` holds folders and no image, these are sites, such as hospitals, each of which has one of these layouts, all
+    with the same splits; drawn splits then have each site's classes in proportion. Classes are the names of the
+    training subfolders in alphabetical order; hidden files and files that are no images are passed over.
 
-    Nothing is known about which images belong together: where one patient has several, use the second layout.
+    ``data.patient`` tells by a regular expression on files' paths which images belong together; without it nothing is
+    known about that, and where one patient has several images, use a layout with splits.
+
+    UserError for a missing root, no classes, a class without images, a class that train does not have, a folder beside
+    ``train`` that is no split or the second of one, sites with other splits, and images that cannot be read.
     """
     base = config.folder
     if not base.is_dir():
         raise UserError(f"data.root {base}", "no such folder", LAYOUT)
-    parts = _parts(base)
-    class_names = tuple(folder.name for folder in subfolders(parts[TRAIN]))
-    if len(class_names) < 2:
-        raise UserError(f"data.root {parts[TRAIN]}", f"{len(class_names)} class folders", f"at least two: {LAYOUT}")
-    paths, labels, fixed = [], [], []
-    for code, part in sorted(parts.items()):
-        for folder in subfolders(part):
-            if folder.name not in class_names:
-                raise UserError(str(folder), "a class that train does not have", ", ".join(class_names))
-            images = image_files(folder)
-            paths += images
-            labels += [class_names.index(folder.name)] * len(images)
-            fixed += [code] * len(images)
+    folders = _class_folders(base)
+    class_names = _class_names(base, folders)
+    images = [image_files(one.folder) for one in folders]
+    paths = [path for own in images for path in own]
+    site_names = tuple(sorted({one.site for one in folders} - {""}))
+    number = {name: code for code, name in enumerate(class_names)}
+
+    def each(codes: Sequence[int]) -> Indices:
+        return np.repeat(np.array(codes, np.int64), [len(own) for own in images])
+
+    labels = each([number[one.folder.name] for one in folders])
+    sites = each([site_names.index(one.site) for one in folders]) if site_names else None
+    names = names_below(base, paths)
     return Source(
-        images=load_mapped(prepared_files("image_folder", base, paths, config.image_size)),
-        labels=np.array(labels, np.int64),
+        images=load_mapped(prepared_files("image_folder", base, paths, config.image_size, config.fit)),
+        labels=labels,
         class_names=class_names,
-        fixed=np.array(fixed, np.int64),
+        groups=None if config.patient is None else patients_of(config.patient, names),
+        sites=sites,
+        site_names=site_names,
+        fixed=each([one.split for one in folders]),
+        strata=None if sites is None else sites * len(class_names) + labels,
         files=tuple(paths),
+        remarks=(f"the folders of {base} are sites: {_shown(site_names)}",) if site_names else (),
+        file_names=names,
     )
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMES_SHOWN]) + (
+        f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    )
+
+
+def _class_folders(base: Path) -> list[ClassFolder]:
+    """Return the folders of classes: split by split, or site by site and each split by split."""
+    parts = _parts(base)
+    sites = subfolders(base)
+    if parts[TRAIN] != base or not sites or not all(map(_holds_folders, sites)):
+        return [ClassFolder(folder, code, "") for code, part in sorted(parts.items()) for folder in subfolders(part)]
+    found, splits = [], {}
+    for site in sites:
+        own = _parts(site)
+        splits[site] = {code for code in own if own[TRAIN] != site}
+        if splits[site] != splits[sites[0]]:
+            there, here = (", ".join(NAMES[code] for code in sorted(splits[one])) for one in (sites[0], site))
+            raise UserError(str(site), f"the splits {here or 'none'}", f"{there or 'none'}, as {sites[0].name} has")
+        for code, part in sorted(own.items()):
+            found += [ClassFolder(folder, code, site.name) for folder in subfolders(part)]
+    return found
+
+
+def _holds_folders(folder: Path) -> bool:
+    """Whether a folder may be a site: it holds folders, and no image beside them."""
+    return bool(subfolders(folder)) and not files_with(folder, SUFFIXES)
+
+
+def _class_names(base: Path, folders: Sequence[ClassFolder]) -> tuple[str, ...]:
+    """Return the classes of the training folders; UserError for fewer than two, and for others elsewhere."""
+    names = tuple(sorted({one.folder.name for one in folders if one.split == TRAIN}))
+    if len(names) < 2:
+        where = _parts(base)[TRAIN]
+        raise UserError(f"data.root {where}", f"{len(names)} class folders", f"at least two: {LAYOUT}")
+    for one in folders:
+        if one.folder.name not in names:
+            raise UserError(str(one.folder), "a class that train does not have", ", ".join(names))
+    return names
+
+
+def names_below(base: Path, paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return how files are called in the folder ``base``; those outside by their whole paths."""
+    prefix = f"{base}{os.sep}"
+    return tuple(str(path).removeprefix(prefix) for path in paths)
+
+
+def patients_of(pattern: str, names: Sequence[str]) -> Indices:
+    """Number the patients (N,) that a regular expression finds in files' names (N).
+
+    UserError for files in which it finds nothing.
+    """
+    found = [re.search(pattern, name) for name in names]
+    patients = ["" if match is None else match[1 if match.re.groups else 0] or "" for match in found]
+    lacking = [name for name, patient in zip(names, patients, strict=True) if not patient]
+    if lacking:
+        expected = "a regular expression that finds a patient in every file's path"
+        text = f"nothing in {len(lacking):,} of {len(names):,} files, such as {lacking[0]}"
+        raise UserError(f"data.patient {show(pattern)}", text, expected)
+    return np.unique(np.array(patients), return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
 def _parts(base: Path) -> dict[int, Path]:

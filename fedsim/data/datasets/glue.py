@@ -5,7 +5,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from fedsim.config.data import ColumnsConfig, DataConfig
+from fedsim.config.columns import ColumnsConfig
+from fedsim.config.data import DataConfig
 from fedsim.data.dataset import Source
 from fedsim.data.datasets.tables import Row, Table, column_names, read_table
 from fedsim.data.datasets.text_files import LAYOUT, source_of, split_of_name, tables, words_of

@@ -17,6 +17,7 @@ from PIL import Image
 from fedsim.config.data import DataConfig
 from fedsim.data.dataset import Indices, Pixels, Source
 from fedsim.data.digests import content_digests
+from fedsim.data.findings import rarest_findings
 from fedsim.data.folders import exists, require_file
 from fedsim.data.images import resized
 from fedsim.data.splits import NAMES
@@ -28,8 +29,9 @@ PUBLISHED_SIDES_OF_VOLUMES = (28, 64)
 BYTES_AT_ONCE = 2**18
 FORM = (
     f"a MedMNIST file: {', '.join(f'{name}_images, {name}_labels' for name in NAMES)}; "
-    "square uint8 images or cubes, one label for each, every class in train"
+    "square uint8 images or cubes, one label for each, every class in train; of chestmnist 0 or 1 for each finding"
 )
+SEVERAL, GRADES = "multi-label, binary-class", "ordinal-regression"
 
 
 def medmnist_set(config: DataConfig) -> Source:
@@ -38,22 +40,21 @@ def medmnist_set(config: DataConfig) -> Source:
     ``root`` is the package's own folder (``~/.medmnist``) unless given. Of the published sizes 28, 64, 128
     and 224, of volumes 28 and 64, the smallest is taken that is not below ``image_size``, and resized where they
     differ. Of a volume only ``config.slices`` slices are kept, see ``evenly_spaced``. A file that
-    is not there is downloaded by the package. retinamnist's five grades are taken as classes. A
-    remark tells of a file whose counts or MD5 are not the published ones. UserError for chestmnist (its images
-    have several labels at once), for more slices than there are, and for a file that is missing or of another form.
+    is not there is downloaded by the package. Images of chestmnist have several findings at once. A remark tells of a
+    file whose counts or MD5 are not the published ones. UserError for more slices than there are, and for a file that
+    is missing or of another form.
     """
     from medmnist import INFO  # here, since importing it creates ~/.medmnist, which other sets need not have
 
     flag = config.name.removeprefix("medmnist:")
-    if flag == "chestmnist":
-        raise UserError("data.name", "medmnist:chestmnist, a multi-label set", "a set with one label per image")
     sides = PUBLISHED_SIDES if config.slices is None else PUBLISHED_SIDES_OF_VOLUMES
     side = next((side for side in sides if side >= config.image_size), sides[-1])
     if config.slices is not None and config.slices > side:
         raise UserError("data.slices", str(config.slices), f"at most the {side} of a published volume")
     path = _find(flag, side, config.root)
     class_names = tuple(INFO[flag]["label"][str(code)] for code in range(len(INFO[flag]["label"])))
-    parts = _read_labels(path, len(class_names))
+    task = INFO[flag]["task"]
+    parts = _read_labels(path, len(class_names), several=task == SEVERAL)
     counts = [len(part) for part in parts]
     stat = path.stat()
     prepared = cached_folder(
@@ -61,9 +62,13 @@ def medmnist_set(config: DataConfig) -> Source:
         [str(path.resolve()), stat.st_size, stat.st_mtime_ns, config.image_size, config.slices],
         partial(_unpack, path, counts, side, config.image_size, config.slices),
     )
+    labels = np.concatenate(parts)
+    targets = labels.astype(np.float32) if task == SEVERAL else None
     return Source(
         images=load_mapped(prepared / "images.npy"),
-        labels=np.concatenate(parts),
+        labels=labels if targets is None else rarest_findings(targets),
+        targets=targets,
+        is_graded=task == GRADES,
         class_names=class_names,
         fixed=np.repeat(np.arange(len(NAMES)), counts),
         files=(path,),
@@ -123,30 +128,32 @@ def _download(flag: str, side: int, path: Path) -> None:
         (Path(scratch) / path.name).replace(path)
 
 
-def _read_labels(path: Path, num_classes: int) -> list[Indices]:
-    """Return the labels (N,) of train, val and test."""
+def _read_labels(path: Path, num_classes: int, *, several: bool) -> list[Indices]:
+    """Return the labels of train, val and test, (N,), or (N, F) of 0 and 1 where an image may have ``several``."""
     with reading(str(path), FORM), zipfile.ZipFile(path) as archive:
         parts = []
         for name in NAMES:
             with archive.open(f"{name}_labels.npy") as file:
-                parts.append(_labels(file, f"{name}_labels", num_classes))
-        missing = set(range(num_classes)) - set(parts[0].tolist())
+                parts.append(_labels(file, f"{name}_labels", num_classes, several=several))
+        missing = set() if several else set(range(num_classes)) - set(parts[0].tolist())
         if missing:
             raise ValueError(f"train_labels without class {min(missing)}")
     return parts
 
 
-def _labels(file: IO[bytes], name: str, num_classes: int) -> Indices:
-    """Return labels (N,), published as (N, 1), from the bytes of an array."""
-    shape, _, dtype = _header(file)
-    if len(shape) not in (1, 2) or shape[0] < 1 or shape[1:] not in ((), (1,)) or dtype.kind not in "iu":
+def _labels(file: IO[bytes], name: str, num_classes: int, *, several: bool) -> Indices:
+    """Return labels (N,), published as (N, 1), or (N, F), from the bytes of an array."""
+    shape, column_major, dtype = _header(file)
+    fits = shape[1:] == (num_classes,) if several else len(shape) in (1, 2) and shape[1:] in ((), (1,))
+    if not shape or shape[0] < 1 or not fits or dtype.kind not in "iu":
         raise ValueError(f"{name} {dtype}{shape}")
-    values = np.frombuffer(file.read(shape[0] * dtype.itemsize), dtype)
-    if len(values) != shape[0] or file.read(1):
+    values = np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype)
+    if len(values) != math.prod(shape) or file.read(1):
         raise ValueError(f"{name} of another size than {dtype}{shape}")
-    if values.min() < 0 or values.max() >= num_classes:
+    if values.min() < 0 or values.max() >= (2 if several else num_classes):
         raise ValueError(f"{name} {dtype}{shape} within [{values.min()}, {values.max()}]")
-    return values.astype(np.int64)
+    values = values.astype(np.int64)
+    return values.reshape(shape, order="F" if column_major else "C") if several else values
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from fedsim.config.data import DataConfig
 from fedsim.data.dataset import Pixels, Source
-from fedsim.data.datasets.folder import SUFFIXES, image_files, site_folders
+from fedsim.data.datasets.folder import SUFFIXES, image_files, names_below, site_folders
 from fedsim.data.folders import by_stem, files_with, subfolders
 from fedsim.data.images import listing, read_opaque, resized, write_images
 from fedsim.data.masks import main_classes, read_foreground, require_size, resized_mask
@@ -52,6 +52,7 @@ def nuclei(config: DataConfig) -> Source:
         strata=of_site,
         masks=load_mapped(folder / "masks.npy"),
         files=tuple(files),
+        file_names=names_below(base, [image for image, _ in flat]),
     )
 
 

@@ -43,6 +43,7 @@ def brain_mri(config: DataConfig) -> Source:
         labels=labels,
         class_names=("no tumour", "tumour"),
         groups=np.load(index / "groups.npy", allow_pickle=False),
+        divisible=True,
         sites=sites,
         site_names=SITE_NAMES,
         strata=2 * sites + labels,

@@ -39,11 +39,11 @@ def column_names(path: Path) -> list[str]:
     import pyarrow.parquet
 
     with reading(str(path), f"a {path.suffix} table"):
-        if path.suffix in DIALECTS:
+        if _dialect(path) is not None:
             return next(_delimited(path), [])
         if path.suffix == ".jsonl":
             return next((list(row.cells) for row in _json_rows(path)), [])
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             return list(pyarrow.parquet.read_schema(path).names)
         with pa.memory_map(str(path)) as stream:
             return list(pa.ipc.open_stream(stream).schema.names)
@@ -55,7 +55,7 @@ def read_table(path: Path, wanted: Sequence[str], header: Sequence[str] | None =
     UserError where the file cannot be read, or has one of the columns not at all or twice.
     """
     with reading(str(path), f"a {path.suffix} table"):
-        if path.suffix in DIALECTS:
+        if _dialect(path) is not None:
             return _text_table(path, wanted, header)
         if path.suffix == ".jsonl":
             rows = list(_json_rows(path))
@@ -78,25 +78,41 @@ def csv_rows(path: Path, expected: str) -> list[dict[str, str]]:
 
 
 def _text_table(path: Path, wanted: Sequence[str], header: Sequence[str] | None) -> Table:
-    lines = _delimited(path)
-    names = list(header) if header is not None else next(lines, [])
-    _require(str(path), wanted, names)
-    places = {name: names.index(name) for name in wanted}
     table = Table([], [])
-    for number, line in enumerate(lines, start=1):
-        if line == names:  # of files that were put one behind the other; it would be a class of its own
-            raise UserError(f"{path} row {number}", "the header once more", "a header above all rows")
-        if len(line) == len(names):
-            table.rows.append(Row(f"{path} row {number}", {name: line[place] for name, place in places.items()}))
+    for number, cells in text_rows(path, wanted, header):
+        if cells is not None:
+            table.rows.append(Row(f"{path} row {number}", dict(zip(wanted, cells, strict=True))))
         else:
             table.odd.append(number)
     return table
 
 
+def text_rows(
+    path: Path, wanted: Sequence[str], header: Sequence[str] | None = None
+) -> Iterator[tuple[int, list[str] | None]]:
+    """Yield the number of each row of a TSV or CSV file, from 1, and its cells of the columns ``wanted``.
+
+    None in place of the cells where there are not as many as columns. UserError as in ``read_table``.
+    """
+    lines = _delimited(path)
+    names = list(header) if header is not None else next(lines, [])
+    _require(str(path), wanted, names)
+    places = [names.index(name) for name in wanted]
+    for number, line in enumerate(lines, start=1):
+        if line == names:  # of files that were put one behind the other; it would be a class of its own
+            raise UserError(f"{path} row {number}", "the header once more", "a header above all rows")
+        yield number, [line[place] for place in places] if len(line) == len(names) else None
+
+
 def _delimited(path: Path) -> Iterator[list[str]]:
     """Yield the lines of a TSV or CSV file that are not empty."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from filter(None, csv.reader(file, **DIALECTS[path.suffix]))
+        yield from filter(None, csv.reader(file, **_dialect(path) or {}))
+
+
+def _dialect(path: Path) -> dict[str, Any] | None:
+    """Return how the cells of a text table are told apart; a file without suffix, as archives have them, is CSV."""
+    return DIALECTS.get(path.suffix.lower() or ".csv")
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -110,18 +126,29 @@ def _json_rows(path: Path) -> Iterator[Row]:
         yield Row(where, cells)
 
 
-def _binary_rows(path: Path, wanted: Sequence[str]) -> list[Row]:
+def read_arrow(path: Path, wanted: Sequence[str]) -> Any:
+    """Return the columns ``wanted`` of a Parquet or Arrow file as Arrow's table; UserError as in ``read_table``."""
     import pyarrow as pa  # late, as above
     import pyarrow.parquet
 
     _require(str(path), wanted, column_names(path))
-    if path.suffix == ".parquet":
-        table = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True).read(columns=list(wanted))
+    if path.suffix.lower() == ".parquet":
+        # Texts come as codes, of which a million take four megabytes; Arrow's own pool would keep what it once took.
+        pa.set_memory_pool(pa.system_memory_pool())
+        schema = pyarrow.parquet.read_schema(path)
+        coded = [name for name in wanted if pa.types.is_string(schema.field(name).type)]
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True, read_dictionary=coded)
+        table = file.read(columns=list(wanted), use_threads=False)
     else:
         with pa.memory_map(str(path)) as stream:
             table = pa.ipc.open_stream(stream).read_all().select(list(wanted))
     table.validate(full=True)  # offsets of a damaged file would lead to any place of the memory
-    return [Row(f"{path} row {number}", cells) for number, cells in enumerate(table.to_pylist(), start=1)]
+    return table
+
+
+def _binary_rows(path: Path, wanted: Sequence[str]) -> list[Row]:
+    rows = read_arrow(path, wanted).to_pylist()
+    return [Row(f"{path} row {number}", cells) for number, cells in enumerate(rows, start=1)]
 
 
 def _require(where: str, wanted: Sequence[str], names: Sequence[str]) -> None:

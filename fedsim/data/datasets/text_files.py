@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.config.data import ColumnsConfig, DataConfig
+from fedsim.config.columns import OF_IMAGES, ColumnsConfig
+from fedsim.config.data import DataConfig
 from fedsim.config.mistakes import show
 from fedsim.data.dataset import Indices, Source, Texts
 from fedsim.data.datasets.tables import SUFFIXES, Row, read_table
@@ -33,7 +34,7 @@ def text_files(config: DataConfig) -> Source:
     files = tables(folder)
     if not files:
         raise UserError(f"data.root {folder}", "no table", LAYOUT)
-    wanted = [name for name in columns.model_dump().values() if name is not None]
+    wanted = [name for name in columns.model_dump(exclude=set(OF_IMAGES)).values() if name is not None]
     rows: list[Row] = []
     fixed: list[int] = []
     for file in files:

@@ -4,6 +4,7 @@ All are drawn from torch's global stream. UserError for options that they do not
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
 from fedsim.models.networks.unet import UNet, without_statistics
 from fedsim.models.plain import refusals
+from fedsim.models.weights import load_into
 
 #: What MONAI's U-Net needs and has no default for.
 UNET_OPTIONS = {"channels": [16, 32, 64, 128], "strides": [2, 2, 2]}
@@ -20,7 +22,7 @@ FORMS = ("paper", "released")
 
 
 def monai_unet(config: ModelConfig, image_size: int, class_names: Sequence[str]) -> nn.Module:
-    """MONAI's U-Net, which scores every pixel."""
+    """MONAI's U-Net, which scores every pixel: fresh, or with the weights of a file."""
     options = {**UNET_OPTIONS, **config.options}
     _check_levels(options)
     with refusals(config, image_size):
@@ -28,6 +30,8 @@ def monai_unet(config: ModelConfig, image_size: int, class_names: Sequence[str])
         from monai.networks.nets.unet import UNet as MonaiUNet  # late: monai takes seconds to import
 
         net: nn.Module = MonaiUNet(spatial_dims=2, in_channels=3, out_channels=len(class_names), **options)
+    if config.weights != "random":
+        load_into(net, Path(str(config.weights)), f"model.weights {config.weights}")
     return net
 
 

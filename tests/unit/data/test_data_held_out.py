@@ -97,6 +97,31 @@ def test_a_partition_that_is_brought_says_whose_the_held_out_images_are(tmp_path
     assert divide_held_out(dataset, config, parts, 0) == {}
 
 
+@pytest.mark.parametrize("name", ["iid", "dirichlet"])
+def test_with_a_drawn_partition_they_are_of_the_sites_that_a_client_trains_on(name: str) -> None:
+    rng = np.random.default_rng(0)
+    sites = (np.arange(200) % 2).tolist()
+    dataset = make_dataset(rng.integers(3, size=200).tolist(), "tttve" * 40, sites)
+    assert dataset.sites is not None
+    north, south = (dataset.train[dataset.sites[dataset.train] == site] for site in (0, 1))
+    parts = [north[:10], north[10:], south[:30], np.concatenate([south[30:], north[:0]])]
+    for own in divide_held_out(dataset, clients(name, 4), parts, 0).values():
+        assert [set(dataset.sites[part].tolist()) for part in own] == [{0}, {0}, {1}, {1}]
+        everyone = np.concatenate(own)
+        assert len(everyone) == len(set(everyone.tolist())) == 40
+
+
+def test_a_file_of_a_set_with_sites_may_leave_them_out(tmp_path: Path) -> None:
+    dataset = make_dataset([0, 1] * 20, "ttve" * 10, [0] * 20 + [1] * 20)
+    assert dataset.sites is not None
+    parts = [dataset.train[:10], dataset.train[10:]]
+    (tmp_path / "p.json").write_text(json.dumps({"clients": [part.tolist() for part in parts]}))
+    words: Any = SimpleNamespace(count=2, partition=SimpleNamespace(name="file", path=str(tmp_path / "p.json")))
+    for own in divide_held_out(dataset, words, parts, 0).values():
+        assert [set(dataset.sites[part].tolist()) for part in own] == [{0}, {1}]
+        assert [len(part) for part in own] == [5, 5]
+
+
 def test_the_seed_decides_who_gets_which() -> None:
     dataset = make_dataset([0] * 40 + [0] * 40 + [0], "t" * 40 + "v" * 40 + "e")
     parts = np.split(np.arange(40), 2)

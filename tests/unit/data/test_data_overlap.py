@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fedsim.data import overlap
-from fedsim.data.overlap import overlap_rows, same_pictures
+from fedsim.data.overlap import overlaps, same_pictures
 from tests.helpers import load_set, make_dataset, make_masked_dataset
 from tests.unit.data.pictures import make_pictures
 
@@ -34,7 +34,7 @@ def copy(folder: Path, source: str, target: str, turn: Image.Transpose | None = 
 
 def rows_of(folder: Path) -> dict[str, list[str]]:
     data = load_set("image_folder", image_size=128, root=str(folder))
-    return {name: text.split("; ") for name, text in overlap_rows(data)}
+    return {name: text.split("; ") for name, text, _ in overlaps(data)}
 
 
 @pytest.mark.usefixtures("cache")
@@ -94,7 +94,7 @@ def test_a_mask_is_no_class_of_a_picture() -> None:
     data, _ = make_masked_dataset([4], side=16)
     images = data.images.clone()
     images[1] = images[0]
-    rows = dict(overlap_rows(replace(data, images=images)))
+    rows = {one.name: one.text for one in overlaps(replace(data, images=images))}
     assert "two classes" not in rows["same pixels"]
 
 
@@ -103,7 +103,8 @@ def test_groups_in_two_splits_are_counted_in_all_and_by_site() -> None:
     groups, sites = np.arange(30), np.repeat([0, 1, 0, 1], [3, 3, 12, 12])
     groups[6:9] = [0, 1, 3]  # validation images of site 0; group 3 is trained on at site 1
     groups[18:20] = 4  # test images of site 1
-    rows = dict(overlap_rows(replace(data, groups=groups, sites=sites, site_names=("A", "B"))))
+    data = replace(data, groups=groups, sites=sites, site_names=("A", "B"))
+    rows = {one.name: one.text for one in overlaps(data)}
     assert rows["same groups"].split("; ") == [
         "3 of 12 val images have one in train",
         "2 of 12 test images have one in train",
@@ -113,4 +114,4 @@ def test_groups_in_two_splits_are_counted_in_all_and_by_site() -> None:
 
 
 def test_texts_have_no_pixels_to_compare() -> None:
-    assert [name for name, _ in overlap_rows(load_set("rated_sentences"))] == ["same groups", "same groups, own site"]
+    assert [one.name for one in overlaps(load_set("rated_sentences"))] == ["same groups", "same groups, own site"]

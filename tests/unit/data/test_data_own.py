@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedsim.config.data import DataConfig
-from fedsim.data import Dataset, Source, load_dataset
+from fedsim.data import Dataset, Source, load_dataset, rarest_findings
 from fedsim.errors import UserError
 
 
@@ -81,6 +81,19 @@ def test_texts_and_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.targets is not None
 
 
+def test_findings_and_grades(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = np.stack([np.arange(30) % 2, np.arange(30) % 3 - 1, np.zeros(30)], 1).astype(np.float32)
+    data = load(changed(labels=rarest_findings(targets), targets=targets), monkeypatch)
+    assert data.has_findings
+    assert data.label_names == ("a", "b", "c", "no finding")
+    assert data.labels.max() == 3
+    grades = load(changed(is_graded=True), monkeypatch)
+    assert grades.is_graded
+    plain = load(source(), monkeypatch)
+    assert plain.arrays is not None
+    assert "is_graded" not in plain.arrays["each"], "the digests of sets without grades stay what they were"
+
+
 def changed(**changes: Any) -> Source:
     return replace(source(), **changes)
 
@@ -108,6 +121,24 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (changed(strata=ZEROS - 1), {}, r"strata: found -1; expected at least 0"),
     (changed(masks=np.zeros((30, 8, 8), bool)), {}, r"masks: found bool .*; expected uint8 \(30, 8, 8\)"),
     (changed(masks=np.full((30, 8, 8), 3, np.uint8)), {}, r"masks: found 3; expected at most 2"),
+    (
+        changed(targets=np.zeros((30, 2), np.float32)),
+        {},
+        r"targets: found float32 \(30, 2\); expected float32 \(30, 3\)",
+    ),
+    (
+        changed(targets=np.full((30, 3), 0.5, np.float32)),
+        {},
+        r"targets: found other numbers; expected 1 present",
+    ),
+    (changed(targets=np.zeros((30, 3))), {}, r"targets: found float64 \(30, 3\); expected float32"),
+    (changed(targets=np.zeros((30, 3), np.float32), labels=ZEROS + 4), {}, r"labels: found 4; expected at most 3"),
+    (changed(is_graded=1), {}, r"is_graded: found an object of type int; expected true or false"),
+    (
+        changed(is_graded=True, masks=np.zeros((30, 8, 8), np.uint8)),
+        {},
+        r"is_graded: found true with masks, targets or texts; expected false",
+    ),
     (changed(files=("a.png",)), {}, r"files: found an object of type tuple; expected a tuple of Path"),
     (texts(targets=np.full(30, np.nan, np.float32)), {"image_size": 28}, r"targets: found nan or inf"),
     (texts(targets=np.zeros(30)), {"image_size": 28}, r"targets: found float64 .*; expected float32"),

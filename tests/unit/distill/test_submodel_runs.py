@@ -21,7 +21,7 @@ from fedsim.models.specs import NUM_TOKENS, PROXIES
 from fedsim.server import run
 from fedsim.simulation import Simulation
 from fedsim.verbs import check as plan
-from fedsim.verbs.evaluate import evaluate_run
+from tests.distributed.runs import measured
 from tests.helpers import LORA, TINY_VIT, cohort_of, make_config, make_simulation, play, same_bits, simulate
 from tests.submodels import tiny_submodel, write_submodel
 from tests.unit.inputs.test_texts import make_texts
@@ -259,6 +259,5 @@ def test_a_whole_run_and_its_folder(tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "run" / "results.json").read_text())
     assert saved["costs"] == results["costs"]
     assert saved["costs"]["submodel"]["parameters"] < saved["costs"]["full_model"]["parameters"]
-    measured = evaluate_run(tmp_path / "run", "best")
-    assert measured == {split: results[split] for split in ("val", "test")}
+    assert measured(tmp_path / "run", "best") == {split: results[split] for split in ("val", "test")}
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()

@@ -98,9 +98,10 @@ def test_other_nets_come_as_they_are() -> None:
     assert encoder.net(images(40)).shape == (2, 12)
 
 
-def test_other_nets_refuse_lora() -> None:
-    with pytest.raises(UserError, match=r"timm:resnet10t, which is no plain transformer.*open_clip ViT"):
-        load_encoder(random_config("resnet10t", lora=LoraConfig(r=2)), 32, [], 0)
+def test_other_nets_with_lora_know_their_layers_places() -> None:
+    encoder = load_encoder(random_config("resnet10t", lora=LoraConfig(r=2, target=("conv2",))), 32, [], 0)
+    assert encoder.tower is None
+    assert encoder.adaptable.source_path("net.layer1.0.conv2") == "layer1.0.conv2"
 
 
 def test_weights_file_is_loaded_whole_at_any_size_and_without_its_classifier(tmp_path: Any) -> None:
@@ -158,7 +159,7 @@ def test_mistakes_are_one_line(config: ModelConfig, size: int, message: str) -> 
 def test_without_a_network_the_cause_and_the_other_routes_are_named(monkeypatch: Any, tmp_path: Any) -> None:
     monkeypatch.setattr(hub, "hub_problem", lambda: "the hub did not answer (no cable)")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"no cable.*FILE\.safetensors or random"):
+    with pytest.raises(UserError, match=r"no cable.*FILE or random"):
         load_encoder(ModelConfig(name="timm:vit_tiny_patch16_224"), 32, [], 0)
     assert not constants.HF_HUB_OFFLINE
 

@@ -55,7 +55,7 @@ def test_what_only_a_simulation_sees_is_named_or_left_out(tmp_path: Path) -> Non
     shown, hidden = (
         private(tmp_path, f"noise_multiplier: 1.0, observe: {word}", word)[1] for word in ("true", "false")
     )
-    assert shown[0]["simulation_only"] == ["train_loss", "diagnostics", "clients.jsonl"]
+    assert shown[0]["simulation_only"] == ["train_loss", "client_steps", "diagnostics", "clients.jsonl"]
     assert shown[0]["train_loss"] is not None
     assert hidden[0]["train_loss"] is None
     assert "simulation_only" not in hidden[0]

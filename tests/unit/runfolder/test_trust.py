@@ -15,7 +15,7 @@ from fedsim.config.words import SubmodelConfig
 from fedsim.configure import load_config, own_names
 from fedsim.errors import UserError
 from fedsim.inputs.public import load_public
-from fedsim.runfolder.runlog import _require_same_run
+from fedsim.runfolder.runlog import require_same_run
 from fedsim.runfolder.trust import importing, load_own, load_own_distillation, load_recorded
 from tests.distributed.runs import TINY
 
@@ -84,10 +84,10 @@ def test_going_on_compares_the_recorded_config_as_data(tmp_path: Path, monkeypat
     monkeypatch.syspath_prepend(theirs.parent)
     config = load_own(own, [], theirs.parent)
     with pytest.raises(UserError, match=r"--resume: algorithm.name: found 'mine.Method'; expected 'theirs.Method' as"):
-        _require_same_run(config, theirs)
+        require_same_run(config, theirs)
     assert not (theirs.parent / "ran").exists()
     theirs.write_text(dump_config(config))
-    assert _require_same_run(config, theirs) == (2, None)
+    assert require_same_run(config, theirs) == (2, None)
 
 
 @pytest.mark.parametrize("layout", ["beside", "namespace", "package", "linked"])

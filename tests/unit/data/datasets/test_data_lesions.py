@@ -10,7 +10,7 @@ from PIL import Image
 from fedsim.config.data import DataConfig
 from fedsim.data import Dataset, datasets, load_dataset
 from fedsim.data.datasets import clients
-from fedsim.data.overlap import group_rows
+from fedsim.data.overlap import group_overlaps
 from fedsim.errors import UserError
 
 REAL = next(
@@ -56,7 +56,7 @@ def lesions_of(data: Dataset) -> list[set[int]]:
 def test_the_released_split_has_lesions_in_two_parts(word: str | None) -> None:
     data = load(REAL, split=word)
     assert sizes_by_site(data) == [[2091, 2708, 1144, 1400], [298, 386, 163, 199], [598, 774, 328, 401]]
-    rows = dict(group_rows(data))
+    rows = {one.name: one.text for one in group_overlaps(data)}
     assert rows["same groups, own site"].split("; ") == [
         "clientA 199 of 298 val, 419 of 598 test",
         "clientB 0 of 386 val, 0 of 774 test",
@@ -121,7 +121,7 @@ def test_the_released_split_has_no_use_for_a_seed(root: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_lesion_of_two_clients_goes_to_one_part(root: Path, seed: int) -> None:
-    assert dict(group_rows(load(root)))["same groups, own site"] == (
+    assert group_overlaps(load(root))[1].text == (
         "clientA 5 of 5 val, 10 of 10 test; clientB 5 of 5 val, 10 of 10 test"
     )
     train, val, test = lesions_of(load(root, split="by_lesion", split_seed=seed))

@@ -213,8 +213,3 @@ def test_half_a_medmnist_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "breastmnist.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"breastmnist.npz"):
         load_set("medmnist:breastmnist", root=str(tmp_path), image_size=28)
-
-
-def test_a_multi_label_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="medmnist:chestmnist, a multi-label set"):
-        load_set("medmnist:chestmnist", root=str(tmp_path))

@@ -13,7 +13,7 @@ from fedsim.catalogue.data import DATA
 from fedsim.config.data import DataConfig
 from fedsim.data.datasets.med import evenly_spaced
 from fedsim.data.images import resized
-from fedsim.data.overlap import overlap_rows, same_pictures
+from fedsim.data.overlap import overlaps, same_pictures
 from fedsim.errors import UserError
 from fedsim.inputs.images import ImageSource
 from fedsim.models.build import build_models
@@ -153,7 +153,7 @@ def test_volumes_of_the_same_pixels_are_found(tmp_path: Path) -> None:
     write_volumes(tmp_path / "adrenalmnist3d.npz", test_images=test)
     data = load_set("medmnist:adrenalmnist3d", root=str(tmp_path))
     assert len(set(same_pictures(data.images.numpy()).tolist())) == sum(COUNTS.values()) - 1
-    ((name, text),) = overlap_rows(data)
+    ((name, text, _),) = overlaps(data)
     assert name == "same pixels"
     assert "1 of 8 test images have one in train" in text
 

@@ -1,7 +1,7 @@
 """The sum of the clients' products: gathered factors beside the exact sum of matrices, and their share of a round.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.low_rank [--widths 384 768] [--clients 12 120] [--threads 1]
-    OMP_NUM_THREADS=1 python -m benchmarks.low_rank --round medium [--turns 5]
+    OMP_NUM_THREADS=1 python -m benchmarks.lora.low_rank [--widths 384 768] [--clients 12 120] [--threads 1]
+    OMP_NUM_THREADS=1 python -m benchmarks.lora.low_rank --round medium [--turns 5]
 
 One phase of FlexLoRA from the clients' factors to the server's, q, k and v of 12 layers, without any training: what
 clients send and the blocks add up, the meeting, and the server's step with its singular values. A case is a process of
@@ -115,7 +115,7 @@ def run_case(form: str, width: int, clients: int, threads: int, out: Path) -> di
     """Run one case in a process of its own."""
     words = ["--serve", form, "--widths", str(width), "--clients", str(clients), "--threads", str(threads)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "benchmarks.low_rank", *words, "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.lora.low_rank", *words, "--out", str(out)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found

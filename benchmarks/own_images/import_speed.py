@@ -1,7 +1,7 @@
 """``launch.py import`` of many files beside a plain loop over MONAI's readers, and its end by force.
 
-    python -m benchmarks.import_speed                       # 10,000 files
-    python -m benchmarks.import_speed --files 300
+    python -m benchmarks.own_images.import_speed                       # 10,000 files
+    python -m benchmarks.own_images.import_speed --files 300
 
 Makes DICOM files of one and of several frames, NIfTI volumes, and PNG, TIFF and JPEG files, one in a hundred of them
 damaged. Imports them with two processes, which must end with all damaged files listed; once more, killed by force on

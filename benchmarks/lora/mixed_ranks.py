@@ -1,6 +1,6 @@
 """A round of clients of several LoRA ranks beside one of clients that all have the mean rank.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.mixed_ranks [--regime medium] [--turns 7] [--clock cpu]
+    OMP_NUM_THREADS=1 python -m benchmarks.lora.mixed_ranks [--regime medium] [--turns 7] [--clock cpu]
 
 ``mixed`` has three clients each of ranks 2, 4, 8 and 16, padded to 16 in one batch; ``by rank`` the same in blocks of
 one rank, nothing padded, made of one simulation for each rank; ``uniform`` has rank 8, whose ranks sum to nearly the

@@ -1,0 +1,1 @@
+"""What LoRA costs, of several kinds, in turns in one process."""

@@ -1,0 +1,54 @@
+"""What ``launch.py check`` warns of: clients that hold little or nothing, and images that two sides have.
+
+K clients, N images, C classes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedsim.data.dataset import Dataset, Indices
+from fedsim.data.overlap import Overlap
+from fedsim.data.whole_groups import has_whole_groups
+
+NAMED = 10
+
+
+def doubts(data: Dataset, parts: Sequence[Indices], found: Sequence[Overlap]) -> list[str]:
+    """Return a line for each thing that a reader of the results would ask about, none where all is well.
+
+    ``parts`` (K): the clients' training images; ``found``: what is said of images in several splits.
+    """
+    lines = []
+    sizes = np.array([len(part) for part in parts])
+    lines += _clients(sizes == 0, f"no training {data.unit[:-1]}")
+    if data.targets is None and len(data.class_names) > 1:
+        labels = data.labels.numpy()
+        kinds = np.array([len(np.unique(labels[part])) for part in parts])
+        lines += _clients(kinds == 1, f"training {data.unit} of one class alone")
+    for one in found:
+        if one.num_shared:
+            lines.append(f"{one.name}: {one.num_shared:,} held-out {data.unit} have one in another split")
+    if has_whole_groups(data) and (number := _shared_groups(data, parts)):
+        lines.append(f"same groups: {number:,} with training {data.unit} at several clients")
+    return lines
+
+
+def _clients(chosen: np.ndarray, what: str) -> list[str]:
+    """Return a line that names the clients of which something holds."""
+    numbers = np.flatnonzero(chosen)
+    if not len(numbers):
+        return []
+    more = " ..." if len(numbers) > NAMED else ""
+    verb = "has" if len(numbers) == 1 else "have"
+    named = ", ".join(map(str, numbers[:NAMED].tolist()))
+    return [f"{len(numbers):,} of {len(chosen):,} clients {verb} {what}: {named}{more}"]
+
+
+def _shared_groups(data: Dataset, parts: Sequence[Indices]) -> int:
+    """Return how many groups have images at more than one client."""
+    assert data.groups is not None, "has_whole_groups says so"
+    owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    groups = np.unique(data.groups[np.concatenate(parts)], return_inverse=True)[1]
+    pairs = np.unique(groups * len(parts) + owners)
+    return int(np.count_nonzero(np.bincount(pairs // len(parts)) > 1))

@@ -1,0 +1,46 @@
+"""Dividing whole groups, such as patients, among drawn clients: each goes to one of them.
+
+K clients, G groups of training images, N training images, C classes. A partition is drawn over one image of each
+group, whose class is the one that most of its images have; then every image follows its group. So what a partition says
+of images holds for groups: ``iid`` deals out equal numbers of patients, not of images.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fedsim.data.dataset import Dataset, Indices
+from fedsim.data.splits import majority
+
+
+def has_whole_groups(dataset: Dataset) -> bool:
+    """Whether there are groups that no two clients may share."""
+    return dataset.groups is not None and not dataset.divisible
+
+
+def by_whole_groups(dataset: Dataset, draw: Callable[[Dataset], Sequence[Indices]], by_site: bool) -> list[Indices]:
+    """Return the partition that ``draw`` makes of a set with one training image for each group, with all images.
+
+    ``by_site``: a group's images at two sites are two groups, since sites are clients of their own.
+    """
+    assert dataset.groups is not None, "has_whole_groups says so"
+    train, groups = dataset.train, dataset.groups[dataset.train]
+    if by_site and dataset.sites is not None:
+        numbers = np.unique(groups, return_inverse=True)[1]
+        groups = dataset.sites[train] * len(groups) + numbers
+    _, firsts, group_N = np.unique(groups, return_index=True, return_inverse=True)
+    heads_G = train[firsts]
+    labels = dataset.labels.clone()
+    labels[torch.from_numpy(heads_G)] = torch.from_numpy(majority(labels.numpy()[train], group_N))
+    parts = draw(replace(dataset, train=np.sort(heads_G), labels=labels))
+
+    # Every image takes the place of its group among all that were dealt out, which follow one another by client.
+    dealt = np.concatenate(parts)
+    place = np.empty(len(dataset.labels), np.int64)
+    place[dealt] = np.arange(len(dealt))
+    places_N = place[heads_G][group_N]
+    clients = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    sizes_K = np.bincount(clients[places_N], minlength=len(parts))
+    return np.split(train[np.argsort(places_N, kind="stable")], sizes_K.cumsum()[:-1])

@@ -1,0 +1,1 @@
+"""LoRA on the layers of any torch module."""

@@ -1,0 +1,225 @@
+"""From runs to tables: contenders side by side, seed by seed.
+
+A table is of one metric, of runs alike in the keys of ``per``. Scores are of the test images, at the round that
+validation found best.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from fedsim.config.mistakes import nearest
+from fedsim.errors import UserError
+from fedsim.results.likeness import SEED, text_of, unlike
+from fedsim.results.reading import LOWER_IS_BETTER, UNFINISHED, Results
+from fedsim.results.statistics import LEVEL, Difference, all_differences, best_of, is_best
+
+METHOD = "config.algorithm.name"
+#: Keys of the config that change no result, or that name the run.
+IDLE = ("config.name", "config.store", "config.checkpoint", "config.clients.per_block", "config.evaluate.batch_size")
+BYTES, STEPS = "bytes", "client_steps"
+DEVIATION = re.compile(r"diagnostics\.(?:.+\.)?aggregation_deviation")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One table. ``numbers``: a row per contender. ``best``: the one with the best mean, ``holds``: it is the best.
+
+    ``values``: by key of ``per``. ``scores`` (S, M): a column per contender, a row per seed. ``runs``: whose they are.
+    ``notes``: what to know.
+    """
+
+    metric: str
+    values: dict[str, str]
+    numbers: pd.DataFrame
+    scores: pd.DataFrame
+    differences: dict[tuple[str, str], Difference]
+    best: str | None
+    holds: bool
+    runs: list[str]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for. ``metrics``: names, none for what decided on the best round; ``reach``: a validation score.
+
+    ``per``: keys with a table for each value; ``level``: of the tests; ``other_data``: whether runs on other data or
+    splits may stand side by side.
+    """
+
+    metrics: Sequence[str] = ()
+    per: Sequence[str] = ()
+    level: float = LEVEL
+    reach: float | None = None
+    other_data: bool = False
+
+
+def compare(results: Results, wish: Wish) -> list[Comparison]:
+    """Return the tables; UserError for runs that cannot be compared, and for a metric that none has."""
+    runs = results.runs[results.runs["status"] != UNFINISHED].reset_index(drop=True)
+    if runs.empty:
+        raise UserError("compare", "no run that has ended", "at least one")
+    for key in wish.per:
+        if f"config.{key}" not in runs:
+            raise UserError("--per", key, "a key of the config: " + nearest(key, config_keys(runs)))
+    found = unlike(runs, wish.per)
+    if found and not wish.other_data:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        expected = "runs on the same data and splits; --per KEY for a table per value, or --other-data"
+        raise UserError("compare", found[0] + more, expected)
+    metrics = list(wish.metrics) or list(dict.fromkeys(runs["best_by"]))
+    for metric in metrics:
+        if f"test.{metric}" not in runs:
+            known = [name.removeprefix("test.") for name in runs if name.startswith("test.")]
+            raise UserError("--metric", metric, nearest(metric, known))
+    notes = [f"{len(results.runs) - len(runs)} runs that have not ended are left out"] * (len(runs) < len(results.runs))
+    notes += [f"not alike: {line}" for line in found]
+    rounds = results.rounds.assign(bytes=results.rounds["bytes_up"] + results.rounds["bytes_down"])
+    grouped = groups(runs, wish.per)
+    return [
+        table(part, rounds, metric, dict(zip(wish.per, values, strict=True)), wish, notes)
+        for values, part in grouped
+        for metric in metrics
+    ]
+
+
+def config_keys(runs: pd.DataFrame) -> list[str]:
+    """Return the keys of the runs' configs."""
+    return [name.removeprefix("config.") for name in runs if name.startswith("config.")]
+
+
+def groups(runs: pd.DataFrame, per: Sequence[str]) -> Iterator[tuple[tuple[str, ...], pd.DataFrame]]:
+    """Yield the runs by their values of ``per``."""
+    if not per:
+        yield (), runs
+        return
+    for values, part in runs.groupby([text_of(runs[f"config.{key}"]) for key in per], sort=False):
+        yield tuple(value.strip('"') for value in values), part.reset_index(drop=True)
+
+
+def labels(runs: pd.DataFrame) -> pd.Series:
+    """Return what each run's contender is called: its method, and the keys in which runs of one method differ."""
+    named = runs[METHOD].astype(str)
+    for key in config_keys(runs):
+        name = f"config.{key}"
+        if name in (METHOD, SEED) or name.startswith(IDLE) or is_solved(runs, name):
+            continue
+        texts = text_of(runs[name])
+        if (texts.groupby(runs[METHOD]).nunique() > 1).any():
+            differs = texts.groupby(runs[METHOD]).transform("nunique") > 1
+            shown = f", {key}=" + texts.str.strip('"')
+            named = named.where(~differs, named + shown)
+    return named
+
+
+def is_solved(runs: pd.DataFrame, name: str) -> bool:
+    """Whether a key follows from others: the noise for an epsilon, which every partition has its own of."""
+    epsilon = "config.privacy.epsilon"
+    return name == "config.privacy.noise_multiplier" and epsilon in runs and bool(runs[epsilon].notna().all())
+
+
+def table(
+    runs: pd.DataFrame, rounds: pd.DataFrame, metric: str, values: dict[str, str], wish: Wish, notes: list[str]
+) -> Comparison:
+    """Compare the runs of one table."""
+    runs = runs.assign(contender=labels(runs))
+    repeated = runs[runs.duplicated(["contender", SEED])]
+    if len(repeated):
+        first = repeated.iloc[0]
+        found = f"two runs of {first['contender']} with seed {first[SEED]}, one of them {first['run']}"
+        raise UserError("compare", found, "each contender once with a seed")
+    scores = runs.pivot(index=SEED, columns="contender", values=f"test.{metric}").astype(float)
+    scores = scores[list(dict.fromkeys(runs["contender"]))]
+    lower = metric in LOWER_IS_BETTER
+    differences = all_differences(scores, wish.level)
+    best = best_of(scores, lower=lower)
+    by_run = dict(iter(rounds.groupby("run", sort=False)))
+    within = {column: at_equal(runs, by_run, metric, column) for column in (BYTES, STEPS)}
+    deviations = runs["run"].map(lambda name: deviation(by_run[name]))
+    reached = None if wish.reach is None else bytes_to_reach(runs, by_run, wish.reach)
+    rows = []
+    for name in scores.columns:
+        own = runs["contender"] == name
+        row = {"contender": name, "seeds": int(scores[name].count())}
+        row |= {"mean": scores[name].mean(), "spread": scores[name].std(ddof=1)}
+        if best is not None and name != best:
+            one = differences[name, best]
+            row |= {"difference": one.mean, "low": one.low, "high": one.high, "p_holm": one.p_corrected}
+            row |= {"resampled_low": one.resampled_low, "resampled_high": one.resampled_high, "holds": one.holds}
+        row |= {key: runs.loc[own, key].astype(float).mean() for key in ("bytes_up", "bytes_down", "seconds", STEPS)}
+        row["epsilon"] = runs.loc[own, "epsilon"].astype(float).mean() if "epsilon" in runs else np.nan
+        row["deviation"] = deviations[own].mean()
+        for column, (budget, found) in within.items():
+            row |= {f"budget_{column}": budget, f"mean_at_equal_{column}": found[own].mean()}
+            row[f"spread_at_equal_{column}"] = found[own].std(ddof=1)
+        if reached is not None:
+            row |= {"bytes_to_reach": reached[own].mean(), "seeds_that_reach": int(reached[own].count())}
+        rows.append(row)
+    holds = best is not None and is_best(best, scores, differences)
+    known = [*notes, *what_to_know(runs, scores)]
+    return Comparison(metric, values, pd.DataFrame(rows), scores, differences, best, holds, list(runs["run"]), known)
+
+
+def at_equal(runs: pd.DataFrame, rounds: dict[str, pd.DataFrame], metric: str, column: str) -> tuple[float, pd.Series]:
+    """Return the least that a contender has spent in all, and each run's score at the last evaluation within it.
+
+    The least is that of the seed, over all contenders that have spent something; the first value is its mean over the
+    seeds. The score is that of the round, among those within, that validation found best; nan where no evaluated round
+    is.
+    """
+    spent = pd.Series([rounds[name][column].astype(float).sum(skipna=False) for name in runs["run"]], index=runs.index)
+    least = spent.where(spent > 0).groupby(runs[SEED]).min()
+    found = []
+    for name, best_by, seed in zip(runs["run"], runs["best_by"], runs[SEED], strict=True):
+        own, budget = rounds[name], least[seed]
+        inside = own[own[column].astype(float).cumsum() <= budget]
+        validation = inside.get(f"val.{best_by}", pd.Series(dtype=float)).astype(float).dropna()
+        if validation.empty:
+            found.append(np.nan)
+        else:
+            best = validation.idxmin() if best_by in LOWER_IS_BETTER else validation.idxmax()
+            found.append(float(inside.loc[best, f"test.{metric}"]))
+    return float(least.mean()), pd.Series(found, index=runs.index, dtype=float)
+
+
+def deviation(rounds: pd.DataFrame) -> float:
+    """Return the mean aggregation deviation of a run's rounds and phases; nan where there is none."""
+    columns = [name for name in rounds if DEVIATION.fullmatch(name)]
+    return float(rounds[columns].astype(float).stack().mean()) if columns else float("nan")
+
+
+def bytes_to_reach(runs: pd.DataFrame, rounds: dict[str, pd.DataFrame], reach: float) -> pd.Series:
+    """Return the bytes up and down until a run's validation is as good as ``reach``; nan where it never is."""
+    found = []
+    for name, best_by in zip(runs["run"], runs["best_by"], strict=True):
+        own = rounds[name]
+        validation = own[f"val.{best_by}"].astype(float)
+        is_there = validation <= reach if best_by in LOWER_IS_BETTER else validation >= reach
+        found.append(float(own[BYTES].cumsum()[is_there].iloc[0]) if is_there.any() else np.nan)
+    return pd.Series(found, index=runs.index, dtype=float)
+
+
+def what_to_know(runs: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
+    """Return what a reader must be told of a table's runs."""
+    notes = []
+    if scores.isna().any(axis=None):
+        notes.append("a difference is over the seeds that both contenders have; some lack a seed")
+    if len(scores) < 3:
+        notes.append(f"{len(scores)} seeds: too few for a difference to mean anything")
+    differing = [
+        key
+        for key in config_keys(runs)
+        if not key.startswith(("algorithm", "seed")) and not f"config.{key}".startswith(IDLE)
+        if text_of(runs[f"config.{key}"]).groupby(runs[METHOD]).first().nunique() > 1
+    ]
+    if differing:
+        notes.append(f"methods differ in {', '.join(differing)} too")
+    if runs["cpu"].nunique() > 1 or runs["ranks"].nunique() > 1:
+        notes.append("seconds are of different machines or numbers of ranks")
+    if runs[STEPS].isna().any():
+        notes.append("client steps are hidden where privacy.observe is false")
+    return notes

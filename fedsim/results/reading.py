@@ -1,0 +1,118 @@
+"""Run folders as pandas DataFrames; docs/run_folder.md says what the columns hold."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fedsim.config.plain_yaml import flatten, read_mapping
+from fedsim.errors import UserError
+from fedsim.machine.files import parse_json
+from fedsim.results.sweeps import run_folders
+from fedsim.storage.rows import read_rows
+
+#: Of names and meaning of the columns; a change that readers would stumble over raises it.
+SCHEMA = 1
+#: Metrics of which less is better.
+LOWER_IS_BETTER = ("loss", "mae")
+UNFINISHED = "unfinished"
+DIGESTS = ("data", "validation", "test", "clients", "cohorts")
+
+
+@dataclass(frozen=True)
+class Results:
+    """Some runs. ``run`` stands first in each table and tells whose row it is.
+
+    ``runs``: a row per run: folder, status, best round, its scores, sums over the rounds, and the config's keys behind
+    ``config.``. ``rounds``: a row per round: metrics.jsonl and timings.jsonl. ``clients``: clients.jsonl.
+    """
+
+    runs: pd.DataFrame
+    rounds: pd.DataFrame
+    clients: pd.DataFrame
+    schema: int = SCHEMA
+
+
+def load(*paths: str | os.PathLike[str]) -> Results:
+    """Read run folders, or the folders of sweeps, whose cells are then the runs; also while they are written.
+
+    A run is called by its folder, behind as much of the path as tells it from the others. UserError for a folder that
+    is none, and for what cannot be read in one.
+    """
+    folders = run_folders([Path(path) for path in paths])
+    names = short_names(folders)
+    runs, rounds, clients = [], [], []
+    for folder, name in zip(folders, names, strict=True):
+        own = [{"run": name, **row} for row in round_rows(folder)]
+        runs.append({"run": name, "folder": str(folder), **run_row(folder, own)})
+        rounds += own
+        clients += [{"run": name, **flatten(row, ".")} for row in read_rows(folder / "clients.jsonl")]
+    first = {"run": pd.Series(dtype=str)}
+    return Results(*(pd.DataFrame(rows or first) for rows in (runs, rounds, clients)))
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """Return the last parts of paths, so many that all differ."""
+    parts = [folder.absolute().parts for folder in folders]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(one[-length:]) for one in parts]
+        if len(set(names)) == len(names):
+            return names
+    twice = next(folder for folder in folders if folders.count(folder) > 1)
+    raise UserError(str(twice), "the folder twice", "each run once")
+
+
+def round_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return a run's rounds, what is nested flattened to dotted names; seconds of phases and clients left out."""
+    timings = {row["round"]: row for row in read_rows(folder / "timings.jsonl")}
+    rows = []
+    for row in read_rows(folder / "metrics.jsonl"):
+        timing = {key: value for key, value in timings.get(row["round"], {}).items() if key != "phases"}
+        measured = {key: row.get(key) or {} for key in ("val", "test", "diagnostics")}
+        plain = {key: value for key, value in row.items() if key not in (*measured, "simulation_only")}
+        rows.append({**plain, **{k: v for k, v in flatten(measured, ".").items() if v != {}}, **timing})
+    return rows
+
+
+def run_row(folder: Path, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return a run's own row, but for its name."""
+    results = read_object(folder / "results.json") or {"status": UNFINISHED}
+    digests = (read_object(folder / "partition.json") or {}).get("sha256", {})
+    environment = read_object(folder / "environment.json") or {}
+    words = read_mapping(folder / "config.yaml")
+    if results.get("val") and "best_by" not in results:  # of an earlier version
+        results["best_by"] = (words.get("evaluate") or {}).get("best_by") or next(iter(results["val"]))
+    costs = {key: value for key, value in flatten({"costs": results.pop("costs", {})}, ".").items() if value != {}}
+    return {
+        **{key: value for key, value in flatten(results, ".").items() if value != {}},
+        **costs,
+        "rounds": len(rounds),
+        **{key: total(rounds, key) for key in ("bytes_up", "bytes_down", "client_steps", "seconds")},
+        **{f"sha256.{key}": digests.get(key) for key in DIGESTS},
+        "ranks": environment.get("ranks"),
+        "cpu": (environment.get("hardware") or {}).get("cpu"),
+        "commit": (environment.get("git") or {}).get("commit"),
+        **{f"config.{key}": value for key, value in flatten(words, ".").items()},
+    }
+
+
+def total(rounds: Sequence[dict[str, Any]], key: str) -> float | None:
+    """Return a column's sum over the rounds; None where a round lacks it."""
+    values = [row.get(key) for row in rounds]
+    return None if not values or None in values else sum(value for value in values if value is not None)
+
+
+def read_object(file: Path) -> dict[str, Any] | None:
+    """Return what a JSON file holds, None where there is none; UserError where that is no object."""
+    if not file.is_file():
+        return None
+    try:
+        content = parse_json(file.read_text())
+        if not isinstance(content, dict):
+            raise TypeError(f"a {type(content).__name__}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(str(file), f"no readable JSON object ({error})", "what a run writes") from None
+    return content
