@@ -51,7 +51,11 @@ def first_state(sim: Simulation) -> ServerState:
 def of_adapter(sim: Simulation, folder: Path) -> dict[str, Tensor]:
     """Return the factors of an adapter, and its classifier if it has one. UserError where they do not fit."""
     if not isinstance(sim.held, TunedTower):
-        raise UserError(WHERE, f"{folder}, an adapter", "the folder of a run; adapters fit runs with model.lora")
+        raise UserError(
+            WHERE,
+            f"{folder}, an adapter",
+            "the folder of a run; adapters fit runs with model.lora on a plain transformer",
+        )
     device = sim.group.device
     found = {name: value.to(device) for name, value in factors_of(folder, sim.held, WHERE).items()}
     file = folder / "head.safetensors"

@@ -23,7 +23,7 @@ from fedsim.models.encoders import library_model
 from fedsim.models.export import export_peft
 from fedsim.models.outside.states import library_state, own_state
 from fedsim.models.stacked import StackedModel
-from fedsim.models.tower import Encoder
+from fedsim.models.tower import Adaptable, Encoder
 
 #: What of a run's parameters is written or merged here, by how the names begin or end.
 KNOWN_STARTS = ("net.", "head.", "decoder.", "amplitude_norm.", "logit_scale", "lora_rank")
@@ -72,7 +72,7 @@ def features_line(config: ModelConfig, encoder: Encoder) -> str:
     """How the features are read, in Python, from the library's ``model`` and normalised ``images``."""
     if config.name.startswith("open_clip:"):
         return "model.encode_image(images, normalize=False)"
-    return encoder.tower.library_features if encoder.tower is not None else "model(images)"
+    return encoder.net.library_features if isinstance(encoder.net, Adaptable) else Adaptable.library_features
 
 
 class Scoring(nn.Module):

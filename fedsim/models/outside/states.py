@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from fedsim.models.attention import ClipAttention, HuggingAttention
-from fedsim.models.tower import Tower
+from fedsim.models.tower import Adaptable
 
 NET = "net."
 
@@ -24,12 +24,12 @@ def library_state(net: nn.Module, params: Mapping[str, Tensor]) -> dict[str, Ten
     ``params`` of ``net`` begin with "net."; others are left out.
     """
     own = own_state(params)
-    if not isinstance(net, Tower):
+    if not isinstance(net, Adaptable):
         return own
     return {library: part for name, value in own.items() for library, part in _renamed(net, name, value)}
 
 
-def _renamed(tower: Tower, name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _renamed(tower: Adaptable, name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The entries of the library's that one of ours stands for: q, k and v may be apart there."""
     path, _, leaf = name.rpartition(".")
     parent, _, word = path.rpartition(".")

@@ -25,6 +25,11 @@ DENSE = {"init_features": 4, "growth_rate": 2, "block_config": [1, 1, 1, 1]}
 CLIP_LORA = {"r": 2, "target": ["q", "v"]}
 RESNET = {"name": "timm:test_resnet", "weights": "random"}
 VIT: dict[str, Any] = {**TINY_VIT, "options": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}}
+DINOV3 = {
+    "name": "timm:vit_small_patch16_dinov3",
+    "weights": "random",
+    "options": {"init_values": 0.5, "embed_dim": 32, "depth": 2, "num_heads": 2},
+}
 MODELS: dict[str, dict[str, Any]] = {
     "vit, lora": {**VIT, "lora": LORA},
     "vit, rslora, olora": {**VIT, "lora": {**LORA, "use_rslora": True, "init_lora_weights": "olora"}},
@@ -39,6 +44,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "train": "all",
         "decoder": {"name": "upernet_light", "width": 8},
     },
+    "dinov3, lora": {**DINOV3, "lora": {"r": 2, "target": ["q", "v", "fc1"]}},
+    "dinov3, all": {**DINOV3, "train": "all"},
     "resnet, all": {**RESNET, "train": "all"},
     "unet": {**UNET, "train": "all"},
     "harmofl": {"name": "fedsim:harmofl_unet", "weights": "random", "options": {"num_features": 2}, "train": "all"},
