@@ -1,87 +1,73 @@
 """The only entry point: ``python launch.py``, ``torchrun ... launch.py`` and ``srun python launch.py`` alike.
 
-Parses the command line and calls fedsim. What needs torch is imported inside the verbs, so that help and
-mistakes in a config answer at once.
+An installation has it as ``fedsim.launch``, and as the command ``fedsim``. Parses the command line and calls fedsim.
+What needs torch is imported inside the verbs, so that help and mistakes in a config answer at once.
 """
 
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from typer.core import TyperGroup
 
-from fedsim import __version__
-from fedsim.errors import RankError, UserError
 from fedsim.machine.output import fill_closed_streams, show_rows, showing
 from fedsim.runfolder.trust import load_own, load_own_distillation
+from fedsim.verbs import take_out
+from fedsim.verbs.cache import cache
+from fedsim.verbs.command_line import (
+    IS_FIRST_RANK,
+    ConfigPath,
+    Out,
+    Overrides,
+    Ranks,
+    Resume,
+    RunDir,
+    Saved,
+    Trust,
+    Verbs,
+    Version,
+)
 from fedsim.verbs.commands import compare, sweep
 from fedsim.verbs.importing import import_set
 from fedsim.verbs.listing import LISTINGS
 
 # A warning of PyTorch's C++ side, as when another rank is gone, carries 15 lines of frames; errors are still shown.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-IS_FIRST_RANK = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 Listing = Literal["algorithms", "models", "data", "assets", "configs"]
-
-
-class Verbs(TyperGroup):
-    """Turns a UserError into one line and exit code 2; of what all ranks meet alike the first one tells."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the verb."""
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            if IS_FIRST_RANK or isinstance(error, RankError):
-                print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(2) from None
-        except EOFError as error:  # which click takes for a closed terminal, and shows as "Aborted." alone
-            raise RuntimeError("a file or stream that ended too soon") from error
-
 
 app = typer.Typer(
     cls=Verbs,
     help="Federated learning for medical imaging, simulated on many processes.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 app.command("import")(import_set)
-app.command()(sweep)
-app.command()(compare)
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as rounds=1 train.lr=1e-3."),
-]
-Out = Annotated[Path | None, typer.Option(help="Folder of what is made; runs/<name> if not given.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if any.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Run code of the user's that the run folder names or holds.")]
-
-
-def show_version(wanted: bool) -> None:
-    """Print the version and end, where it is asked for."""
-    if wanted:
-        typer.echo(f"fedsim {__version__}")
-        raise typer.Exit
+for verb in (sweep, compare, take_out.predict, take_out.export, cache):
+    app.command()(verb)
 
 
 @app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and end.")
-    ] = False,
-) -> None:
+def options(version: Version = False) -> None:
     """Take what belongs to no verb."""
 
 
 @app.command()
 def run(
-    config: ConfigPath, overrides: Overrides = None, out: Out = None, resume: Resume = False, trust: Trust = False
+    config: ConfigPath,
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Resume = False,
+    trust: Trust = False,
+    ranks: Ranks = None,
 ) -> None:
     """Run an experiment."""
+    if ranks is not None:
+        from fedsim.comm.start import run_ranks
+        from fedsim.verbs.api import words
+
+        code, _ = run_ranks("fedsim.launch", words(config, overrides or [], out, resume, trust), ranks)
+        raise typer.Exit(code)
     settings = load_own(config, overrides or [], out, trust=trust)
     from fedsim import server
 
@@ -90,7 +76,7 @@ def run(
 
 @app.command()
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Check config and data and show the plan; trains nothing."""
+    """Check config and data and show the plan, with time and memory from a few steps of training."""
     settings = load_own(config, overrides or [])
     from fedsim.verbs.check import describe
 
@@ -118,16 +104,21 @@ def distill(config: ConfigPath, overrides: Overrides = None, out: Out = None, re
 
 
 @app.command("list")
-def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
+def list_(
+    what: Annotated[Listing, typer.Argument(help="What to list.")],
+    name: Annotated[str | None, typer.Argument(help="A method, whose keys are listed.")] = None,
+) -> None:
     """List what there is to choose from."""
+    if name is not None:
+        from fedsim.verbs.tables import keys_of
     if IS_FIRST_RANK:
-        show_rows(LISTINGS[what]())
+        show_rows(LISTINGS[what]() if name is None else keys_of(what, name))
 
 
 @app.command()
 def evaluate(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, such as runs/quickstart.")],
-    checkpoint: Annotated[Literal["best", "last"], typer.Option(help="Which saved state.")] = "best",
+    run_dir: RunDir,
+    checkpoint: Saved = "best",
     data: Annotated[Path | None, typer.Option(help="YAML whose data section is a set from outside.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report; RUN_DIR/evaluation/... if not given.")] = None,
     cross_site: Annotated[bool, typer.Option("--cross-site", help="Also each client's model at every site.")] = False,
@@ -143,6 +134,11 @@ def evaluate(
             make_console().print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command line."""
     fill_closed_streams()
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -32,7 +32,7 @@ import torch
 from benchmarks.machine import description
 from fedsim.build import build_simulation
 from fedsim.comm.group import open_group
-from fedsim.load import load_config
+from fedsim.configure import load_config
 from fedsim.machine.files import write_json
 from fedsim.measure.global_model import global_model
 from fedsim.measure.scores import evaluation_rows

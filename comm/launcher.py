@@ -1,4 +1,4 @@
-"""Who started this process: torchrun, srun, or nobody. Reads the environment, talks to no one."""
+"""Who started this process: torchrun, srun, fedsim itself, or nobody. Reads the environment, talks to no one."""
 
 import os
 import re
@@ -41,7 +41,8 @@ def find_place() -> Place:
             _number("LOCAL_RANK"),
             os.environ.get("MASTER_ADDR", "127.0.0.1"),
             _port(29500),
-            "torchrun",
+            "fedsim" if "FEDSIM_RUN" in os.environ else "torchrun",
+            run=os.environ.get("FEDSIM_RUN", ""),  # see comm/start.py
             attempt=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
             has_agent=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         )

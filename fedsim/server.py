@@ -34,6 +34,7 @@ from fedsim.runfolder.partition import describe_partition
 from fedsim.runfolder.pictures import draw_predictions
 from fedsim.runfolder.records import RoundRecord
 from fedsim.runfolder.runlog import RunLog
+from fedsim.runfolder.start import first_state
 from fedsim.schedule.cohort import draw_cohort
 from fedsim.schedule.ranks import assign_blocks
 from fedsim.simulation import Simulation
@@ -68,8 +69,10 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
             # Measure the new global model, and keep it if it is the best so far.
             is_last = state.round == last
             if is_last or config.evaluates(state.round):
-                model = global_model(sim, state)
-                record.measure(evaluate(sim, model.params), model.chosen)
+                log.progress(f"evaluation: {len(sim.dataset.val) + len(sim.dataset.test)} {sim.dataset.unit}")
+                with record.evaluating():
+                    model = global_model(sim, state)
+                    record.measure(evaluate(sim, model.params), model.chosen)
                 if note_evaluation(best_by, progress, record):
                     checkpoints.save_best(state, sim.store, progress)
 
@@ -142,7 +145,7 @@ def start_or_resume(
     saved = checkpoints.load() if resume else None
     if saved is None:
         log.truncate(0)
-        state, progress = sim.initial_state(), Progress()
+        state, progress = first_state(sim), Progress()
     else:
         log.truncate(saved.state.round, saved.log)
         state, progress = saved.state.to(sim.group.device), saved.progress

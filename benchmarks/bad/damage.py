@@ -26,8 +26,8 @@ import numpy as np
 
 from fedsim.comm.group import open_group
 from fedsim.config.experiment import Config
+from fedsim.configure import load_config
 from fedsim.errors import UserError
-from fedsim.load import load_config
 from fedsim.machine.sealed import SEAL, digest_tensors, write_record
 from fedsim.runfolder.runlog import RunLog
 from fedsim.server import run

@@ -98,6 +98,8 @@ class DistillConfig(Words):
             raise KeyedError("model.submodel", "a sub-model", "null: this is what makes one")
         if self.model.decoder is not None:
             raise KeyedError("model.decoder", self.model.decoder.name, "null: a sub-model has none")
+        if self.model.start_from is not None:
+            raise KeyedError("model.start_from", "a run", "null: LoRA is untrained here")
         if self.data.augment:
             raise KeyedError("data.augment", f"{list(self.data.augment)}", "none: inputs are distilled as they are")
         if self.distill.form == "released":
@@ -106,7 +108,7 @@ class DistillConfig(Words):
 
 
 def load_distill_config(path: Path | str, overrides: Sequence[str] = (), *, check_paths: bool = True) -> DistillConfig:
-    """Read a YAML file and apply ``key=value`` overrides, as ``load.load_config`` does.
+    """Read a YAML file and apply ``key=value`` overrides, as ``configure.load_config`` does.
 
     Without ``check_paths`` the files and folders that it names need not be there. UserError for a run's config.
     """

@@ -1,4 +1,4 @@
-"""Typed configuration of a run; ``load.py`` reads it."""
+"""Typed configuration of a run; ``configure.py`` reads it."""
 
 from typing import Self
 

@@ -49,6 +49,8 @@ class Source:
         """UserError for the first file or folder named in these sections that does not exist."""
         if str(model.weights).endswith(WEIGHT_FILES):
             require_file(Path(str(model.weights)), self.where("model.weights"))
+        if model.start_from is not None:
+            require_file(Path(model.start_from), self.where("model.start_from"), folder=True)
         self.check_root(data)
         if model.submodel is not None and model.submodel.folder is not None:
             require_file(Path(model.submodel.folder), self.where("model.submodel.folder"), folder=True)

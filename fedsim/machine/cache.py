@@ -9,16 +9,21 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from fedsim.errors import UserError
+
+#: The names of folders that ``cached_folder`` makes.
+MADE = re.compile(r"[^.].*-[0-9a-f]{16}")
 
 
 def cache_root() -> Path:
@@ -72,6 +77,41 @@ def _build_and_rename(folder: Path, build: Callable[[Path], None], mode: int = 0
             raise UserError(f"cache folder {folder}", str(error), "a folder with space left to write") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class CachedFolder:
+    """A folder that ``cached_folder`` has made."""
+
+    path: Path
+    num_bytes: int
+
+
+def cached() -> list[CachedFolder]:
+    """Return the folders in the cache, by name. What else lies there is not of our making and is left out."""
+    folders = sorted(path for path in cache_root().iterdir() if MADE.fullmatch(path.name) and path.is_dir())
+    return [CachedFolder(path, _size(path)) for path in folders]
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # another process clears it at this moment
+            total += path.lstat().st_size
+    return total
+
+
+def clear(folder: Path) -> None:
+    """Remove a folder of the cache; who has its files open keeps them. UserError where that is not allowed."""
+    with alone(folder.with_name(f".{folder.name}.lock")):
+        try:
+            # Under another name first, so that under its own it is whole or absent.
+            gone = folder.rename(Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)) / "old")
+            shutil.rmtree(gone.parent)
+        except FileNotFoundError:  # another process was first
+            return
+        except OSError as error:
+            raise _unwritable(folder.parent, error) from error
 
 
 @contextmanager

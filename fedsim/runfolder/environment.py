@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fedsim import __version__
 from fedsim.comm.group import Group
 from fedsim.kernels import build
 
@@ -20,7 +21,8 @@ PACKAGES = ("torch", "numpy", "timm", "open_clip_torch", "peft", "pydantic", "sa
 def environment(group: Group) -> dict[str, Any]:
     """Facts about this start as rank 0 sees them, ready for JSON; memory in bytes."""
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version(), "fedsim": __version__}
+        | {name: _version(name) for name in PACKAGES},
         "hardware": {
             "cpu": _cpu_model(),
             "cores": len(os.sched_getaffinity(0)),
@@ -58,7 +60,9 @@ def _cpu_model() -> str:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit and whether tracked files differ from it; None outside a git checkout."""
+    """Commit and whether tracked files differ from it; None where fedsim is installed."""
+    if not (ROOT / ".git").exists():  # an environment may lie in the checkout of something else
+        return None
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     return None if commit is None else {"commit": commit, "dirty": bool(changes)}
 

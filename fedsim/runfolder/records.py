@@ -1,7 +1,8 @@
 """What a round leaves in the log. Everything but the timing is a function of the config alone."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -114,6 +115,13 @@ class RoundRecord:
         first, last = steps[0].loss, steps[-1].loss
         self.row["diagnostics"]["alignment"] = {"steps": len(steps), "first_loss": first, "last_loss": last}
         self.timing["alignment_seconds"] = seconds
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Take the time of an evaluation."""
+        started = time.perf_counter()
+        yield
+        self.timing["evaluation_seconds"] = time.perf_counter() - started
 
     def measure(self, metrics: dict[str, dict[str, float]], chosen: Mapping[str, int]) -> None:
         """Take in the round's evaluation, and what validation chose of the method's models."""

@@ -15,10 +15,10 @@ from fedsim.config.base import Words
 from fedsim.config.experiment import Config, dump_config, with_block_size, with_noise
 from fedsim.config.mistakes import show
 from fedsim.config.plain_yaml import flatten
+from fedsim.configure import load_config
 from fedsim.data import Dataset
 from fedsim.errors import UserError
 from fedsim.kernels import build
-from fedsim.load import load_config
 from fedsim.machine.files import naming_files, raise_named, write_atomic, write_json
 from fedsim.runfolder.environment import environment
 from fedsim.runfolder.lock import LOCK_FILE, FolderLock
@@ -51,7 +51,7 @@ class RunLog:
         self.folder = folder
         self._group = group
         self._is_writer = group.is_server
-        self._screen = Screen(config.rounds)
+        self._screen = Screen(config.rounds, config.evaluate.best_by)
         self._tables = {name: Table(folder / f"{name}.jsonl") for name in TABLES}
         self._scalars = Scalars(folder / "tensorboard")
         self._lock: FolderLock | None = None
@@ -132,7 +132,7 @@ class RunLog:
         curves = {name: value for name, value in flatten(record.row, "/").items() if isinstance(value, int | float)}
         del curves["round"]
         self._scalars.append(record.row["round"], curves)
-        self._screen.end_round(record.row, record.timing["seconds"])
+        self._screen.end_round(record.row, record.timing)
 
     def last_row(self) -> dict[str, Any]:
         """Return the last round's row of metrics.jsonl; on rank 0 only."""

@@ -17,8 +17,8 @@ from fedsim.config.data import DataConfig
 from fedsim.config.distill import DistillConfig, load_distill_config
 from fedsim.config.experiment import Config
 from fedsim.config.mistakes import show
+from fedsim.configure import load_config, load_data, load_distillation, own_names
 from fedsim.errors import UserError
-from fedsim.load import load_config, load_data, load_distillation, own_names
 
 
 def load_own(file: Path, overrides: Sequence[str], out: Path | None = None, *, trust: bool = False) -> Config:

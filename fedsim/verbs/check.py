@@ -1,4 +1,4 @@
-"""What a config will do, in numbers, without training: the answer of ``launch.py check``."""
+"""What a config will do, in numbers, without training it: the answer of ``launch.py check``."""
 
 import math
 
@@ -18,6 +18,7 @@ from fedsim.phase import secured_phase
 from fedsim.runfolder.partition import notes
 from fedsim.schedule.cohort import draw_cohort, num_local_steps
 from fedsim.simulation import Simulation
+from fedsim.verbs.trial import trial_rows
 
 SITES_SHOWN = 8
 
@@ -67,7 +68,7 @@ def describe(config: Config) -> list[tuple[str, str]]:
     for name, cost in costs(sim).items():
         held = f"{cost['parameters']:,} parameters in {cost['bytes']:,} bytes"
         rows.append((f"a client's {name.replace('_', ' ')}", f"{held}, {cost['bytes_sent']:,} bytes sent per round"))
-    return rows
+    return [*rows, *trial_rows(sim, state, cohort)]
 
 
 def site_rows(data: Dataset) -> list[tuple[str, str]]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from fedsim.catalogue.data import DATA, OWN_DATA
 from fedsim.catalogue.models import MODELS, OWN_MODEL
 
-ROOT = Path(__file__).resolve().parents[2]
+#: In a checkout a link to the folder at its top.
+CONFIGS = (Path(__file__).parents[1] / "configs").resolve()
 Rows = list[tuple[str, str]]
 
 SEARCHES: Rows = [
@@ -44,12 +45,14 @@ def list_assets() -> Rows:
 
 
 def list_configs() -> Rows:
-    """The experiments in configs/ and its folders, each with the comment on its first line."""
-    files = sorted((ROOT / "configs").rglob("*.yaml"))
+    """The experiments that come with fedsim, by their paths, each with the comment on its first line."""
+    files = sorted(CONFIGS.rglob("*.yaml"))
     firsts = [(file.read_text().splitlines() or [""])[0] for file in files]
+    here = Path.cwd()
+    shown = [file.relative_to(here) if file.is_relative_to(here) else file for file in files]
     return [
-        (file.relative_to(ROOT).as_posix(), first.lstrip("# ") if first.startswith("#") else "")
-        for file, first in zip(files, firsts, strict=True)
+        (path.as_posix(), first.lstrip("# ") if first.startswith("#") else "")
+        for path, first in zip(shown, firsts, strict=True)
     ]
 
 

@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -12,14 +13,18 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fedsim.algorithms import METHODS, resolve
+from fedsim.catalogue.functions import is_import_path
 from fedsim.config.data import ClientsConfig, DataConfig
 from fedsim.config.distill import DistillConfig
 from fedsim.config.experiment import Config
+from fedsim.config.mistakes import nearest, show
 from fedsim.config.train import CheckpointConfig, EvaluateConfig, StoreConfig, TrainConfig
 from fedsim.config.words import ModelConfig
+from fedsim.errors import UserError
 from fedsim.machine.files import write_atomic
-from fedsim.verbs.listing import LISTINGS, ROOT
+from fedsim.verbs.listing import LISTINGS
 
+ROOT = Path(__file__).resolve().parents[2]
 PLACE = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 SECTIONS: dict[str, type[BaseModel]] = {
     "model": ModelConfig,
@@ -70,6 +75,22 @@ def method_rows(what: str) -> Iterator[Row]:
     for method in METHODS:
         for key, *others in keys(resolve(method).Config):
             yield (f"`{method}`: {key}", *others)
+
+
+def keys_of(what: str, name: str) -> list[tuple[str, str]]:
+    """What ``launch.py list algorithms NAME`` shows: the method's line, and its own keys with values and defaults.
+
+    UserError for an unknown method, and for a name behind ``list`` of something else.
+    """
+    if what != "algorithms":
+        raise UserError(f"list {what}", show(name), "no name; one goes with list algorithms alone")
+    if not is_import_path(name) and name not in METHODS:
+        raise UserError("list algorithms", show(name), nearest(name, METHODS))
+    method = resolve(name)
+    own = [
+        (key.strip("`"), f"{taken}; {usual} if not given. {text}") for key, taken, usual, text in keys(method.Config)
+    ]
+    return [(name, method.summary), *(own or [("no keys", "of its own")])]
 
 
 def distill_rows(what: str) -> Iterator[Row]:

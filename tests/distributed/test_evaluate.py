@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedsim.load import load_config
+from fedsim.configure import load_config
 from fedsim.server import run
 from fedsim.verbs.evaluate import evaluate_run
 from tests.distributed.runs import launch, write_config

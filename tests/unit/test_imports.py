@@ -20,7 +20,7 @@ FLOORS = (
     ("kernels", "data"),
     ("models", "schedule", "tasks"),
     ("algorithms", "inputs"),
-    ("load", "method_checks", "privacy", "storage", "training"),
+    ("configure", "method_checks", "privacy", "storage", "training"),
     ("client", "results"),
     ("simulation",),
     ("build", "distill", "measure"),

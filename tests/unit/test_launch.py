@@ -157,6 +157,16 @@ def test_listings(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(word in result.stdout for word in words)
 
 
+def test_the_keys_of_a_method() -> None:
+    rows = dict(line.split(maxsplit=1) for line in invoke("list", "algorithms", "fedprox").stdout.splitlines())
+    assert rows["mu"].startswith("number >= 0")
+    assert invoke("list", "algorithms", "fedavg").stdout.splitlines()[1].split() == ["no", "keys", "of", "its", "own"]
+    for words, found in ((["algorithms", "fedprax"], "fedprox"), (["data", "digits"], "no name")):
+        result = invoke("list", *words)
+        assert result.exit_code == 2
+        assert found in result.stderr
+
+
 @pytest.mark.parametrize("arguments", [["list", "nothing"], ["rum"], ["run"], ["run", "a", "--owt", "b"], []])
 def test_wrong_usage(arguments: list[str]) -> None:
     assert invoke(*arguments).exit_code == 2

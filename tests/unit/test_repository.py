@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from fedsim.config.distill import load_distill_config
-from fedsim.load import load_config
+from fedsim.configure import load_config
 from fedsim.verbs.sweep_plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]

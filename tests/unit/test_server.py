@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from fedsim.load import load_config
+from fedsim.configure import load_config
 from fedsim.server import note_evaluation, out_of_patience, run
 from fedsim.storage.checkpoint import Progress
 from tests.distributed.runs import TINY, measured, write_config, write_masked_config

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from benchmarks.deer_table import BOUND, CHANGES, COLUMNS, DELTA, EPSILONS, METHODS, ROUNDS, cells, figures, privacy
-from fedsim.load import load_config
+from fedsim.configure import load_config
 from tests.distributed.runs import ROOT
 
 

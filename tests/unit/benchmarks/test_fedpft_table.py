@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.fedpft_table import METHODS, SEEDS, TASKS, chosen_cells, seconds, table
 from fedsim.config.distill import load_distill_config
-from fedsim.load import load_config
+from fedsim.configure import load_config
 
 ROOT = Path(__file__).parents[3]
 

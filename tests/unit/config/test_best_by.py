@@ -10,9 +10,9 @@ import torch
 from fedsim import build, server
 from fedsim.comm.group import open_group
 from fedsim.config.train import Metric
+from fedsim.configure import load_config
 from fedsim.data.dataset import Dataset
 from fedsim.errors import UserError
-from fedsim.load import load_config
 from fedsim.tasks.choose import task_of
 from fedsim.tasks.findings import Findings
 from fedsim.tasks.grading import Grading

@@ -11,8 +11,8 @@ from fedsim.algorithms import METHODS
 from fedsim.config.experiment import Config, dump_config
 from fedsim.config.plain_yaml import parse, to_yaml
 from fedsim.config.train import TrainConfig
+from fedsim.configure import CONFIGS, load_config, run_schema
 from fedsim.errors import UserError
-from fedsim.load import CONFIGS, load_config, run_schema
 
 ROOT = Path(__file__).parents[3]
 VALID: dict[str, Any] = {
@@ -199,7 +199,7 @@ def _fields(node: Any) -> list[tuple[str, Any]]:
 
 
 def test_schema_file_is_up_to_date() -> None:
-    assert json.loads((CONFIGS / "schema.json").read_text()) == run_schema(), "run: python -m fedsim.load"
+    assert json.loads((CONFIGS / "schema.json").read_text()) == run_schema(), "run: python -m fedsim.configure"
 
 
 def test_schema_describes_every_key() -> None:

@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 import launch
-from fedsim.load import load_config
+from fedsim.configure import load_config
 
 ROOT = Path(launch.__file__).parent
 VALID: dict[str, Any] = {

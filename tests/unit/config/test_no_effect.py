@@ -13,10 +13,10 @@ import torch
 from fedsim.algorithms import METHODS
 from fedsim.config.distill import load_distill_config
 from fedsim.config.experiment import dump_config
+from fedsim.configure import load_config
 from fedsim.data.dataset import Source
 from fedsim.data.splits import TEST, TRAIN, VAL, split
 from fedsim.errors import UserError
-from fedsim.load import load_config
 from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.tasks.choose import task_of
 from tests.helpers import BY_PRODUCTS, LORA, TINY_VIT, facts_of, make_config, make_dataset, make_simulation

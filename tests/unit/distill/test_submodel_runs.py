@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fedsim.algorithms.base import TRAINED_KINDS, Phase
 from fedsim.config.experiment import dump_config
+from fedsim.configure import load_config
 from fedsim.errors import UserError
-from fedsim.load import load_config
 from fedsim.measure.costs import costs
 from fedsim.measure.scores import evaluate, evaluation_rows
 from fedsim.models.export import export_peft

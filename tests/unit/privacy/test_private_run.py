@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from fedsim.configure import load_config
 from fedsim.errors import UserError
-from fedsim.load import load_config
 from fedsim.server import run
 from tests.distributed.runs import write_config
 

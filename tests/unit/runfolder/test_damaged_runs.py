@@ -16,8 +16,8 @@ import pytest
 from fedsim import server
 from fedsim.comm.group import open_group
 from fedsim.config.experiment import Config
+from fedsim.configure import load_config
 from fedsim.errors import UserError
-from fedsim.load import load_config
 from fedsim.machine.sealed import write_record
 from fedsim.storage.checkpoint import Checkpoints
 from fedsim.storage.rows import Table

@@ -13,10 +13,10 @@ import torch
 
 from fedsim.comm.group import Group
 from fedsim.config.experiment import Config
+from fedsim.configure import load_config
 from fedsim.data import Dataset
 from fedsim.data.digests import describe_files
 from fedsim.errors import UserError
-from fedsim.load import load_config
 from fedsim.machine.files import write_atomic, write_json
 from fedsim.runfolder.runlog import RunLog, flatten
 from fedsim.storage.rows import Table, read_rows

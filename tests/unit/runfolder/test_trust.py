@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 import launch
 from fedsim.config.experiment import dump_config
 from fedsim.config.words import SubmodelConfig
+from fedsim.configure import load_config, own_names
 from fedsim.errors import UserError
 from fedsim.inputs.public import load_public
-from fedsim.load import load_config, own_names
 from fedsim.runfolder.runlog import require_same_run
 from fedsim.runfolder.trust import importing, load_own, load_own_distillation, load_recorded
 from tests.distributed.runs import TINY

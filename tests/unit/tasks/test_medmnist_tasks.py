@@ -9,8 +9,8 @@ import pytest
 from medmnist import Evaluator
 
 from fedsim import server
+from fedsim.configure import load_config
 from fedsim.errors import UserError
-from fedsim.load import load_config
 from fedsim.verbs.evaluate import evaluate_run
 from tests.distributed.runs import ROOT, reported
 from tests.helpers import TINY_VIT, load_set

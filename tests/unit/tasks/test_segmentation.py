@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fedsim.build import build_simulation, check_outputs
 from fedsim.comm.group import open_group
+from fedsim.configure import load_config
 from fedsim.errors import UserError
-from fedsim.load import load_config
 from fedsim.measure.scores import evaluate, evaluation_rows
 from fedsim.simulation import Simulation
 from fedsim.tasks.choose import task_of

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from fedsim import build, server
 from fedsim.config.data import DataConfig
+from fedsim.configure import load_config
 from fedsim.data import Dataset
 from fedsim.data.datasets import load_dataset
-from fedsim.load import load_config
 from fedsim.measure import report
 from fedsim.runfolder.screen import make_console
 from tests.distributed.runs import write_config

@@ -13,8 +13,8 @@ import launch
 from fedsim.comm.group import open_group
 from fedsim.config.distill import DistillConfig, distill_schema, load_distill_config
 from fedsim.config.experiment import dump_config
+from fedsim.configure import CONFIGS
 from fedsim.errors import UserError
-from fedsim.load import CONFIGS
 from fedsim.models.encoders import load_encoder
 from fedsim.models.submodel.folder import Submodel, load_submodel, make_submodel
 from fedsim.storage.rows import Table
@@ -181,4 +181,6 @@ def test_ranks_share_a_distillation_s_job_by_nothing_but_their_number() -> None:
 
 
 def test_schema() -> None:
-    assert json.loads((CONFIGS / "schema_distill.json").read_text()) == distill_schema(), "run: python -m fedsim.load"
+    assert json.loads((CONFIGS / "schema_distill.json").read_text()) == distill_schema(), (
+        "run: python -m fedsim.configure"
+    )

@@ -3,12 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from fedsim.runfolder.partition import describe_partition, notes
+from fedsim.schedule.cohort import draw_cohort
 from fedsim.verbs import check as plan
-from tests.helpers import make_config, make_dataset, make_simulation
+from fedsim.verbs.trial import trial_rows
+from tests.helpers import TINY_VIT, make_config, make_dataset, make_simulation, same_bits
 
 
 @pytest.mark.parametrize(("method", "phases"), [("fedavg", ["train"]), ("deer", ["b", "a"])])
@@ -31,6 +34,9 @@ def test_plan(method: str, phases: list[str], monkeypatch: pytest.MonkeyPatch) -
     each = head + (2 * factor if method == "fedavg" else factor)
     for phase in phases:
         assert rows[f"phase {phase}"] == f"{each:,} parameters trained, {4 * each:,} bytes sent per client"
+    assert rows["seconds per round"].startswith("about ")
+    assert rows["whole run"].endswith("at most one rank per block")
+    assert float(rows["memory"].partition(" GiB")[0]) > 0.05
     assert rows["bytes per round"] == f"{len(phases) * each * 4 * 2:,} up, as float32"
 
 
@@ -67,3 +73,25 @@ def test_what_was_drawn_and_who_was_left_out_is_told(tmp_path: Path) -> None:
     describe_partition(sim, SimpleNamespace(folder=tmp_path, message=said.append))  # type: ignore[arg-type]  # stands in
     assert said == [": ".join(row) for row in notes(sim)]
     assert notes(make_simulation(make_config(clients=words), dataset, parts)) == []
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"algorithm": {"name": "fedrep"}},
+        {"algorithm": {"name": "prrfl"}, "evaluate": {"clients": True}},
+        {"algorithm": {"name": "fedavg"}, "train": {"keep_optimizer": True}, "model": {**TINY_VIT, "train": "all"}},
+        {"privacy": {"mechanism": {"name": "record", "bound": 0.5}, "noise_multiplier": 1.0, "delta": 1e-3}},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_a_trial_leaves_no_trace(sections: dict[str, Any]) -> None:
+    dataset, parts = make_dataset([20, 6])
+    sim = make_simulation(make_config(clients={"count": 2, "per_block": 2}, **sections), dataset, parts)
+    state = sim.initial_state()
+    before = {name: value.clone() for name, value in state.params.items()}
+    cohort = draw_cohort(sim.config.clients, sim.config.train, sim.sizes, sim.config.seed, 1)
+    rows = dict(trial_rows(sim, state, cohort))
+    assert rows.keys() == {"seconds per round", "whole run", "memory"}
+    assert same_bits(state.params, before)
+    assert not list(sim.store.sizes())

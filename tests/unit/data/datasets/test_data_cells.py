@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from fedsim.configure import load_config
 from fedsim.data import Dataset, partition_clients
 from fedsim.data.assets import fetch
 from fedsim.data.masks import main_classes, resized_mask
 from fedsim.errors import UserError
-from fedsim.load import load_config
 from tests.helpers import load_set, make_config
 
 

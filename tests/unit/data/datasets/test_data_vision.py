@@ -11,9 +11,9 @@ from PIL import Image
 from fedsim.build import build_simulation
 from fedsim.comm.group import open_group
 from fedsim.config.data import DataConfig
+from fedsim.configure import load_config
 from fedsim.data.images import resized
 from fedsim.errors import UserError
-from fedsim.load import load_config
 from tests.helpers import load_set, play
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fedsim.build import build_simulation
 from fedsim.comm.group import open_group
-from fedsim.load import load_config
+from fedsim.configure import load_config
 from fedsim.measure.global_model import global_model
 from fedsim.storage.checkpoint import Checkpoints
 from launch import app

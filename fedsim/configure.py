@@ -1,7 +1,7 @@
 """From a file and ``key=value`` to a config: defaults < YAML < command line; unknown keys are errors.
 
 The only file that knows both the config's words and the methods, whose own keys a run's config holds. ``python -m
-fedsim.load`` rewrites the schemas in configs/, from which editors complete and check.
+fedsim.configure`` rewrites the schemas in configs/, from which editors complete and check.
 """
 
 import copy

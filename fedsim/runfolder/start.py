@@ -1,0 +1,112 @@
+"""The state that a run begins with: its model's first parameters, or those that another run has ended with."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedsim.algorithms.base import ServerState
+from fedsim.config.experiment import Config
+from fedsim.config.mistakes import show
+from fedsim.errors import UserError, reading
+from fedsim.machine.arithmetic import set_arithmetic
+from fedsim.machine.files import naming_files, parse_json
+from fedsim.models.outside.adapters import CONFIG, factors_of
+from fedsim.models.tuned_tower import TunedTower
+from fedsim.models.weights import in_float32, read_weights
+from fedsim.runfolder.saved import SavedModel, saved_model
+from fedsim.runfolder.trust import load_recorded
+from fedsim.simulation import Simulation
+
+WHERE = "model.start_from"
+#: What of the model's section may differ: the parameters mean the same.
+FREE = {"start_from", "precision"}
+
+
+def first_state(sim: Simulation) -> ServerState:
+    """Return the server's state before the first round; every rank calls this.
+
+    With ``model.start_from`` the parameters are those of that run's best round, or an adapter's; all else, such as what
+    the method or the clients keep, is new. UserError for a run of another model, or of other classes, and for one that
+    names code.
+    """
+    state = sim.initial_state()
+    if sim.config.model.start_from is None:
+        return state
+    folder = Path(sim.config.model.start_from)
+    if (folder / CONFIG).is_file():
+        return replace(state, params={**state.params, **of_adapter(sim, folder)})
+    recorded = load_recorded(folder / "config.yaml")
+    check_same_model(sim.config, recorded, folder)
+    with naming_files(folder):
+        other = saved_model(folder, recorded, "best", sim.group)
+    # The other run's arithmetic was set for it.
+    set_arithmetic(sim.config.model.precision, sim.config.deterministic, sim.group.device)
+    check_same_classes(sim, other, folder)
+    return replace(state, params=taken(state.params, other.params, sim, folder))
+
+
+def of_adapter(sim: Simulation, folder: Path) -> dict[str, Tensor]:
+    """Return the factors of an adapter, and its classifier if it has one. UserError where they do not fit."""
+    if not isinstance(sim.held, TunedTower):
+        raise UserError(WHERE, f"{folder}, an adapter", "the folder of a run; adapters fit runs with model.lora")
+    device = sim.group.device
+    found = {name: value.to(device) for name, value in factors_of(folder, sim.held, WHERE).items()}
+    file = folder / "head.safetensors"
+    head = in_float32(read_weights(file, WHERE)) if file.is_file() else {}
+    specs = sim.held.specs
+    for name, value in head.items():
+        own = f"head.{name}" if f"head.{name}" in specs else name
+        if own in specs and specs[own].shape != tuple(value.shape):
+            raise UserError(WHERE, f"{file} with {name} {tuple(value.shape)}", f"{specs[own].shape}")
+        if own in specs:
+            found[own] = value.to(device)
+    for about in (folder / "about.json", folder / "card.json"):
+        if about.is_file():
+            with reading(str(about), "a JSON object with class_names"):
+                names = tuple(parse_json(about.read_text("utf-8"))["class_names"])
+            if names != sim.dataset.class_names:
+                shown = ", ".join(sim.dataset.class_names)
+                raise UserError(WHERE, f"{folder}, of the classes {', '.join(map(str, names))}", shown)
+    return found
+
+
+def check_same_model(config: Config, recorded: Config, folder: Path) -> None:
+    """UserError naming the first key in which the models differ."""
+    mine, other = (model_words(one) for one in (config, recorded))
+    for key in mine:
+        if mine[key] != other[key]:
+            found = f"{folder}, a run with {key}: {show(other[key])}"
+            raise UserError(WHERE, found, f"one with {key}: {show(mine[key])}, as here")
+
+
+def model_words(config: Config) -> dict[str, Any]:
+    """The words that decide what parameters mean, by their keys; a random network's frozen weights follow the seed."""
+    model = config.model.model_dump(mode="json", exclude=FREE)
+    words = {f"model.{key}": value for key, value in model.items()} | {"data.image_size": config.data.image_size}
+    is_drawn = config.model.weights == "random" and config.model.train != "all"
+    return words | ({"seed": config.seed} if is_drawn else {})
+
+
+def check_same_classes(sim: Simulation, other: SavedModel, folder: Path) -> None:
+    """UserError where the classifiers tell other classes apart."""
+    mine, before = sim.dataset.class_names, other.sim.dataset.class_names
+    if mine != before:
+        raise UserError(WHERE, f"{folder}, a run on the classes {', '.join(before)}", ", ".join(mine))
+
+
+def taken(
+    params: Mapping[str, Tensor], given: Mapping[str, Tensor], sim: Simulation, folder: Path
+) -> dict[str, Tensor]:
+    """Return the other run's parameters, and of what only a server that changes frozen weights has, zeros."""
+    specs = sim.held.specs
+    found = {}
+    for name, value in params.items():
+        if name not in given and specs[name].kind not in ("shift", "proxy", "count"):
+            raise UserError(WHERE, f"{folder}, a run without {name}", "one that has all that this run trains")
+        found[name] = given.get(name, value).to(value).clone()
+    for name in given.keys() - params.keys():
+        raise UserError(WHERE, f"{folder}, a run with {name}, which this one has not", "a method that keeps it")
+    return found

@@ -1,0 +1,109 @@
+"""Model cards: what a program and a person must know to use an exported model without fedsim."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedsim import __version__
+from fedsim.runfolder.saved import SavedModel
+from fedsim.tasks.segmentation import Segmentation
+
+README = """# {name}: {network}, trained by {method}
+
+{what} Trained on {data} in a simulation of federated learning with {clients} clients, by fedsim {version}; this is the
+model of round {round}. `card.json` has the same facts for programs. Nothing here needs fedsim.
+
+## Use it
+
+FOLDER is this folder{file}.
+
+```python
+{code}
+```
+
+## Inputs and outputs
+
+{inputs}
+
+{outputs}
+
+| split | {metrics} |
+|---|{rules}|
+{rows}
+
+## Limits
+
+The figures hold for images of the kind that it was trained on. It is research software, and no medical device.
+"""
+IMAGES = """RGB images with values in 0..1, upright, stretched to {size} x {size} pixels by Pillow's bicubic
+interpolation, with nothing cut off; then minus {mean}, divided by {std}."""
+VOLUMES = "\nA volume is {slices} such images, its slices; the mean of their features is the volume's."
+TEXTS = "Texts, cut after {max_tokens} tokens."
+PIXELS = "A score before the softmax for every class and pixel; the classes, from 0: {classes}."
+CLASSES = "A score before the softmax for each class, in this order: {classes}."
+
+
+def facts(saved: SavedModel, method_of_use: str) -> dict[str, Any]:
+    """Return the content of card.json. ``method_of_use``: the format of the export."""
+    sim, row = saved.sim, saved.row
+    encoder, config = sim.model.encoder, sim.config
+    inputs: dict[str, Any] = {
+        "size": encoder.image_size,
+        "values": "RGB in 0..1, upright",
+        "resize": "stretched to a square, Pillow's bicubic interpolation",
+        "mean": encoder.mean,
+        "std": encoder.std,
+    }
+    if encoder.slices is not None:
+        inputs["slices"] = encoder.slices
+    if encoder.tokenizer is not None:
+        inputs = {"max_tokens": config.data.max_tokens or encoder.tokenizer.model_max_length}
+    return {
+        "made_by": f"fedsim {__version__}",
+        "format": method_of_use,
+        "run": config.name,
+        "method": config.algorithm.name,
+        "network": config.model.name,
+        "task": "segmentation" if isinstance(sim.task, Segmentation) else type(sim.task).__name__.lower(),
+        "data": config.data.name,
+        "clients": len(sim.parts),
+        "class_names": list(sim.dataset.class_names),
+        "inputs": inputs,
+        "outputs": "class scores before the softmax" + (" for every pixel" if encoder.scores_pixels else ""),
+        "round": row["round"],
+        "val": row.get("val"),
+        "test": row.get("test"),
+        **({"epsilon": row["epsilon"]} if "epsilon" in row else {}),
+    }
+
+
+def readme(card: Mapping[str, Any], code: Sequence[str]) -> str:
+    """Return the README.md of an export whose card.json holds ``card``; ``code``: lines that use it."""
+    inputs = card["inputs"]
+    shown = TEXTS.format(**inputs) if "max_tokens" in inputs else IMAGES.format(**inputs)
+    splits = {split: card[split] for split in ("val", "test") if card[split]}
+    names = list(dict.fromkeys(name for scores in splits.values() for name in scores))
+    rows = [
+        f"| {split} | {' | '.join(_number(scores.get(name)) for name in names)} |" for split, scores in splits.items()
+    ]
+    outputs = PIXELS if "pixel" in card["outputs"] else CLASSES
+    return README.format(
+        name=card["run"],
+        network=card["network"],
+        method=card["method"],
+        what=f"A model for {card['task']}.",
+        data=card["data"],
+        clients=card["clients"],
+        version=card["made_by"].removeprefix("fedsim "),
+        round=card["round"],
+        file="" if "max_tokens" in inputs else ", FILE an image",
+        code="\n".join(code),
+        inputs=shown + (VOLUMES.format(**inputs) if "slices" in inputs else ""),
+        outputs=outputs.format(classes=", ".join(card["class_names"])),
+        metrics=" | ".join(names),
+        rules="|".join("---" for _ in names),
+        rows="\n".join(rows),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
