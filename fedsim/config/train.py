@@ -122,6 +122,8 @@ Metric = Literal[
     "loss",
 ]
 ClassMetric = Annotated[str, Field(pattern=r"^(dice|iou|auroc)/.+$")]
+#: Metrics of which less is better.
+LESS_IS_BETTER = ("loss", "mae")
 
 
 class EvaluateConfig(Words):

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from fedsim.comm.group import Group
+from fedsim.config.train import LESS_IS_BETTER
 from fedsim.inputs.images import ImageSource
 from fedsim.models.stacked import StackedModel
 from fedsim.simulation import Simulation
 from fedsim.tasks.task import Task
-
-#: Metrics that count mistakes.
-LESS_IS_BETTER = ("loss", "mae")
 
 
 def evaluation_rows(

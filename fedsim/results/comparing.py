@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from fedsim.config.mistakes import nearest
+from fedsim.config.train import LESS_IS_BETTER
 from fedsim.errors import UserError
 from fedsim.results.likeness import SEED, text_of, unlike
-from fedsim.results.reading import LOWER_IS_BETTER, UNFINISHED, Results
+from fedsim.results.reading import UNFINISHED, Results
 from fedsim.results.statistics import LEVEL, Difference, all_differences, best_of, is_best
 
 METHOD = "config.algorithm.name"
@@ -134,7 +135,7 @@ def table(
         raise UserError("compare", found, "each contender once with a seed")
     scores = runs.pivot(index=SEED, columns="contender", values=f"test.{metric}").astype(float)
     scores = scores[list(dict.fromkeys(runs["contender"]))]
-    lower = metric in LOWER_IS_BETTER
+    lower = metric in LESS_IS_BETTER
     differences = all_differences(scores, wish.level)
     best = best_of(scores, lower=lower)
     by_run = dict(iter(rounds.groupby("run", sort=False)))
@@ -181,7 +182,7 @@ def at_equal(runs: pd.DataFrame, rounds: dict[str, pd.DataFrame], metric: str, c
         if validation.empty:
             found.append(np.nan)
         else:
-            best = validation.idxmin() if best_by in LOWER_IS_BETTER else validation.idxmax()
+            best = validation.idxmin() if best_by in LESS_IS_BETTER else validation.idxmax()
             found.append(float(inside.loc[best, f"test.{metric}"]))
     return float(least.mean()), pd.Series(found, index=runs.index, dtype=float)
 
@@ -198,7 +199,7 @@ def bytes_to_reach(runs: pd.DataFrame, rounds: dict[str, pd.DataFrame], reach: f
     for name, best_by in zip(runs["run"], runs["best_by"], strict=True):
         own = rounds[name]
         validation = own[f"val.{best_by}"].astype(float)
-        is_there = validation <= reach if best_by in LOWER_IS_BETTER else validation >= reach
+        is_there = validation <= reach if best_by in LESS_IS_BETTER else validation >= reach
         found.append(float(own[BYTES].cumsum()[is_there].iloc[0]) if is_there.any() else np.nan)
     return pd.Series(found, index=runs.index, dtype=float)
 

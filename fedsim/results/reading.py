@@ -16,8 +16,6 @@ from fedsim.storage.rows import read_rows
 
 #: Of names and meaning of the columns; a change that readers would stumble over raises it.
 SCHEMA = 1
-#: Metrics of which less is better.
-LOWER_IS_BETTER = ("loss", "mae")
 UNFINISHED = "unfinished"
 DIGESTS = ("data", "validation", "test", "clients", "cohorts")
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from fedsim.comm.launcher import find_place
 from fedsim.config.experiment import Config
+from fedsim.config.train import LESS_IS_BETTER
 from fedsim.errors import UserError, one_line
 from fedsim.machine import bound
 from fedsim.machine.files import naming_files, write_json
 from fedsim.results.likeness import unlike
-from fedsim.results.reading import LOWER_IS_BETTER, load
+from fedsim.results.reading import load
 from fedsim.results.sweeps import FILE_NAME, SCHEMA, is_sweep
 from fedsim.runfolder.lock import LOCK_FILE, FolderLock
 from fedsim.verbs.sweep_plan import Cell, Changes, Plan
@@ -162,7 +163,7 @@ def worth(trial: Cell) -> float:
     value = results["val"][results["best_by"]]
     if value is None:
         return -float("inf")
-    return -float(value) if results["best_by"] in LOWER_IS_BETTER else float(value)
+    return -float(value) if results["best_by"] in LESS_IS_BETTER else float(value)
 
 
 def run_all(cells: Sequence[Cell], ranks: Ranks, say: Say) -> None:

@@ -276,8 +276,8 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     [
         ({"name": "text_files", "root": "."}, "no columns with name: text_files"),
         ({"name": "digits", "columns": {"label": "x"}}, "columns with name: digits"),
-        ({"name": "text_files", "root": ".", "columns": {"text": "x"}}, "label: None and score: None"),
-        ({"name": "text_files", "root": ".", "columns": {"label": "x", "score": "y"}}, "label: x and score: y"),
+        ({"name": "text_files", "root": ".", "columns": {"text": "x"}}, "none of label, score"),
+        ({"name": "text_files", "root": ".", "columns": {"label": "x", "score": "y"}}, "label and score; expected one"),
         ({"name": "digits", "max_tokens": 8}, "8 with name: digits"),
         ({"name": "rated_sentences", "augment": ["flip"]}, r"\['flip'\] with name: rated_sentences"),
     ],
