@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import description
-from fedsim.config.words import AmplitudeNormConfig
+from fedsim.config.amplitude import AmplitudeNormConfig
 from fedsim.machine.memory import keep_freed_memory
 from fedsim.models.amplitude import AmplitudeNorm
 

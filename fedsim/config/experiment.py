@@ -4,13 +4,14 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from fedsim.config.amplitude import AmplitudeNormConfig
 from fedsim.config.base import Count, Name, Seed, Words
 from fedsim.config.data import ClientsConfig, DataConfig, FractionsConfig, PartitionConfig
 from fedsim.config.mistakes import KeyedError, show
 from fedsim.config.plain_yaml import to_yaml
 from fedsim.config.privacy import PrivacyConfig, RecordLevel
 from fedsim.config.train import CheckpointConfig, EvaluateConfig, ScheduleConfig, StoreConfig, TrainConfig
-from fedsim.config.words import AlgorithmConfig, AmplitudeNormConfig, LoraConfig, ModelConfig
+from fedsim.config.words import AlgorithmConfig, LoraConfig, ModelConfig
 
 __all__ = [
     "AlgorithmConfig",

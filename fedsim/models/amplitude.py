@@ -10,7 +10,7 @@ spectrum that determines a real image. Axes may stand in front, such as one for 
 import torch
 from torch import Tensor, nn
 
-from fedsim.config.words import AmplitudeNormConfig
+from fedsim.config.amplitude import AmplitudeNormConfig
 
 # Below this share of the sum of an image's pixels, which no amplitude exceeds, an amplitude is rounding.
 ROUNDING = 1e-7

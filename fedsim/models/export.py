@@ -73,7 +73,7 @@ Before the mean is subtracted, the images take on the amplitudes that the client
 
 ```python
 import safetensors.torch
-from fedsim.config.words import AmplitudeNormConfig
+from fedsim.config.amplitude import AmplitudeNormConfig
 from fedsim.models.amplitude import AmplitudeNorm
 norm = AmplitudeNorm(AmplitudeNormConfig({words}), 3, {size}, {size}).eval()
 norm.load_state_dict(safetensors.torch.load_file(FOLDER + "/amplitude_norm.safetensors"))

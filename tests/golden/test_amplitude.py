@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsim.config.words import AmplitudeNormConfig
+from fedsim.config.amplitude import AmplitudeNormConfig
 from fedsim.models.amplitude import AmplitudeNorm, low_frequencies
 from tests.golden.clip import load, tags
 

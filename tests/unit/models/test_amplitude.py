@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.config.words import AmplitudeNormConfig
+from fedsim.config.amplitude import AmplitudeNormConfig
 from fedsim.models.amplitude import AmplitudeNorm, low_frequencies
 from fedsim.models.export import export_peft
 from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED
