@@ -164,9 +164,7 @@ class ModelConfig(Words):
         "num_features, and both fedsim:harmofl_ networks form: paper, or released: evaluation normalises over a batch. "
         "A function of your own is given them as they are.",
     )
-    start_from: Text | None = Field(
-        default=None, description="Folder of a run of the same model, or of a PEFT adapter: where this run begins."
-    )
+    start_from: Text | None = Field(default=None, description="Folder of a run, or PEFT adapter, to go on from.")
     lora: LoraConfig | None = Field(default=None, description="LoRA factors on the encoder; null for none.")
     submodel: SubmodelConfig | None = Field(
         default=None, description="What clients hold and train in place of the model; null: the model itself."
