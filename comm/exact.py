@@ -21,6 +21,7 @@ from fedsim.errors import UserError
 # that its elements fit, so they are few.
 MEAN_GRIDS = (80, 60, 40)
 SUM_GRIDS = (60, 40, 20, 0)
+SHARES_GRIDS = (40,)
 # Terms of a sum together stay below 2^62, so that neither a partial sum nor the total can wrap around.
 ROOM_BITS = 62
 # Whole numbers up to this are exact in float64, through which all terms go.
@@ -80,6 +81,15 @@ class ExactSum:
         limits = {bits: 2.0 ** (ROOM_BITS - bits) / self.num_terms for bits in SUM_GRIDS}
         self._add("sum", broken, ones, limits, clients)
         self._add("whole", whole, ones, {0: 2.0**WHOLE_BITS / self.num_terms}, clients)
+
+    def add_shares(self, terms: Mapping[str, Tensor], clients: Sequence[int]) -> None:
+        """Add terms (K, ...) that are a client's share of something about one, on one grid: a quarter of the work.
+
+        UserError as for ``add_sum``, beyond 2^22 in all.
+        """
+        ones = torch.ones(len(clients), dtype=torch.float64)
+        limits = {bits: 2.0 ** (ROOM_BITS - bits) / self.num_terms for bits in SHARES_GRIDS}
+        self._add("shares", terms, ones, limits, clients)
 
     def _add(
         self, how: str, terms: Mapping[str, Tensor], weights: Tensor, limits: dict[int, float], clients: Sequence[int]

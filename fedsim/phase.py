@@ -22,7 +22,7 @@ from fedsim.comm.exact import NUM_COUNTS, ExactSum
 from fedsim.comm.group import Group
 from fedsim.measure.client_scores import ClientScores
 from fedsim.measure.costs import payload_of
-from fedsim.measure.factor_sums import Factors, FactorSums, Trained, block_sums, client_factors
+from fedsim.measure.factor_sums import Factors, FactorSums, Trained, block_products, block_spans, client_factors
 from fedsim.measure.traffic import Size, sent_by_client
 from fedsim.method_checks import check_kept, check_payload
 from fedsim.models.specs import ParamSpec
@@ -100,10 +100,13 @@ class Sums:
         self.context = {group: {n: v[:0] for n, v in tensors.items()} for group, tensors in update.context.items()}
 
     def observe_factors(self, block: range, factors: Mapping[str, Factors], *, products: bool, spans: bool) -> None:
-        """Take in a block's LoRA factors, and of these what is wanted, see ``block_sums``."""
+        """Take in a block's LoRA factors, and add up of these what is wanted."""
         first = self.cohort.clients[block.start : block.stop][:1] or (0,)
         weights, scales = (values[block.start : block.stop] for values in (self.weights, self.scales))
-        self.observed.add_sum(block_sums(factors, weights, scales, products=products, spans=spans), first)
+        if products:
+            self.observed.add_sum(block_products(factors, weights, scales), first)
+        if spans:
+            self.observed.add_shares(block_spans(factors, weights), first)
         self.layers = {layer: own.trained for layer, own in factors.items()}
 
     def _release(self, update: Update, payload: Payload) -> None:

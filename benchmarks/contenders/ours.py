@@ -48,6 +48,8 @@ def make_config(settings: Settings) -> Config:
         {
             "name": regime.name,
             "rounds": settings.rounds + 1,
+            # Nobody evaluates here, so what comes with an evaluation is left out, too.
+            "evaluate": {"every": settings.rounds + 1},
             "model": {
                 "name": "timm:vit_tiny_patch16_224",
                 "precision": settings.precision,

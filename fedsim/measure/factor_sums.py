@@ -47,7 +47,7 @@ class Factors(NamedTuple):
 
 @dataclass(frozen=True)
 class FactorSums:
-    """What the factors of all clients add up to: layers by path, and what ``block_sums`` names, without first axis."""
+    """What the factors of all clients add up to: layers by path; sums by name, without first axis."""
 
     layers: Mapping[str, Trained]
     sums: Mapping[str, Tensor]
@@ -121,25 +121,32 @@ def _by_rank(factor: Tensor, name: str) -> Tensor:
     return factor.mT if name.endswith(A) else factor
 
 
-def block_sums(
-    factors: Mapping[str, Factors], weights_K: Tensor, scales_K: Tensor, *, products: bool, spans: bool
-) -> dict[str, Tensor]:
-    """Return what a block of clients adds to the sums of all, float64 (1, ...), with weights that sum to one over all.
+def block_products(factors: Mapping[str, Factors], weights_K: Tensor, scales_K: Tensor) -> dict[str, Tensor]:
+    """Return what a block of clients adds to the sums of products, with weights that sum to one over all.
 
-    Of each layer whose factors are sent, if ``products`` are wanted, ``PRODUCT``: the sum of w_k s_k B_k A_k S, (G, O,
-    C), with the scales s_k of the clients' products and the directions S of ``narrowed``. Of each factor that trained,
-    if ``spans`` are, with P_k the projection onto the space of its ranks and fewer directions: ``SPAN``, the sum of
-    w_k S' P_k, (G, C, W), and ``SIZES``, the sums of w_k ||P_k S|| and w_k^2 ||P_k S||^2, (G, 2).
+    ``PRODUCT`` of each layer whose factors are sent: the sum of w_k s_k B_k A_k S, float64 (1, G, O, C), with the
+    scales s_k of the clients' products and the directions S of ``narrowed``.
     """
     sums: dict[str, Tensor] = {}
-    alike: dict[tuple[int, ...], dict[str, Tensor]] = {}
     for layer, (a, b, trained) in factors.items():
-        if products and trained.are_sent:
+        if trained.are_sent:
             weighted = (weights_K * scales_K).to(b.device).view(-1, 1, 1, 1) * b.double()
             # With the clients side by side along the rank it is one product: (G, O, K R) times (G, K R, C).
             side_by_side = weighted.permute(1, 2, 0, 3).flatten(2), narrowed(a.double()).transpose(0, 1).flatten(1, 2)
             sums[PRODUCT + layer] = (side_by_side[0] @ side_by_side[1])[None]
-        for name in trained.names if spans else ():
+    return sums
+
+
+def block_spans(factors: Mapping[str, Factors], weights_K: Tensor) -> dict[str, Tensor]:
+    """Return what a block of clients adds to the sums of projections, float64 (1, ...), with weights as there.
+
+    Of each factor that trained, with P_k the projection onto the space of its ranks and fewer directions S: ``SPAN``,
+    the sum of w_k S' P_k, (1, G, C, W), and ``SIZES``, the sums of w_k ||P_k S|| and w_k^2 ||P_k S||^2, (1, G, 2).
+    """
+    sums: dict[str, Tensor] = {}
+    alike: dict[tuple[int, ...], dict[str, Tensor]] = {}
+    for a, b, trained in factors.values():
+        for name in trained.names:
             rows = a if name.endswith(A) else b.mT
             alike.setdefault(rows.shape[2:], {})[name] = rows
     # Factors of one shape are so many slices of one: operations have a price of their own.

@@ -154,6 +154,25 @@ def test_range_of_sums_shrinks_with_the_number_of_clients() -> None:
         ExactSum(1000).add_sum({"n": torch.tensor([torch.iinfo(torch.int64).min])}, (3,))
 
 
+def test_shares_have_one_grid_of_a_range_of_their_own() -> None:
+    total = ExactSum(1000)
+    values = torch.tensor([[0.25, 2.0**-40, 2.0**-42, -1.0], [0.5, 2.0**-40, 2.0**-42, 3.0]])
+    total.add_shares({"s": values}, (0, 1))
+    assert total.read(total.flat)["s"].tolist() == [0.75, 2.0**-39, 0.0, 2.0]
+    with pytest.raises(UserError, match=r"client 4, tensor s"):
+        total.add_shares({"s": torch.full((1, 4), 2.0**22 / 999)}, (4,))
+
+
+def test_numbers_below_the_grid_are_counted() -> None:
+    small = torch.tensor([[2.0**-70, 0.0, 1.0, 2.0**-30], [2.0**-30, 2.0**-70, 0.0, 2.0**-30]])
+    counting, other = ExactSum(2), ExactSum(2, counting=False)
+    for total in (counting, other):
+        total.add_sum({"x": small[:, :2], "y": small[:, 2:]}, (0, 1))
+    assert counting.below_grid(counting.flat) == 2 / 6
+    assert other.below_grid(other.flat) == 0
+    assert torch.equal(counting.flat[:-2], other.flat[:-2])
+
+
 def test_the_largest_values_do_not_wrap_around() -> None:
     total = ExactSum(4)
     for client in range(4):

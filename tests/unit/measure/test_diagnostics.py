@@ -10,7 +10,7 @@ from torch import Tensor
 from fedsim.algorithms import METHODS
 from fedsim.algorithms.base import PARAMS, Algorithm, Payload, Tensors, Update
 from fedsim.measure.diagnostics import client_drift, lora_diagnostics
-from fedsim.measure.factor_sums import FactorSums, block_sums, client_factors
+from fedsim.measure.factor_sums import FactorSums, block_products, block_spans, client_factors
 from fedsim.models.specs import ParamSpec
 from tests.conformance.settings import OWN_MODEL, active
 from tests.helpers import facts_of, play, simulate, update_of, with_method
@@ -47,7 +47,8 @@ def summed(own: Tensors, before: Tensors, averaged: Tensors, weights: Tensor) ->
         payload = Payload(mean={PARAMS: {name: value[some] for name, value in averaged.items()}})
         found = client_factors(method, update, payload)
         ones = torch.ones_like(weights[some])
-        for name, value in block_sums(found, weights[some], ones, products=True, spans=True).items():
+        parts = block_products(found, weights[some], ones) | block_spans(found, weights[some])
+        for name, value in parts.items():
             sums[name] = sums.get(name, 0) + value[0]
     return FactorSums({layer: factors.trained for layer, factors in found.items()}, sums)
 
