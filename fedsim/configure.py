@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedsim.algorithms import METHODS, resolve
-from fedsim.catalogue.data import import_data
+from fedsim.catalogue.data import data_row, import_data
 from fedsim.catalogue.functions import is_import_path
 from fedsim.catalogue.models import import_model
 from fedsim.config.data import DataConfig
@@ -56,12 +56,15 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), *, imports: boo
 def load_data(path: Path, like: DataConfig) -> DataConfig:
     """Read the section data of a YAML file, which may hold nothing else: a set whose inputs are prepared as ``like``'s.
 
-    Size, slices and tokens are those of ``like`` where the section leaves them out; UserError for other ones.
+    Size, slices and tokens are those of ``like`` where the section leaves them out, and so is how files of the user's
+    become square; UserError for other ones.
     """
     data, source = read_mapping(path).get("data"), Source(str(path), ())
     if not isinstance(data, dict):
         raise UserError(str(path), "no section data", "data: {name: ...}, a set with the run's classes")
-    prepared = {key: getattr(like, key) for key in ("image_size", "slices", "max_tokens")}
+    row = data_row(str(data.get("name")))
+    keys = ("image_size", "slices", "max_tokens", *(("fit",) if row is not None and row.own_files else ()))
+    prepared = {key: getattr(like, key) for key in keys}
     given = prepared | data
     try:
         words = DataConfig.model_validate(copy.deepcopy(given))

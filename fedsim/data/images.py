@@ -104,6 +104,20 @@ def square(image: Image.Image, fit: str) -> Image.Image:
     return image.crop((left, top, left + length, top + length))
 
 
+def placed(mask: Image.Image, size: tuple[int, int], fit: str) -> Image.Image:
+    """Return a square mask at its place in an image of this width and height: ``fitted`` the other way round.
+
+    What was cut off has class 0; every pixel has the class of the nearest one.
+    """
+    if fit == "stretch":
+        return mask.resize(size, Image.Resampling.NEAREST)
+    length = min(size) if fit == "crop" else max(size)
+    left, top = ((have - length) // 2 for have in size)
+    whole = Image.new(mask.mode, size)
+    whole.paste(mask.resize((length, length), Image.Resampling.NEAREST), (left, top))
+    return whole
+
+
 def write_images(path: Path, shape: tuple[int, int, int, int], produce: Callable[[int], Pixels]) -> None:
     """Write an .npy file (N, C, H, W) uint8 whose n-th image is ``produce(n)``, several at a time.
 

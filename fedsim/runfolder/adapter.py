@@ -23,7 +23,8 @@ def export_adapter(folder: Path, sim: Simulation, params: Mapping[str, Tensor], 
     """
     export_peft(folder, params, sim.model, sim.config.data.max_tokens)
     encoder = sim.model.encoder
-    inputs: dict[str, Any] = {"size": encoder.image_size, "mean": encoder.mean, "std": encoder.std}
+    inputs: dict[str, Any] = {"size": encoder.image_size, "fit": sim.config.data.fit}
+    inputs |= {"mean": encoder.mean, "std": encoder.std}
     if encoder.slices is not None:
         inputs["slices"] = encoder.slices
     if encoder.tokenizer is not None:

@@ -18,11 +18,20 @@ from fedsim.machine.files import write_json
 from fedsim.models.outside.network import head_of
 from fedsim.models.outside.recipes import build_lines
 from fedsim.runfolder.saved import SavedModel
+from fedsim.verbs.cards import EDGES
 
-READ = (
-    "$lambda path: numpy.asarray(Image.open(path).convert('RGB').resize(({size}, {size}), "
-    "Image.Resampling.BICUBIC), numpy.float32).transpose(2, 0, 1) / 255"
+UPRIGHT = "$ImageOps.exif_transpose(Image.open(@image)).convert('RGB')"
+SQUARE = (
+    "$@picture.crop(((@picture.width - @side) // 2, (@picture.height - @side) // 2, "
+    "(@picture.width + @side) // 2, (@picture.height + @side) // 2))"
 )
+RESIZED = (
+    "$lambda picture: numpy.asarray(picture.resize(({size}, {size}), Image.Resampling.BICUBIC), numpy.float32)"
+    ".transpose(2, 0, 1) / 255"
+)
+#: MONAI binds a dotted name as it is, so that "import a.b" leaves a unknown, and imports no two names in one line.
+IMPORTS = ("import numpy", "from PIL import Image", "from PIL import ImageOps", "import torch")
+PROBABILITIES = {"findings": "torch.sigmoid(@scores)"}
 LIBRARIES = ("packaged:vit_small_dino", "timm:", "monai:")
 USE = """import monai.bundle
 parser = monai.bundle.ConfigParser()
@@ -42,14 +51,17 @@ def write_bundle(folder: Path, saved: SavedModel, net: nn.Module, card: Mapping[
     (folder / "models").mkdir()
     torch.save(state, folder / "models" / "model.pt")
     inputs = card["inputs"]
+    edge = EDGES.get(inputs["fit"])
+    square = {"square": "@picture"} if edge is None else {"side": f"${edge}(@picture.size)", "square": SQUARE}
     write_json(folder / "configs" / "metadata.json", _metadata(saved, card))
     write_json(
         folder / "configs" / "inference.json",
         {
-            # MONAI binds a dotted name as it is, so that "import a.b" leaves a unknown.
-            "imports": [f"${line}" for line in ("import numpy", "from PIL import Image", "import torch", *imports)],
+            "imports": [f"${line}" for line in (*IMPORTS, *imports)],
             "bundle_root": ".",
             "image": "image.png",
+            "picture": UPRIGHT,
+            **square,
             "network_def": f"${expression}",
             "weights": "$@network_def.load_state_dict("
             "torch.load(@bundle_root + '/models/model.pt', weights_only=True))",
@@ -57,7 +69,7 @@ def write_bundle(folder: Path, saved: SavedModel, net: nn.Module, card: Mapping[
             "preprocessing": {
                 "_target_": "Compose",
                 "transforms": [
-                    {"_target_": "Lambdad", "keys": "image", "func": READ.format(**inputs)},
+                    {"_target_": "Lambdad", "keys": "image", "func": RESIZED.format(**inputs)},
                     {
                         "_target_": "NormalizeIntensityd",
                         "keys": "image",
@@ -68,8 +80,8 @@ def write_bundle(folder: Path, saved: SavedModel, net: nn.Module, card: Mapping[
                     {"_target_": "ToTensord", "keys": "image", "track_meta": False},
                 ],
             },
-            "scores": "$[@weights, @network(@preprocessing({'image': @image})['image'][None])][1]",
-            "run": ["$print(torch.softmax(@scores, 1))"],
+            "scores": "$[@weights, @network(@preprocessing({'image': @square})['image'][None])][1]",
+            "run": [f"$print({PROBABILITIES.get(card['task'], 'torch.softmax(@scores, 1)')})"],
         },
     )
     return USE.splitlines()
@@ -120,7 +132,7 @@ def _metadata(saved: SavedModel, card: Mapping[str, Any]) -> dict[str, Any]:
             },
             "outputs": {
                 "pred": {
-                    "type": "probabilities" if card["task"] == "classification" else "image",
+                    "type": "image" if card["task"] == "segmentation" else "probabilities",
                     "format": card["task"],
                     **form,
                     "num_channels": len(names),

@@ -5,7 +5,10 @@ from typing import Any
 
 from fedsim import __version__
 from fedsim.runfolder.saved import SavedModel
+from fedsim.tasks.findings import Findings
 from fedsim.tasks.segmentation import Segmentation
+from fedsim.tasks.task import Task
+from fedsim.tasks.texts import Regression
 
 README = """# {name}: {network}, trained by {method}
 
@@ -34,12 +37,21 @@ FOLDER is this folder{file}.
 
 The figures hold for images of the kind that it was trained on. It is research software, and no medical device.
 """
-IMAGES = """RGB images with values in 0..1, upright, stretched to {size} x {size} pixels by Pillow's bicubic
-interpolation, with nothing cut off; then minus {mean}, divided by {std}."""
+IMAGES = """RGB images with values in 0..1, upright, {resize} of {size} x {size} pixels by Pillow's bicubic
+interpolation; then minus {mean}, divided by {std}."""
+#: Of which edge the square has the length.
+EDGES = {"crop": "min", "pad": "max"}
+FITS = {
+    "stretch": "stretched to a square",
+    "crop": "the square in the middle, made one",
+    "pad": "padded with black to a square, made one",
+}
 VOLUMES = "\nA volume is {slices} such images, its slices; the mean of their features is the volume's."
 TEXTS = "Texts, cut after {max_tokens} tokens."
 PIXELS = "A score before the softmax for every class and pixel; the classes, from 0: {classes}."
 CLASSES = "A score before the softmax for each class, in this order: {classes}."
+FINDINGS = "A score before the logistic function for each finding, by itself, in this order: {classes}."
+NUMBERS = "A number."
 
 
 def facts(saved: SavedModel, method_of_use: str) -> dict[str, Any]:
@@ -49,7 +61,8 @@ def facts(saved: SavedModel, method_of_use: str) -> dict[str, Any]:
     inputs: dict[str, Any] = {
         "size": encoder.image_size,
         "values": "RGB in 0..1, upright",
-        "resize": "stretched to a square, Pillow's bicubic interpolation",
+        "fit": config.data.fit,
+        "resize": FITS[config.data.fit],
         "mean": encoder.mean,
         "std": encoder.std,
     }
@@ -68,12 +81,19 @@ def facts(saved: SavedModel, method_of_use: str) -> dict[str, Any]:
         "clients": len(sim.parts),
         "class_names": list(sim.dataset.class_names),
         "inputs": inputs,
-        "outputs": "class scores before the softmax" + (" for every pixel" if encoder.scores_pixels else ""),
+        "outputs": outputs_of(sim.task).format(classes=", ".join(sim.dataset.class_names)),
         "round": row["round"],
         "val": row.get("val"),
         "test": row.get("test"),
         **({"epsilon": row["epsilon"]} if "epsilon" in row else {}),
     }
+
+
+def outputs_of(task: Task) -> str:
+    """Return what the scores of a task are; ``{classes}`` are the names."""
+    if isinstance(task, Regression):
+        return NUMBERS
+    return FINDINGS if isinstance(task, Findings) else PIXELS if isinstance(task, Segmentation) else CLASSES
 
 
 def readme(card: Mapping[str, Any], code: Sequence[str]) -> str:
@@ -85,7 +105,6 @@ def readme(card: Mapping[str, Any], code: Sequence[str]) -> str:
     rows = [
         f"| {split} | {' | '.join(_number(scores.get(name)) for name in names)} |" for split, scores in splits.items()
     ]
-    outputs = PIXELS if "pixel" in card["outputs"] else CLASSES
     return README.format(
         name=card["run"],
         network=card["network"],
@@ -98,7 +117,7 @@ def readme(card: Mapping[str, Any], code: Sequence[str]) -> str:
         file="" if "max_tokens" in inputs else ", FILE an image",
         code="\n".join(code),
         inputs=shown + (VOLUMES.format(**inputs) if "slices" in inputs else ""),
-        outputs=outputs.format(classes=", ".join(card["class_names"])),
+        outputs=card["outputs"],
         metrics=" | ".join(names),
         rules="|".join("---" for _ in names),
         rows="\n".join(rows),

@@ -20,12 +20,21 @@ from fedsim.models.outside.network import Scoring, features_line, head_of, train
 from fedsim.models.outside.recipes import build_lines
 from fedsim.runfolder.saved import SavedModel, open_saved
 from fedsim.verbs.bundle import write_bundle
-from fedsim.verbs.cards import facts, readme
+from fedsim.verbs.cards import EDGES, facts, readme
 
 NUM_COMPARED = 8
-PICTURE = "picture = Image.open(FILE).convert('RGB').resize(({size}, {size}), Image.Resampling.BICUBIC)"
+UPRIGHT = "picture = ImageOps.exif_transpose(Image.open(FILE)).convert('RGB')"
+SQUARE = (
+    "side = {edge}(picture.size)",
+    "left, top = ((have - side) // 2 for have in picture.size)",
+    "picture = picture.crop((left, top, left + side, top + side))",
+)
+RESIZED = "picture = picture.resize(({size}, {size}), Image.Resampling.BICUBIC)"
+PICTURE = {
+    "stretch": (UPRIGHT, RESIZED),
+    **{fit: (UPRIGHT, *(line.format(edge=edge) for line in SQUARE), RESIZED) for fit, edge in EDGES.items()},
+}
 PIXELS = (
-    PICTURE,
     "images = torch.tensor(numpy.asarray(picture)).permute(2, 0, 1)[None] / 255",
     "images = (images - torch.tensor({mean}).view(3, 1, 1)) / torch.tensor({std}).view(3, 1, 1)",
 )
@@ -156,11 +165,13 @@ def _lines(folder: Path, exported: Exported, model_lines: list[str]) -> list[str
     encoder, inputs = saved.sim.model.encoder, exported.card["inputs"]
     assert isinstance(inputs, dict), "facts makes it"
     features = features_line(saved.sim.config.model, encoder)
-    first = ["import numpy, torch, torch.nn.functional as F", "from PIL import Image"]
-    prepare: Sequence[str] = PIXELS
-    if encoder.tokenizer is not None:
+    first = ["import numpy, torch, torch.nn.functional as F", "from PIL import Image, ImageOps"]
+    prepare: Sequence[str] = TOKENS
+    if encoder.tokenizer is None:
+        prepare = (*PICTURE[inputs["fit"]], *PIXELS)
+    else:
         encoder.tokenizer.save_pretrained(folder)
-        first, prepare = first[:1], TOKENS
+        first = first[:1]
     lines = [*first, "from safetensors.torch import load_file", *model_lines, "_ = model.eval().requires_grad_(False)"]
     lines += [line.format(**inputs) for line in prepare]
     if encoder.decoder is not None:
@@ -203,8 +214,8 @@ def write_onnx(folder: Path, exported: Exported) -> list[str]:
     assert isinstance(inputs, dict), "facts makes it"
     return [
         "import numpy, onnxruntime",
-        "from PIL import Image",
-        PICTURE.format(**inputs),
+        "from PIL import Image, ImageOps",
+        *(line.format(**inputs) for line in PICTURE[inputs["fit"]]),
         "images = numpy.asarray(picture, numpy.float32).transpose(2, 0, 1)[None] / 255  # mean and std are inside",
         'session = onnxruntime.InferenceSession(FOLDER + "/model.onnx")',
         '(scores,) = session.run(None, {"images": images})',

@@ -1,6 +1,6 @@
 """``launch.py predict``: what a run's saved model says about image files.
 
-Files are prepared as the run's own were: upright, 8 bits, stretched to a square by bicubic interpolation.
+Files are prepared as the run's own were: upright, 8 bits, made square as data.fit says, by bicubic interpolation.
 
 Shapes: S side of an image in pixels, C classes.
 """
@@ -17,11 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from fedsim.data.folders import files_with, require_file, subfolders
-from fedsim.data.images import read_rgb, resized
+from fedsim.data.images import fitted, placed, read_rgb
 from fedsim.errors import UserError
 from fedsim.machine.files import naming_files, write_atomic
 from fedsim.machine.output import showing
 from fedsim.runfolder.saved import SavedModel, open_saved
+from fedsim.tasks.findings import Findings
 from fedsim.tasks.segmentation import Segmentation
 from fedsim.tasks.task import Classification
 
@@ -49,26 +50,30 @@ class Answer:
 def predict(run_dir: Path, images: Sequence[Path], which: str, out: Path | None, trust: bool = False) -> None:
     """Predict image files, and all in folders of them, with a run's best or last saved state.
 
-    A table of CSV goes to ``out``, or to standard output: for each file its class, and every class's probability. Of a
-    run with masks it is the share of every class's pixels, and ``out`` is a folder with the table, masks.csv, and a
-    mask for each file. UserError for files that cannot be read, and for runs on texts or volumes.
+    A table of CSV goes to ``out``, or to standard output: for each file its class, and every class's probability, or
+    every finding's. Of a run with masks it is the share of every class's pixels, and ``out`` is a folder with the
+    table, masks.csv, and a mask for each file. UserError for files that cannot be read, and for runs on texts, volumes
+    or numbers.
     """
     files = find_images(images)
     with open_saved(run_dir, which, trust) as saved:
         sim = saved.sim
-        is_plain = sim.dataset.num_slices is None and isinstance(sim.task, Classification | Segmentation)
+        is_plain = sim.dataset.num_slices is None and isinstance(sim.task, Classification | Findings | Segmentation)
         if not is_plain or sim.dataset.texts is not None:
-            raise UserError(str(run_dir), f"a run on {sim.dataset.unit}", "one on images with classes or masks")
+            found = f"a run on {sim.dataset.unit}, {type(sim.task).__name__.lower()}"
+            raise UserError(str(run_dir), found, "one on images with classes, findings or masks")
         if not sim.group.is_server:
             return
         names = sim.dataset.class_names
         if isinstance(sim.task, Classification):
             table = [["file", "class", *names], *classes(answers(saved, files), names)]
+        elif isinstance(sim.task, Findings):
+            table = [["file", *names], *findings(answers(saved, files))]
         elif out is None:
             raise UserError("--out", "nothing", "a folder for the masks of this run")
         else:
             out.mkdir(parents=True, exist_ok=True)
-            table = [["file", "mask", *names], *masks(answers(saved, files), len(names), out)]
+            table = [["file", "mask", *names], *masks(answers(saved, files), len(names), out, sim.config.data.fit)]
             out /= "masks.csv"
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(table)
@@ -110,11 +115,11 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def answers(saved: SavedModel, files: Sequence[ImageFile]) -> Iterator[Answer]:
     """Yield the answers for ``files``, in order, computed in batches of ``evaluate.batch_size``."""
-    model, side, size = saved.sim.model, saved.sim.config.data.image_size, saved.sim.config.evaluate.batch_size
+    model, data, size = saved.sim.model, saved.sim.config.data, saved.sim.config.evaluate.batch_size
     for start in range(0, len(files), size):
         some = files[start : start + size]
         pictures = [read_rgb(file.path) for file in some]
-        pixels = torch.from_numpy(np.stack([resized(picture, side, side) for picture in pictures]))
+        pixels = torch.from_numpy(np.stack([fitted(picture, data.image_size, data.fit) for picture in pictures]))
         with torch.no_grad():
             fixed = model.prefix(pixels.to(model.device).float() / 255)
             scores = model.forward(saved.params, fixed[None], training=False)[0].float().cpu()
@@ -129,11 +134,17 @@ def classes(found: Iterator[Answer], names: Sequence[str]) -> Iterator[list[str]
         yield [str(answer.file.path), names[int(answer.scores.argmax())], *shares]
 
 
-def masks(found: Iterator[Answer], num_classes: int, folder: Path) -> Iterator[list[str]]:
+def findings(found: Iterator[Answer]) -> Iterator[list[str]]:
+    """Yield a row for each answer: file, and the probability of each finding."""
+    for answer in found:
+        yield [str(answer.file.path), *(f"{value:.{DIGITS}f}" for value in answer.scores.sigmoid().tolist())]
+
+
+def masks(found: Iterator[Answer], num_classes: int, folder: Path, fit: str) -> Iterator[list[str]]:
     """Write each answer's mask, the number of every pixel's class at the picture's own size; yield a row for each."""
     for answer in found:
         predicted = answer.scores.argmax(0).to(torch.uint8).numpy()
-        mask = Image.fromarray(predicted).resize(answer.size, Image.Resampling.NEAREST)
+        mask = placed(Image.fromarray(predicted), answer.size, fit)
         path = folder / answer.file.name
         path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()

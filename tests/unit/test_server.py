@@ -143,7 +143,7 @@ def test_the_exported_adapter_is_the_round_that_the_results_name(algorithm: str,
         assert (about["round"], about["best_by"]) == (round, "loss")
         assert (about["val"], about["test"]) == (row["val"], row["test"])
         assert about["class_names"] == [str(digit) for digit in range(10)]
-        assert about["inputs"] == {"size": 14, "mean": [0.5] * 3, "std": [0.5] * 3}
+        assert about["inputs"] == {"size": 14, "fit": "stretch", "mean": [0.5] * 3, "std": [0.5] * 3}
     best, last = (load_file(out / name / "adapter_model.safetensors") for name in ("adapter", "adapter_last"))
     saved = load_file(out / f"checkpoints/best-{results['best_round']:06d}/server.safetensors")
     factor = saved["params/blocks.0.attn.qkv.lora_a"].flatten(0, 1)
