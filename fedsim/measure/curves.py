@@ -69,7 +69,7 @@ def fixed_specificity(one: Decision) -> dict[float, float]:
         return {}
     from sklearn.metrics import roc_curve  # late, as above
 
-    false, _, scores = roc_curve(one.truth, one.score)
+    false, _, scores = roc_curve(one.truth, one.score, drop_intermediate=False)
     # Sensitivity grows along the curve, so the last point that is specific enough has the most.
     return {asked: float(scores[np.flatnonzero(1 - false >= asked - ROOM)[-1]]) for asked in SPECIFICITIES}
 

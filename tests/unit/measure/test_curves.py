@@ -31,6 +31,15 @@ def test_sensitivity_at_fixed_specificity_by_hand() -> None:
     assert {point["threshold_from"] for point in found.values()} == {"test"}
 
 
+def test_no_point_of_a_straight_piece_is_passed_over() -> None:
+    # Pairs of one with and one without it: the curve is straight, and of its ten points each is a threshold.
+    pairs = question(np.repeat(np.arange(10), 2), [0, 1] * 10)
+    assert fixed_specificity(pairs) == {0.8: 8.0, 0.9: 9.0, 0.95: math.inf}
+    # Beyond the last that has it, what is asked for is still what is had.
+    apart = question(range(22), [0] * 20 + [1] * 2)
+    assert fixed_specificity(apart) == {0.8: 16.0, 0.9: 18.0, 0.95: 19.0}
+
+
 def test_a_threshold_of_validation_keeps_what_it_keeps() -> None:
     found = operating_point(ONE, 0.9, 3.5, "val")
     assert found["threshold_from"] == "val"
