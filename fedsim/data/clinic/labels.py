@@ -33,7 +33,8 @@ def read_labels(path: Path, sources: Sequence[str]) -> dict[str, Mapping[str, st
     for number, row in enumerate(rows, start=1):
         named = by_name.get(row[PATH], [])
         if len(named) == 1 and named[0] not in found:
-            found[named[0]] = {name: cell for name, cell in row.items() if name != PATH}
+            cells = {name: cell.strip() if name in FROM_LABELS else cell for name, cell in row.items()}
+            found[named[0]] = {name: cell for name, cell in cells.items() if name != PATH}
         else:
             what = "a file of another row" if len(named) == 1 else f"{len(named) or 'no'} files"
             wrong.append(f"row {number} {row[PATH]!r}: {what}")

@@ -68,13 +68,19 @@ def read_table(path: Path, wanted: Sequence[str], header: Sequence[str] | None =
 def csv_rows(path: Path, expected: str) -> list[dict[str, str]]:
     """Return all cells of a CSV file by its header, a missing one as an empty text.
 
-    UserError where it cannot be read, which says what was ``expected``, or where a column is there twice.
+    UserError where it cannot be read, which says what was ``expected``, where a column is there twice, and for a row
+    with more cells than the header.
     """
     with reading(str(path), expected), path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, restval="")
         names = rows.fieldnames or []
         _require(str(path), list(dict.fromkeys(names)), names)
-        return list(rows)
+        found = list(rows)
+        for number, row in enumerate(found, start=1):
+            if None in row:  # where DictReader puts what has no column
+                right = f"{len(names)}; quotation marks around a cell with a comma"
+                raise UserError(f"{path} row {number}", f"{len(names) + len(row[None])} cells", right)
+        return found
 
 
 def _text_table(path: Path, wanted: Sequence[str], header: Sequence[str] | None) -> Table:

@@ -132,7 +132,7 @@ def test_a_table_says_which_files_and_what_they_are(folder: Path, tmp_path: Path
     rows = [
         {"path": "ct/0.dcm", "label": "clear", "site": "east", "patient": "", "split": "train"},
         {"path": "IM0001", "label": "nodule", "site": "", "patient": "Jane", "split": "test"},
-        {"path": "mr/2.nii.gz", "label": "clear", "site": "west", "patient": "Jane", "split": "test"},
+        {"path": "mr/2.nii.gz", "label": "clear", "site": "west", "patient": " Jane ", "split": "test"},
     ]
     labels = write_labels(tmp_path / "labels.csv", rows)
     said = bring_in(folder, tmp_path / "set", labels=labels, slices=2)
@@ -168,6 +168,14 @@ def test_a_table_that_does_not_fit_is_one_line(
 ) -> None:
     with pytest.raises(UserError, match=found):
         bring_in(folder, tmp_path / "set", labels=write_labels(tmp_path / "labels.csv", rows))
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_row_of_labels_with_a_cell_too_many_is_one_line(folder: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label\nct/0.dcm,clear\nct/1.dcm,nodule, calcified\n")
+    with pytest.raises(UserError, match=r"labels\.csv row 2: found 3 cells; expected 2; quotation marks around a cell"):
+        bring_in(folder, tmp_path / "set", labels=labels)
     assert not (tmp_path / "set").exists()
 
 
