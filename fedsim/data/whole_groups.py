@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.data.splits import majority
@@ -25,6 +24,8 @@ def by_whole_groups(dataset: Dataset, draw: Callable[[Dataset], Sequence[Indices
 
     ``by_site``: a group's images at two sites are two groups, since sites are clients of their own.
     """
+    import torch  # late: what reads files alone starts without
+
     assert dataset.groups is not None, "has_whole_groups says so"
     train, groups = dataset.train, dataset.groups[dataset.train]
     if by_site and dataset.sites is not None:
