@@ -54,8 +54,9 @@ def split(source: Source, config: DataConfig, external_sites: Sequence[int] = ()
 def with_external_sites(source: Source, names: Sequence[str]) -> tuple[Source, tuple[int, ...]]:
     """Return a set whose test is all images of the sites ``names``, and those sites' numbers.
 
-    Of the other sites nothing is tested: images that they bring for the test are in no split. Their validation images
-    are those that they bring, or are drawn. UserError for a site that the set does not have, and where no other is.
+    Of the other sites nothing is tested: images that they bring for the test are in no split, nor are those of groups
+    that have some at the sites ``names``. Their validation images are those that they bring, or are drawn. UserError
+    for a site that the set does not have, and where no other is.
     """
     if not names:
         return source, ()
@@ -73,9 +74,15 @@ def with_external_sites(source: Source, names: Sequence[str]) -> tuple[Source, t
     num_unused = np.count_nonzero(fixed[~is_test] == TEST)
     fixed[fixed == TEST] = UNUSED
     fixed[is_test] = TEST
+    num_shared = 0
+    if source.groups is not None:
+        is_shared = np.isin(source.groups, source.groups[is_test]) & (fixed != TEST) & (fixed != UNUSED)
+        num_shared, fixed[is_shared] = int(np.count_nonzero(is_shared)), UNUSED
     remark = f"the test is site {', '.join(names)}, where nobody trains"
     if num_unused:
         remark += f"; {num_unused} test images of the other sites are in no split"
+    if num_shared:
+        remark += f"; {num_shared} images of the other sites are in no split, since the test has some of their groups"
     return replace(source, fixed=fixed, remarks=(*source.remarks, remark)), numbers
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedsim.data.dataset import Indices, Source
-from fedsim.data.splits import TEST, TRAIN, VAL, split, stratified_positions
+from fedsim.data.splits import TEST, TRAIN, UNUSED, VAL, split, stratified_positions, with_external_sites
 from fedsim.errors import UserError
 
 SITES = np.repeat([0, 1, 2], [200, 40, 20])
@@ -121,6 +121,19 @@ def test_positions_are_the_middles_of_the_groups_in_their_class() -> None:
     assert positions[0] == positions[1]
     assert {round(positions[0] * 6), round(positions[2] * 6)} in ({2, 5}, {4, 1})
     assert positions[3] == 0.5
+
+
+def test_nobody_who_is_tested_at_an_external_site_is_trained_on_elsewhere() -> None:
+    sites, groups = np.array([0, 0, 0, 0, 1, 1]), np.array([7, 7, 8, 9, 9, 5])
+    images = np.zeros((len(sites), 1, 1, 1), np.uint8)
+    data = Source(images, np.array([0, 1] * 3), ("a", "b"), groups, sites, ("x", "y"))
+    found, numbers = with_external_sites(data, ["y"])
+    assert numbers == (1,)
+    assert found.fixed is not None
+    assert found.fixed.tolist() == [TRAIN, TRAIN, TRAIN, UNUSED, TEST, TEST]
+    assert found.remarks[0].endswith(
+        "; 1 images of the other sites are in no split, since the test has some of their groups"
+    )
 
 
 def at_sites(fixed: Indices | None = None) -> Source:
