@@ -25,9 +25,7 @@ def sweep(
     if status:
         show_rows(verb.status(file, out))
     elif index is not None:
-        from fedsim import server
-
-        server.run(*verb.cell_at(file, out, index), resume=True)
+        verb.run_at(file, out, index)
     elif not verb.run_sweep(file, out, verb.Ranks(ranks, Path(sys.argv[0]).resolve()), say):
         raise typer.Exit(1)
 

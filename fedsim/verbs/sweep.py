@@ -13,14 +13,15 @@ from typing import Any
 from fedsim.comm.launcher import find_place
 from fedsim.config.experiment import Config
 from fedsim.config.train import LESS_IS_BETTER
-from fedsim.errors import UserError, one_line
+from fedsim.errors import RankError, UserError, one_line
 from fedsim.machine import bound
 from fedsim.machine.files import naming_files, write_json
 from fedsim.results.likeness import unlike
 from fedsim.results.reading import load
 from fedsim.results.sweeps import FILE_NAME, SCHEMA, is_sweep
 from fedsim.runfolder.lock import LOCK_FILE, FolderLock
-from fedsim.verbs.sweep_plan import Cell, Changes, Plan
+from fedsim.verbs.command_line import IS_FIRST_RANK
+from fedsim.verbs.sweep_plan import Cell, Changes, Plan, log_of
 
 #: How Python names what a traceback is about.
 RAISED = re.compile(r"[\w.]*(?:Error|Exception|Interrupt)\b")
@@ -105,6 +106,24 @@ def cell_at(file: Path, out: Path, index: int) -> tuple[Config, Path]:
         if cell.name == name:
             return cell.config, cell.folder
     raise UserError(f"--index {index}", f"cell {name}, whose settings are not chosen", "all its trials first")
+
+
+def run_at(file: Path, out: Path, index: int) -> None:
+    """Run a trial or cell by its number on the ranks of this job. What it is told to stop for is in its log, too.
+
+    A sweep knows from there which trials have diverged.
+    """
+    from fedsim import server  # late: whoever starts cells needs no torch
+
+    config, folder = cell_at(file, out, index)
+    try:
+        server.run(config, folder, resume=True)
+    except UserError as error:
+        if IS_FIRST_RANK or isinstance(error, RankError):
+            log_of(folder).parent.mkdir(parents=True, exist_ok=True)
+            with log_of(folder).open("a") as log:
+                log.write(f"error: {error}\n")
+        raise
 
 
 def is_done(state: str) -> bool:

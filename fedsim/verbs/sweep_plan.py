@@ -45,7 +45,7 @@ class Cell:
     @property
     def log(self) -> Path:
         """What the cell's processes have shown."""
-        return self.folder.with_name(f"{self.folder.name}.log")
+        return log_of(self.folder)
 
     @property
     def results(self) -> dict[str, Any] | None:
@@ -90,6 +90,11 @@ class Cell:
                 key = error.where.removeprefix("--resume: ")
                 expected = f"{error.expected}; or another --out DIR"
                 raise UserError(f"{file}, cell {self.name}: {key}", error.found, expected) from None
+
+
+def log_of(folder: Path) -> Path:
+    """The log of the cell whose run is in ``folder``."""
+    return folder.with_name(f"{folder.name}.log")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import yaml
 
 from fedsim import server
 from fedsim.comm.exact import DIVERGED
+from fedsim.config.experiment import Config
 from fedsim.errors import UserError
 from fedsim.results import load
 from fedsim.results.comparing import Wish
@@ -182,6 +183,25 @@ def test_a_trial_that_diverged_is_the_worst_and_is_not_run_again(
     started.clear()
     assert verb.run_sweep(file, tmp_path / "out", RANKS, str)
     assert started == []
+
+
+def test_a_trial_of_an_array_that_diverged_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = server.run
+
+    def run_or_diverge(config: Config, out: Path, resume: bool) -> dict[str, Any]:
+        if config.train.lr < 0.01:
+            return run(config, out, resume)
+        raise UserError("client 3", "nan", f"numbers ({DIVERGED})")
+
+    monkeypatch.setattr(server, "run", run_or_diverge)
+    tune = {"seeds": [7], "grid": {"train.lr": [0.1, 0.001]}}
+    file = write_sweep(tmp_path, grid={"algorithm.name": ["fedavg"], "seed": [3]}, tune=tune)
+    with pytest.raises(UserError, match="client 3"):
+        verb.run_at(file, tmp_path / "out", 0)
+    verb.run_at(file, tmp_path / "out", 1)
+    assert dict(verb.status(file, tmp_path / "out"))["0 trials/fedavg_lr0.1_seed7"] == "diverged"
+    verb.run_at(file, tmp_path / "out", 2)
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["chosen"] == {"fedavg": {"train.lr": 0.001}}
 
 
 def test_only_an_empty_folder_or_a_sweeps_is_taken(tmp_path: Path) -> None:
