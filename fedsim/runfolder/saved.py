@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedsim.algorithms.base import ServerState
 from fedsim.build import build_simulation
 from fedsim.comm.group import Group, open_group
 from fedsim.config.experiment import Config
@@ -22,9 +23,13 @@ from fedsim.storage.rows import read_rows
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A simulation, and the global model ``params`` after a round; ``row``: the round's in metrics.jsonl."""
+    """A simulation, the server's ``state`` after a round and the global model ``params`` of it.
+
+    ``row``: the round's in metrics.jsonl.
+    """
 
     sim: Simulation
+    state: ServerState
     params: Mapping[str, Tensor]
     row: Mapping[str, Any]
 
@@ -48,6 +53,6 @@ def saved_model(run_dir: Path, config: Config, which: str, group: Group) -> Save
         raise UserError(str(run_dir / "checkpoints"), "no checkpoint", "a run with at least one finished round")
     sim = build_simulation(config, group)
     sim.store.adopt(saved.clients)
-    params = global_model(sim, saved.state.to(group.device)).params
+    state = saved.state.to(group.device)
     rows = {row["round"]: row for row in read_rows(run_dir / "metrics.jsonl")}
-    return SavedModel(sim, params, rows.get(saved.state.round, {"round": saved.state.round}))
+    return SavedModel(sim, state, global_model(sim, state).params, rows.get(state.round, {"round": state.round}))

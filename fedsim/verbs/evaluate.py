@@ -4,16 +4,13 @@ from pathlib import Path
 
 from rich.table import Table
 
-from fedsim.build import build_simulation
 from fedsim.comm.group import open_group
-from fedsim.errors import UserError
 from fedsim.machine.files import naming_files
 from fedsim.measure.cross_site import cross_site
-from fedsim.measure.global_model import global_model
 from fedsim.measure.report import outside_set, own_sets, whole_report
 from fedsim.runfolder.evaluation import shown, write_evaluation
+from fedsim.runfolder.saved import saved_model
 from fedsim.runfolder.trust import load_outside_data, load_recorded
-from fedsim.storage.checkpoint import Checkpoints
 
 
 def evaluate_run(
@@ -37,13 +34,8 @@ def evaluate_run(
     name = which if data is None else f"{which}-{data.stem}"
     out = out or run_dir / "evaluation" / name
     with open_group() as group, naming_files(run_dir), naming_files(out):
-        saved = Checkpoints(run_dir / "checkpoints", config, group).load(which)
-        if saved is None:
-            raise UserError(str(run_dir / "checkpoints"), "no checkpoint", "a run with at least one finished round")
-        sim = build_simulation(config, group)
-        sim.store.adopt(saved.clients)
-        state = saved.state.to(group.device)
-        params = global_model(sim, state).params
+        saved = saved_model(run_dir, config, which, group)
+        sim, state, params = saved.sim, saved.state, saved.params
         outside = None if data is None or words is None else outside_set(sim, words, str(data))
         crossed = cross_site(sim, state, params, outside or own_sets(sim)[-1]) if crosses else None
         report = whole_report(sim, params, outside)
