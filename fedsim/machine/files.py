@@ -1,10 +1,12 @@
 """Writing files that are either the old one or the whole new one, whatever happens in between."""
 
 import contextlib
+import csv
+import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -85,6 +87,17 @@ def write_json(path: Path, obj: Any) -> None:
     """Write ``obj`` atomically as indented JSON; nan and inf, which JSON has not, become null."""
     text = json.dumps(finite(obj), indent=2, allow_nan=False, ensure_ascii=False)
     write_atomic(path, (text + "\n").encode())
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as the text of a CSV file; None and nan, which no cell shows, become empty."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None or value != value else value
 
 
 def parse_json(text: str) -> Any:

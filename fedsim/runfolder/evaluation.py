@@ -4,15 +4,13 @@ JSON has all, CSV what goes into a spreadsheet or a plot. Numbers are written so
 number is null in JSON and empty in CSV.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from fedsim.machine.files import write_atomic, write_json
+from fedsim.machine.files import csv_text, write_atomic, write_json
 from fedsim.runfolder.screen import METRICS, SPLITS, number
 
 Rows = Iterator[Sequence[Any]]
@@ -46,22 +44,11 @@ def write_evaluation(folder: Path, report: Mapping[str, Any]) -> list[str]:
         content = list(rows)
         path = folder / f"{name}.csv"
         if len(content) > 1:
-            write_csv(path, content)
+            write_atomic(path, csv_text(content).encode())
             written.append(path.name)
         else:  # of an evaluation before, which had more to say
             path.unlink(missing_ok=True)
     return written
-
-
-def write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    """Write a table with its header in the first row."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([_plain(cell) for cell in row] for row in rows)
-    write_atomic(path, text.getvalue().encode())
-
-
-def _plain(cell: Any) -> Any:
-    return "" if cell is None or cell != cell else cell
 
 
 def metric_rows(sets: Sequence[Mapping[str, Any]]) -> Rows:

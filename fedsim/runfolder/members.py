@@ -1,7 +1,5 @@
 """Which image of which file is in which split and at which client: a table in the run folder."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,7 @@ import numpy as np
 
 from fedsim.data import Dataset, divide_held_out
 from fedsim.data.dataset import Indices
-from fedsim.machine.files import write_atomic
+from fedsim.machine.files import csv_text, write_atomic
 from fedsim.simulation import Simulation
 
 NAME = "images.csv"
@@ -39,11 +37,8 @@ def write_members(sim: Simulation, folder: Path) -> None:
         "site": _numbered(data.site_names, data.sites, index),
         "group": [""] * len(index) if data.groups is None else data.groups[index].tolist(),
     }
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    write_atomic(folder / NAME, text.getvalue().encode())
+    rows = zip(*columns.values(), strict=True)
+    write_atomic(folder / NAME, csv_text([list(columns), *rows]).encode())
 
 
 def _labels(data: Dataset, index: Indices) -> list[Any]:

@@ -5,7 +5,6 @@ Files are prepared as the run's own were: upright, 8 bits, made square as data.f
 Shapes: S side of an image in pixels, C classes.
 """
 
-import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,17 +15,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fedsim.data.datasets.folder import SUFFIXES
 from fedsim.data.folders import files_with, require_file, subfolders
 from fedsim.data.images import fitted, placed, read_rgb
 from fedsim.errors import UserError
-from fedsim.machine.files import naming_files, write_atomic
+from fedsim.machine.files import csv_text, naming_files, write_atomic
 from fedsim.machine.output import showing
 from fedsim.runfolder.saved import SavedModel, open_saved
 from fedsim.tasks.findings import Findings
 from fedsim.tasks.segmentation import Segmentation
 from fedsim.tasks.task import Classification
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 DIGITS = 6
 
 
@@ -75,14 +74,13 @@ def predict(run_dir: Path, images: Sequence[Path], which: str, out: Path | None,
             out.mkdir(parents=True, exist_ok=True)
             table = [["file", "mask", *names], *masks(answers(saved, files), len(names), out, sim.config.data.fit)]
             out /= "masks.csv"
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(table)
+    text = csv_text(table)
     if out is not None:
         with naming_files(out.parent):
-            write_atomic(out, text.getvalue().encode())
+            write_atomic(out, text.encode())
         return
     with showing():
-        print(text.getvalue(), end="")
+        print(text, end="")
 
 
 def find_images(places: Sequence[Path]) -> list[ImageFile]:
