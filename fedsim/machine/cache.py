@@ -104,11 +104,13 @@ def _size(folder: Path) -> int:
 def clear(folder: Path) -> None:
     """Remove a folder of the cache; who has its files open keeps them. UserError where that is not allowed."""
     with alone(folder.with_name(f".{folder.name}.lock")):
+        if not folder.is_dir():  # another process was first
+            return
         try:
             # Under another name first, so that under its own it is whole or absent.
             gone = folder.rename(Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)) / "old")
             shutil.rmtree(gone.parent)
-        except FileNotFoundError:  # another process was first
+        except FileNotFoundError:  # the same, where the file system has no locks
             return
         except OSError as error:
             raise _unwritable(folder.parent, error) from error

@@ -73,3 +73,5 @@ def test_who_makes_a_folder_is_not_disturbed(folders: list[Path], cache: Path) -
     cleared.join(10)
     assert not folders[0].exists()
     clear(folders[0])
+    left = [path.name for path in cache.iterdir() if path.is_dir() and path.name.startswith(f".{folders[0].name}")]
+    assert not left, "nothing of what was gone already"
