@@ -66,6 +66,10 @@ def run_sweep(file: Path, out: Path, ranks: Ranks, say: Say) -> bool:
             record(plan, chosen)
             for contender, setting in chosen.items():
                 say(f"{contender}: validation chose {', '.join(f'{k}={v}' for k, v in setting.items())}")
+            left = {trial.contender for trial in trials if not trial.has_ended}
+            for contender in dict.fromkeys(trial.contender for trial in trials):
+                if contender not in chosen and contender not in left:
+                    say(f"{contender}: no setting that did not diverge, so none of its cells; tune needs other values")
             cells = plan.cells(chosen)
             run_all(cells, ranks, say)
         finally:
@@ -105,7 +109,11 @@ def cell_at(file: Path, out: Path, index: int) -> tuple[Config, Path]:
     for cell in plan.cells(chosen):
         if cell.name == name:
             return cell.config, cell.folder
-    raise UserError(f"--index {index}", f"cell {name}, whose settings are not chosen", "all its trials first")
+    raise UserError(
+        f"--index {index}",
+        f"cell {name}, whose settings are not chosen",
+        "all its trials first, one without divergence",
+    )
 
 
 def run_at(file: Path, out: Path, index: int) -> None:
@@ -160,17 +168,16 @@ def choose(plan: Plan) -> dict[str, Changes]:
     """Return for each contender whose trials have all ended the setting with the best mean over the tuning seeds.
 
     What counts is the validation of a trial's best round. A setting that let the training diverge is the worst; of
-    equal ones the first in the file is taken.
+    equal ones the first in the file is taken. None where every setting diverged.
     """
     chosen: dict[str, Changes] = {}
     for contender in dict.fromkeys(trial.contender for trial in plan.trials):
         trials = [trial for trial in plan.trials if trial.contender == contender]
-        if all(trial.results is not None or trial.has_diverged for trial in trials):
+        if all(trial.has_ended for trial in trials):
             settings = [setting for trial in trials if (setting := trial.setting) is not None]
             means = [sum(worth(t) for t in trials if t.setting == setting) for setting in settings]
-            if max(means) == -float("inf"):
-                raise UserError(f"{plan.file}: tune", f"no trial of {contender} that did not diverge", "other values")
-            chosen[contender] = settings[means.index(max(means))]
+            if max(means) > -float("inf"):
+                chosen[contender] = settings[means.index(max(means))]
     return chosen
 
 

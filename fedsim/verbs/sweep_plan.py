@@ -69,6 +69,11 @@ class Cell:
         return bool(errors) and DIVERGED in errors[-1]
 
     @property
+    def has_ended(self) -> bool:
+        """Whether there is nothing to wait for: the run came to its end, or it diverged."""
+        return self.results is not None or self.has_diverged
+
+    @property
     def state(self) -> str:
         """How far the run is, in words."""
         if (found := self.results) is not None:

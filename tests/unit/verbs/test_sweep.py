@@ -185,6 +185,29 @@ def test_a_trial_that_diverged_is_the_worst_and_is_not_run_again(
     assert started == []
 
 
+def test_a_contender_of_which_all_trials_diverged_holds_nobody_up(
+    tmp_path: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_here: Callable[..., int] = verb.run_cell
+
+    def run_or_diverge(cell: Cell, ranks: verb.Ranks) -> int:
+        if cell.config.algorithm.name == "fedavg":
+            return run_here(cell, ranks)
+        cell.log.parent.mkdir(parents=True, exist_ok=True)
+        cell.log.write_text(f"error: client 3: found nan; expected numbers ({DIVERGED})\n")
+        return 2
+
+    monkeypatch.setattr(verb, "run_cell", run_or_diverge)
+    tune = {"seeds": [7], "grid": {"train.lr": [0.001]}}
+    file = write_sweep(tmp_path, grid={"algorithm.name": ["fedprox", "fedavg"], "seed": [3]}, tune=tune)
+    said: list[str] = []
+    assert not verb.run_sweep(file, tmp_path / "out", RANKS, said.append)
+    assert "fedprox: no setting that did not diverge, so none of its cells; tune needs other values" in said
+    assert said[-1] == "1 of 2 cells done, 1 wait for their trials"
+    assert started[-1] == "fedavg_seed3"
+    assert dict(verb.status(file, tmp_path / "out"))["3 fedavg_seed3"] == "finished"
+
+
 def test_a_trial_of_an_array_that_diverged_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = server.run
 
