@@ -95,7 +95,7 @@ class Config(Words):
 
 
 def dump_config(config: Words) -> str:
-    """The fully resolved config as YAML; ``load.load_config`` reads it back to an equal ``Config``."""
+    """The fully resolved config as YAML; ``configure.load_config`` reads it back to an equal ``Config``."""
     return to_yaml(config.model_dump(mode="json"))
 
 

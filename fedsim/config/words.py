@@ -155,7 +155,8 @@ class ModelConfig(Words):
     name: Text = Field(description="One of: " + ", ".join(MODELS) + ", or package.module.function of your own.")
     weights: Text | None = Field(
         default=None,
-        description="null: the name's own; random: from seed; an open_clip tag; or a file (.safetensors, .pth, .bin).",
+        description="null: the name's own; random: from seed; an open_clip tag; or a file (.safetensors, .pth, .pt, "
+        ".bin).",
     )
     options: dict[str, Scalar | list[Scalar]] = Field(
         default={},

@@ -31,7 +31,7 @@ RESIZED = (
 )
 #: MONAI binds a dotted name as it is, so that "import a.b" leaves a unknown, and imports no two names in one line.
 IMPORTS = ("import numpy", "from PIL import Image", "from PIL import ImageOps", "import torch")
-PROBABILITIES = {"findings": "torch.sigmoid(@scores)"}
+PROBABILITIES = {"findings": "torch.sigmoid(@scores)", "regression": "@scores"}
 LIBRARIES = ("packaged:vit_small_dino", "timm:", "monai:")
 USE = """import monai.bundle
 parser = monai.bundle.ConfigParser()

@@ -11,7 +11,9 @@ from fedsim.machine.output import show_rows, showing
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="SWEEP", help="YAML file, such as configs/sweeps/drift.yaml.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="SWEEP", help="YAML file, such as configs/sweeps/federated_lora_brain_mri.yaml.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the sweep; each cell is a run folder in it.")],
     ranks: Annotated[int, typer.Option(min=1, help="Ranks of each cell, on this host.")] = 1,
     index: Annotated[int | None, typer.Option(help="Run one cell alone, on the ranks of this job.")] = None,

@@ -93,10 +93,10 @@ def convert(root: Path, out: Path, source: str, settings: Settings, pseudonyms: 
 def _people(scan: Scan, source: str, pseudonyms: Pseudonyms) -> Row:
     """Return pseudonyms of patient, study, series and site.
 
-    Where no patient is known it is the study, and for several slices the file: what must stay together.
+    Where no patient is known it is the study or the series, and for several slices the file: what must stay together.
     """
     ids = {name: pseudonyms(name, scan.ids.get(name, "")) for name in ("patient", "study", "series", "site")}
-    ids["patient"] = ids["patient"] or ids["study"]
+    ids["patient"] = ids["patient"] or ids["study"] or ids["series"]
     if not ids["patient"] and scan.num_frames > 1:
         ids["patient"] = pseudonyms("source", source)
     return ids

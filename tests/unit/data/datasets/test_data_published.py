@@ -1,5 +1,6 @@
 """Small files with the names, headers and folders of published sets, read by the rows that docs/own_images.md shows."""
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 from PIL import Image
 
 from fedsim.errors import UserError
+from tests.docs.pages import blocks
 from tests.helpers import load_set
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -50,13 +52,14 @@ def fed_isic2019(root: Path) -> None:
 
 
 def isic2019(root: Path) -> None:
-    """The challenge's metadata, where many lesions and ages are not told."""
-    rows = [
-        f"ISIC_{n:07},55.0,{('anterior torso', 'upper extremity')[n % 2]},{f'MSK4_{n // 3:07}' if n % 4 else ''},female"
-        for n in ROWS
-    ]
+    """The challenge's two tables, merged by the page's script; many lesions and ages are not told."""
+    truths = [f"ISIC_{n:07},{','.join('1.0' if n % 3 == c else '0.0' for c in range(9))}" for n in ROWS]
+    write(root, "ISIC_2019_Training_GroundTruth.csv", "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK", truths, [])
+    rows = [f"ISIC_{n:07},55.0,,{f'MSK4_{n // 3:07}' if n % 4 else ''},female" for n in reversed(ROWS)]
     files = [f"ISIC_2019_Training_Input/ISIC_{n:07}.jpg" for n in ROWS]
     write(root, "ISIC_2019_Training_Metadata.csv", "image,age_approx,anatom_site_general,lesion_id,sex", rows, files)
+    with contextlib.chdir(root):
+        exec(next(block.text for block in blocks(PAGE.read_text()) if block.file == "merge_isic2019.py"), {})
 
 
 def chestxray14(root: Path) -> None:
@@ -93,7 +96,7 @@ def chexpert(root: Path) -> None:
 SETS: dict[str, tuple[Any, int, int, int | None]] = {
     "HAM10000": (ham10000, 2, 2, 24),
     "Fed-ISIC2019 (FLamby)": (fed_isic2019, 3, 4, None),
-    "ISIC 2019, lesions of HAM10000 and BCN20000": (isic2019, 2, 0, 28),
+    "ISIC 2019, lesions of HAM10000 and BCN20000": (isic2019, 3, 0, 28),
     "NIH ChestX-ray14": (chestxray14, 2, 0, 24),
     "CheXpert": (chexpert, 5, 0, 24),
 }
