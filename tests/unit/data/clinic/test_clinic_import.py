@@ -117,6 +117,17 @@ def test_nobody_is_named_and_the_salt_lies_beside(folder: Path, tmp_path: Path) 
     assert manifest(tmp_path / "other")[0]["patient"] != manifest(tmp_path / "set")[0]["patient"]
 
 
+def test_slices_of_nobody_belong_together_by_their_study_or_series(tmp_path: Path) -> None:
+    nobody = {"PatientID": "", "StudyInstanceUID": ""}
+    for name, words in {"a": {}, "b": {}, "c": {"SeriesInstanceUID": "1.2.9"}}.items():
+        tags = {"SeriesInstanceUID": "1.2.8", **nobody, **words}
+        save_dicom(tmp_path / "clinic" / f"{name}.dcm", np.arange(16, dtype=np.uint8).reshape(4, 4), 8, **tags)
+    bring_in(tmp_path / "clinic", tmp_path / "set")
+    patients = [row["patient"] for row in manifest(tmp_path / "set")]
+    assert patients[0] == patients[1] != patients[2]
+    assert "" not in patients
+
+
 def test_slices_of_one_volume_belong_together(folder: Path, tmp_path: Path) -> None:
     bring_in(folder, tmp_path / "set")
     patients: dict[str, set[str]] = {}
