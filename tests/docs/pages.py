@@ -43,7 +43,7 @@ SMALL = {
 REDUCED = (
     # Setting up and testing everything is what these tests are part of: that the target is there is enough.
     (r"^make (\w+)\b.*$", r"grep -q '^\1:' Makefile"),
-    (r"^(?:\w+=\S+ )*(?:torchrun .*-m|python -m) (benchmarks\.\w+)\b.*$", r"python -m \1 --help"),
+    (r"^(?:\w+=\S+ )*(?:torchrun .*-m|python -m) (benchmarks(?:\.\w+)+)\b.*$", r"python -m \1 --help"),
     # Of a tuned sweep the first trial.
     (r"^(.*launch\.py sweep tuned\.yaml --out \S+)$", r"\1 --index 0"),
     (r"^(?:\w+=\S+ )*python -m pytest (.*)$", r"python -m pytest --collect-only --quiet \1"),
