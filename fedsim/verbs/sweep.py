@@ -38,12 +38,8 @@ class Ranks:
     def command(self, cell: Cell) -> list[str]:
         """Return the command line of a cell, which goes on where its folder has a run."""
         words = ["run", str(cell.base), *cell.words, "--out", str(cell.folder), "--resume"]
-        if self.count == 1:
-            return [sys.executable, str(self.program), *words]
-        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(self.count)]
-        # A free port, so that two sweeps may run side by side.
-        port = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-        return [sys.executable, *torchrun, *port, str(self.program), *words]
+        ranks = [] if self.count == 1 else ["--ranks", str(self.count)]
+        return [sys.executable, str(self.program), *words, *ranks]
 
 
 def run_sweep(file: Path, out: Path, ranks: Ranks, say: Say) -> bool:
