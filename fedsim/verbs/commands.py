@@ -1,4 +1,4 @@
-"""The command lines of ``sweep`` and ``compare``; what they do is imported when they are called."""
+"""The command lines of ``sweep``, ``compare`` and ``report``; what they do is imported when they are called."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,13 @@ import typer
 
 from fedsim.errors import UserError
 from fedsim.machine.output import show_rows, showing
+
+Folders = Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs or sweeps.")]
+Metrics = Annotated[list[str] | None, typer.Option("--metric", help="Test metric; given again: more tables.")]
+Per = Annotated[list[str] | None, typer.Option(help="Config key with a table for each of its values.")]
+Reach = Annotated[float | None, typer.Option(help="Show the bytes until validation is as good as this.")]
+Level = Annotated[float, typer.Option(min=0.0001, max=0.5, help="Rate of differences that hold by chance.")]
+OtherData = Annotated[bool, typer.Option("--other-data", help="Compare runs on other data or splits too.")]
 
 
 def sweep(
@@ -33,13 +40,13 @@ def sweep(
 
 
 def compare(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs or sweeps.")],
+    paths: Folders,
     form: Annotated[Literal["md", "latex", "csv", "html"], typer.Option("--format", help="Of the tables.")] = "md",
-    metric: Annotated[list[str] | None, typer.Option(help="Test metric; given again: more tables.")] = None,
-    per: Annotated[list[str] | None, typer.Option(help="Config key with a table for each of its values.")] = None,
-    reach: Annotated[float | None, typer.Option(help="Show the bytes until validation is as good as this.")] = None,
-    level: Annotated[float, typer.Option(min=0.0001, max=0.5, help="Rate of differences that hold by chance.")] = 0.05,
-    other_data: Annotated[bool, typer.Option("--other-data", help="Compare runs on other data or splits too.")] = False,
+    metric: Metrics = None,
+    per: Per = None,
+    reach: Reach = None,
+    level: Level = 0.05,
+    other_data: OtherData = False,
     figures: Annotated[Path | None, typer.Option(metavar="DIR", help="Also draw scores over rounds and costs.")] = None,
 ) -> None:
     """Compare runs: tables with paired differences over seeds."""
@@ -54,6 +61,22 @@ def compare(
         from fedsim.results.figures import draw
 
         draw(results, found, figures)
+
+
+def report(
+    paths: Folders,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="RUN_DIR/report.html if not given.")] = None,
+    metric: Metrics = None,
+    per: Per = None,
+    reach: Reach = None,
+    level: Level = 0.05,
+    other_data: OtherData = False,
+) -> None:
+    """Write runs as one HTML page that needs no network: tables, curves, clients, config."""
+    from fedsim.results.comparing import Wish
+    from fedsim.verbs import compare as verb
+
+    say(str(verb.report(paths, Wish(tuple(metric or ()), tuple(per or ()), level, reach, other_data), out)))
 
 
 def say(text: str) -> None:

@@ -1,12 +1,14 @@
-"""``launch.py compare``: runs, or the cells of sweeps, as tables."""
+"""``launch.py compare`` and ``report``: runs, or the cells of sweeps, as tables and as a page."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from fedsim.errors import UserError
+from fedsim.machine.files import naming_files, write_atomic
 from fedsim.results.comparing import Comparison, Wish, compare
-from fedsim.results.reading import Results, load
+from fedsim.results.reading import UNFINISHED, Results, load
 from fedsim.results.sweeps import SweepRecord, is_sweep, read_sweep
 from fedsim.results.tables import csv, latex, markdown, shown, web
 
@@ -15,12 +17,42 @@ Format = Literal["md", "latex", "csv", "html"]
 
 def comparisons(paths: Sequence[Path], wish: Wish) -> tuple[Results, list[Comparison]]:
     """Return runs and sweeps, and their tables; a sweep's ``per`` counts where the wish has none."""
-    records = [read_sweep(path) for path in paths if is_sweep(path)]
-    per = wish.per or list(dict.fromkeys(key for record in records for key in record.per))
     results = load(*paths)
-    found = compare(results, replace(wish, per=per))
+    return results, tables(results, paths, completed(wish, paths))
+
+
+def completed(wish: Wish, paths: Sequence[Path]) -> Wish:
+    """Return a wish with the ``per`` of the sweeps among ``paths``, where it has none of its own."""
+    records = [read_sweep(path) for path in paths if is_sweep(path)]
+    return replace(wish, per=wish.per or list(dict.fromkeys(key for record in records for key in record.per)))
+
+
+def tables(results: Results, paths: Sequence[Path], wish: Wish) -> list[Comparison]:
+    """Return the tables of the runs behind ``paths``, with what sweeps among these have to say."""
     notes = [note for path in paths if is_sweep(path) for note in about_sweep(path, read_sweep(path))]
-    return results, [replace(one, notes=[*one.notes, *notes]) for one in found]
+    return [replace(one, notes=[*one.notes, *notes]) for one in compare(results, wish)]
+
+
+def report(paths: Sequence[Path], wish: Wish, out: Path | None) -> Path:
+    """Write runs and sweeps as one HTML page, and return the file; runs at work are in it with what they have so far.
+
+    ``out``: the file; None: report.html in the one folder of ``paths``, UserError for more.
+    """
+    from fedsim.results.page.content import content  # late, with jinja2: only a page needs it
+    from fedsim.results.page.render import html
+
+    if out is None and len(paths) > 1:
+        raise UserError("--out", f"nothing, and {len(paths)} folders", "the file of a page on more than one")
+    file = out or paths[0] / "report.html"
+    wish, results = completed(wish, paths), load(*paths)
+    if results.rounds.empty or "status" not in results.runs:
+        raise UserError("report", "no run with a round", "at least one")
+    has_ended = (results.runs["status"] != UNFINISHED).any()
+    page = content(paths, results, tables(results, paths, wish) if has_ended else [], wish)
+    with naming_files(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, html(page).encode())
+    return file
 
 
 def written(found: Sequence[Comparison], form: Format, wish: Wish) -> str:
