@@ -80,7 +80,7 @@ def curve(part: pd.Series) -> list[list[float | None]]:
 
 
 def partition_of(file: Path) -> dict[str, Any]:
-    """Return ``classes`` and ``rows`` of a partition.json, both empty where there is none; UserError for a damaged one."""
+    """Return ``classes`` and ``rows`` of a partition.json, empty where there is none; UserError for damage."""
     content = read_object(file) or {}
     try:
         classes = [str(name) for name in content.get("classes", [])]

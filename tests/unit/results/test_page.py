@@ -41,6 +41,7 @@ class Reader(HTMLParser):
             self.words.append(text.strip())
 
     def handle_endtag(self, tag: str) -> None:
+        del tag
         self._inside = ""
 
 

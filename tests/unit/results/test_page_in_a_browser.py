@@ -169,9 +169,8 @@ def test_hostile_names_are_shown_and_do_nothing(opened: Opened) -> None:
 
 def test_the_policy_stops_what_would_leave(opened: Opened) -> None:
     """A line of another's in the page asks for a picture and runs a program: the browser does neither."""
-    opened.page.evaluate(
-        "document.body.insertAdjacentHTML('beforeend', '<img src=\"http://127.0.0.1:9/x.png\" onerror=\"window.hacked = 1\">')"
-    )
+    picture = '<img src="http://127.0.0.1:9/x.png" onerror="window.hacked = 1">'
+    opened.page.evaluate("(text) => document.body.insertAdjacentHTML('beforeend', text)", picture)
     opened.page.wait_for_function("document.images[0].complete")
     assert opened.page.evaluate("window.hacked") is None
     assert opened.console
