@@ -64,9 +64,7 @@ def compare(results: Results, wish: Wish) -> list[Comparison]:
     runs = results.runs[results.runs["status"] != UNFINISHED].reset_index(drop=True)
     if runs.empty:
         raise UserError("compare", "no run that has ended", "at least one")
-    for key in wish.per:
-        if f"config.{key}" not in runs:
-            raise UserError("--per", key, "a key of the config: " + nearest(key, config_keys(runs)))
+    require_keys(runs, wish.per)
     found = unlike(runs, wish.per)
     if found and not wish.other_data:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
@@ -86,6 +84,13 @@ def compare(results: Results, wish: Wish) -> list[Comparison]:
         for values, part in grouped
         for metric in metrics
     ]
+
+
+def require_keys(runs: pd.DataFrame, per: Sequence[str]) -> None:
+    """UserError for a key that no config of the runs has."""
+    for key in per:
+        if f"config.{key}" not in runs:
+            raise UserError("--per", key, "a key of the config: " + nearest(key, config_keys(runs)))
 
 
 def config_keys(runs: pd.DataFrame) -> list[str]:

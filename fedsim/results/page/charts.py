@@ -16,9 +16,11 @@ TOPICS = {
     "privacy": re.compile(r"epsilon"),
     "costs": re.compile(r"bytes_up|bytes_down|client_steps|seconds|evaluation_seconds|wire_bytes_\w+"),
 }
+#: What scores are drawn over; all else over rounds alone.
+AXES = ("round", "bytes", "seconds")
 MEGABYTE = 1e6
 #: Rounds of a curve; of more every n-th is drawn, and the last.
-MOST_POINTS = 400
+MOST_POINTS = 300
 
 
 def charts(runs: pd.DataFrame, rounds: pd.DataFrame, first: Sequence[str]) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def charts(runs: pd.DataFrame, rounds: pd.DataFrame, first: Sequence[str]) -> di
     for topic, pattern in TOPICS.items():
         found = {}
         for column in in_order([name for name in numbers if pattern.fullmatch(name)], first):
-            drawn = curves_of(table, column, names)
+            drawn = curves_of(table, column, names, AXES if topic == "scores" else AXES[:1])
             if drawn:
                 curves[column], found[column] = drawn, title(column)
         if found:
@@ -59,7 +61,7 @@ def in_order(columns: Sequence[str], first: Sequence[str]) -> list[str]:
     return [*scores, *sorted(set(columns) - set(scores), key=lambda name: (not name.startswith("test."), name))]
 
 
-def curves_of(table: pd.DataFrame, column: str, names: Sequence[str]) -> list[dict[str, Any]]:
+def curves_of(table: pd.DataFrame, column: str, names: Sequence[str], axes: Sequence[str]) -> list[dict[str, Any]]:
     """Return a measure's curve of each contender: lists over the rounds that have it."""
     scale = MEGABYTE if "bytes" in column else 1.0
     known = table[np.isfinite(table[column].astype(float))]
@@ -67,9 +69,7 @@ def curves_of(table: pd.DataFrame, column: str, names: Sequence[str]) -> list[di
     for name, part in known.groupby("contender", sort=False):
         by_round = part.groupby("round")
         columns = {
-            "round": by_round["round"].first(),
-            "bytes": by_round["at_bytes"].mean(),
-            "seconds": by_round["at_seconds"].mean(),
+            **{axis: by_round[axis if axis == "round" else f"at_{axis}"].mean() for axis in axes},
             "mean": by_round[column].mean() / scale,
             "spread": by_round[column].std(ddof=1) / scale,
             "seeds": by_round[column].count(),

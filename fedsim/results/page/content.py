@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from fedsim.config.plain_yaml import flatten, read_mapping
-from fedsim.results.comparing import Comparison, Wish, groups
-from fedsim.results.page.charts import charts
+from fedsim.results.comparing import Comparison, Wish, groups, require_keys
+from fedsim.results.page.charts import MEGABYTE, charts, short
 from fedsim.results.page.clients import clients_of
 from fedsim.results.page.grids import Grid, from_shown, grid, shared_and_differing
 from fedsim.results.reading import DIGESTS, UNFINISHED, Results, read_object
@@ -22,13 +22,17 @@ OF_A_START = ("command", "earlier_starts")
 
 @dataclass(frozen=True)
 class Table:
-    """A comparison. ``verdict``: in a sentence who is best; ``notes``: what to know; ``legend``: what columns are."""
+    """A comparison. ``verdict``: in a sentence who is best; ``notes``: what to know; ``legend``: what columns are.
+
+    ``has_pairs``: whether there are contenders and seeds to be compared.
+    """
 
     title: str
     grid: Grid
     verdict: str
     notes: list[str]
     legend: list[str]
+    has_pairs: bool
 
 
 @dataclass(frozen=True)
@@ -81,20 +85,31 @@ def parts_of(results: Results, found: Sequence[Comparison], wish: Wish) -> list[
     """Return the runs of each value of ``per`` with their tables; where no run has ended, what there is so far."""
     ended = results.runs[results.runs["status"] != UNFINISHED]
     runs = (results.runs if ended.empty else ended).reset_index(drop=True)
+    require_keys(runs, wish.per)
     parts = []
     for values, own in groups(runs, wish.per):
         named = dict(zip(wish.per, values, strict=True))
         tables = [one for one in found if one.values == named]
         metrics = list(dict.fromkeys(one.metric for one in tables)) or list(own.get("best_by", pd.Series()).dropna())
         title = ", ".join(f"{key} {value}" for key, value in named.items())
-        parts.append(Part(title, [table(one, wish) for one in tables], charts(own, results.rounds, metrics)))
+        drawn = charts(own, results.rounds, metrics)
+        drawn["seeds"] = [seeds_of(one, drawn["names"]) for one in tables]
+        parts.append(Part(title, [table(one, wish) for one in tables], drawn))
     return parts
 
 
 def table(one: Comparison, wish: Wish) -> Table:
     """Return a comparison as the page shows it."""
     as_text = shown(one, wish)
-    return Table(as_text.title, from_shown(as_text), verdict(one), one.notes, legend(one, wish))
+    return Table(
+        as_text.title, from_shown(as_text), verdict(one), one.notes, legend(one, wish), min(one.scores.shape) > 1
+    )
+
+
+def seeds_of(one: Comparison, names: Sequence[str]) -> dict[str, Any]:
+    """Return the scores behind a table: a row per contender in the order of ``names``, in it a score per seed."""
+    scores = [[short(value) for value in one.scores[name]] for name in names]
+    return {"metric": one.metric, "seeds": [int(seed) for seed in one.scores.index], "scores": scores}
 
 
 def verdict(one: Comparison) -> str:
@@ -140,15 +155,18 @@ def runs_grid(runs: pd.DataFrame) -> Grid:
     columns |= {"epsilon": "epsilon", "seconds": "seconds", "client steps": "client_steps"}
     columns = {name: column for name, column in columns.items() if column in runs and runs[column].notna().any()}
     rows = [
-        [row["run"], *(plain(row[column]) for column in columns.values()), megabytes(row)] for _, row in runs.iterrows()
+        [row["run"], *(plain(row[column]) for column in columns.values()), *megabytes(row)]
+        for _, row in runs.iterrows()
     ]
-    return grid(["run", *columns, "MB"], rows)
+    return grid(["run", *columns, "MB in all", "MB that a client holds", "MB that a client sends a round"], rows)
 
 
-def megabytes(row: pd.Series) -> float | None:
-    """Return what a run has sent both ways, None where it is not known."""
-    total = row["bytes_up"], row["bytes_down"]
-    return None if pd.isna(total[0]) or pd.isna(total[1]) else float(sum(total)) / 1e6
+def megabytes(row: pd.Series) -> list[float | None]:
+    """Return what a run has sent both ways, what a client holds, and what it sends in a round; None is not known."""
+    known = [f"costs.{kind}" for kind in ("submodel", "full_model") if pd.notna(row.get(f"costs.{kind}.bytes"))]
+    kind = known[0] if known else "costs"
+    numbers = (row["bytes_up"] + row["bytes_down"], row.get(f"{kind}.bytes"), row.get(f"{kind}.bytes_sent"))
+    return [None if pd.isna(value) else float(value) / MEGABYTE for value in numbers]
 
 
 def plain(value: Any) -> Any:

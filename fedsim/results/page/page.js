@@ -190,6 +190,10 @@ for (const figure of document.querySelectorAll("figure.charts")) {
   const { part, hidden } = parts[Number(figure.dataset.part)];
   hidden.charts.push(new Charts(figure, part, hidden));
 }
+for (const figure of document.querySelectorAll("figure.seeds")) {
+  const { part } = parts[Number(figure.dataset.part)];
+  new Seeds(figure, part.names, part.seeds[Number(figure.dataset.table)]);
+}
 document.addEventListener("click", (event) => {
   const button = event.target.closest("thead th button");
   if (button) sort(button.closest("th"));

@@ -27,7 +27,7 @@ TOPICS = {
 def html(page: Page) -> str:
     """Return the whole file."""
     style = (HERE / "page.css").read_text()
-    script = "".join((HERE / name).read_text() for name in ("charts.js", "page.js"))
+    script = "".join((HERE / name).read_text() for name in ("charts.js", "seeds.js", "page.js"))
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # and keys in their own order
     text: str = environment.get_template("page.html").render(

@@ -80,10 +80,10 @@ def test_tables_are_sorted_by_what_is_pressed(opened: Opened) -> None:
     table, head = "#part0 table", opened.page.locator("#part0 thead th").nth(2)
     assert column(opened.page, table, 1)[:2] == ["fedavg", "deer"]
     head.locator("button").click()
-    assert column(opened.page, table, 3) == ["0.725 ± 0.010", "0.610 ± 0.010", "0.496 ± 0.010"]
+    assert column(opened.page, table, 3) == ["0.715 ± 0.010", "0.601 ± 0.010", "0.486 ± 0.010"]
     assert head.get_attribute("aria-sort") == "descending"
     head.locator("button").press("Enter")
-    assert column(opened.page, table, 3) == ["0.496 ± 0.010", "0.610 ± 0.010", "0.725 ± 0.010"]
+    assert column(opened.page, table, 3) == ["0.486 ± 0.010", "0.601 ± 0.010", "0.715 ± 0.010"]
     assert head.get_attribute("aria-sort") == "ascending"
     # The best one has no difference to itself, and stays last whichever way.
     difference = opened.page.locator("#part0 thead th button").nth(3)
@@ -122,6 +122,17 @@ def test_over_bytes_each_curve_has_its_own_place(opened: Opened) -> None:
     words = opened.page.locator("#tip").inner_text()
     assert words.startswith("near 2 MB up and down")
     assert re.search(r"deer\s+0\.252.* at 4", words)
+
+
+def test_each_seed_is_a_point(opened: Opened) -> None:
+    figure = opened.page.locator("#part0 .seeds svg")
+    assert figure.locator(".seed").count() == 9
+    box = figure.bounding_box()
+    assert box is not None
+    opened.page.mouse.move(box["x"] + 200, box["y"] + 4 + 45)
+    assert re.fullmatch(
+        r"deer\s+seed 0\s+0\.5911\s+seed 1\s+0\.60\d+\s+seed 2\s+0\.61\d+", opened.page.inner_text("#tip")
+    )
 
 
 def test_a_contender_is_switched_off_everywhere(opened: Opened) -> None:
