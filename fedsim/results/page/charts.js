@@ -52,8 +52,9 @@ const tip = {
     this.box.hidden = false;
     const { width, height } = this.box.getBoundingClientRect();
     const left = x + 16 + width > innerWidth - 8 ? x - 16 - width : x + 16;
-    this.box.style.left = `${Math.max(8, Math.min(left, innerWidth - width - 8))}px`;
-    this.box.style.top = `${Math.max(8, Math.min(y - height / 2, innerHeight - height - 8))}px`;
+    const top = Math.max(8, Math.min(y - height / 2, innerHeight - height - 8));
+    this.box.style.left = `${scrollX + Math.max(8, Math.min(left, innerWidth - width - 8))}px`;
+    this.box.style.top = `${scrollY + top}px`;
   },
   hide() { this.box.hidden = true; },
 };
@@ -183,6 +184,7 @@ class Panel {
   }
 
   leave() {
+    this.at = undefined;
     this.hover.replaceChildren();
     tip.hide();
   }

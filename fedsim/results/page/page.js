@@ -198,7 +198,6 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest("thead th button");
   if (button) sort(button.closest("th"));
 });
-addEventListener("scroll", () => tip.hide(), { passive: true });
 const view = document.getElementById("client-view");
 if (view) new Clients(view, data.clients.runs);
 

@@ -47,7 +47,7 @@ def write_whole_runs(folder: Path, seeds: int = 3, num_rounds: int = 6) -> list[
     found = []
     for place, method in enumerate(("fedavg", "deer", f"mine.{HOSTILE}")):
         for seed in range(seeds):
-            gain = 0.5 + 0.12 * place + 0.01 * seed
+            gain = 0.5 + 0.12 * place + 0.01 * seed * (1 + place / 2)
             scores = [gain * (1 - 0.6 ** (number + 1)) for number in range(num_rounds)]
             name = f"{method if place < 2 else 'mine'}_seed{seed}"
             lr = {"train": {"lr": 0.05}}
