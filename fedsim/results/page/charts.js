@@ -16,10 +16,10 @@ function make(name, attributes = {}, ...inside) {
   return node;
 }
 
-function shown(value) {
+function shown(value, digits = 4) {
   if (value === null || value === undefined) return "-";
   if (Number.isInteger(value) || Math.abs(value) >= 1000) return Math.round(value).toLocaleString("en");
-  return Math.abs(value) < 0.001 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
+  return Math.abs(value) < 0.001 ? value.toExponential(2) : String(Number(value.toPrecision(digits)));
 }
 
 // Round numbers from low to high, about `count` of them; whole ones alone where only these mean something.
@@ -115,7 +115,7 @@ class Panel {
       this.svg.append(make("svg:path", { class: "axis", d: `M${LEFT} ${y}H${this.width - RIGHT}` }),
         make("svg:text", { x: LEFT - 6, y: y + 4, "text-anchor": "end" }, shown(value)));
     }
-    for (const value of ticks(first, last, Math.min(6, this.width / 70), this.axis.whole)) {
+    for (const value of ticks(first, last, Math.min(8, this.width / 55), this.axis.whole)) {
       this.svg.append(make("svg:text", { x: this.x(value), y: HEIGHT - BOTTOM + 16, "text-anchor": "middle" }, shown(value)));
     }
     this.svg.append(make("svg:text", { x: LEFT, y: 14 }, this.title),
@@ -160,15 +160,17 @@ class Panel {
     this.hover.replaceChildren(make("svg:path", { class: "guide", d: `M${this.x(nearest.x)} ${TOP}V${HEIGHT - BOTTOM}` }),
       ...found.map(({ one, p }) => make("svg:circle",
         { class: `f${style(one.place).colour}`, cx: this.x(p.x), cy: this.y(p.y), r: 5 })));
-    const head = make("p", {}, together ? `${this.axis.title} ${shown(nearest.x)}` : `near ${shown(nearest.x)} ${this.axis.title}`);
+    const seeds = [...new Set(found.map(({ p }) => p.seeds))];
+    const where = together ? `${this.axis.title} ${shown(nearest.x)}` : `near ${shown(nearest.x)} ${this.axis.title}`;
+    const head = make("p", {}, where + (seeds.length === 1 && seeds[0] > 1 ? `, ${seeds[0]} seeds` : ""));
     const rows = found.sort((a, b) => b.p.y - a.p.y).map(({ one, p }) => make("p", {}, swatch(one.place),
-      make("span", {}, one.title), make("b", {}, this.words(p, together))));
+      make("span", {}, one.title), make("b", {}, this.words(p, together, seeds.length > 1))));
     tip.show(box.left + (this.x(nearest.x) / this.width) * box.width, box.top + box.height / 2, [head, ...rows]);
   }
 
-  words(p, together) {
-    const spread = p.spread === null || p.spread === undefined ? "" : ` ± ${shown(p.spread)}`;
-    return shown(p.y) + spread + (p.seeds > 1 ? ` (${p.seeds} seeds)` : "") + (together ? "" : ` at ${shown(p.x)}`);
+  words(p, together, hasSeeds) {
+    const spread = p.spread === null || p.spread === undefined ? "" : ` ± ${shown(p.spread, 2)}`;
+    return shown(p.y) + spread + (hasSeeds ? ` (${p.seeds} seeds)` : "") + (together ? "" : ` at ${shown(p.x)}`);
   }
 
   step(event) {

@@ -14,6 +14,8 @@ from fedsim.results.reading import Results, read_object
 MOST_CLIENTS = 200
 MOST_NUMBERS = 300_000
 NO_MEASURES = ("run", "round", "client", "n", "weight")
+#: Of a client's scores those in the table; the others have curves alone.
+LATEST = "own.after.test."
 MOMENTS = {"before": "before communication", "after": "after communication"}
 
 
@@ -44,8 +46,9 @@ def clients_of(results: Results) -> dict[str, Any]:
 def of_run(name: str, partition: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
     """Return a run's clients.
 
-    ``classes``: names; ``clients``: [client, images, images of each class]; ``measures``: titles by name; ``curves``:
-    by measure and client the rounds and the values there, a value the mean over the round's phases.
+    ``classes``: names; ``clients``: [client, images, images of each class]; ``measures``: titles by name, ``columns``
+    those of the table; ``curves``: by measure and client the rounds and the values there, the means over the round's
+    phases.
     """
     counts = partition["rows"] or [[int(client), int(n), []] for client, n in sizes(rows)]
     kept = sorted(counts, key=lambda row: -row[1])[:MOST_CLIENTS]
@@ -63,6 +66,7 @@ def of_run(name: str, partition: Mapping[str, Any], rows: pd.DataFrame) -> dict[
         "clients": sorted(kept),
         "of": len(counts),
         "measures": {measure: title(measure) for measure in curves},
+        "columns": [measure for measure in curves if "." not in measure or measure.startswith(LATEST)],
         "curves": curves,
     }
 

@@ -67,7 +67,7 @@ def content(paths: Sequence[Path], results: Results, found: Sequence[Comparison]
     configs = {name: flatten(read_mapping(folder / "config.yaml"), ".") for name, folder in folders.items()}
     hidden = "config.privacy.epsilon" in runs or "config.privacy.noise_multiplier" in runs
     return Page(
-        title=", ".join(path.resolve().name for path in paths[:3]) + (" ..." if len(paths) > 3 else ""),
+        title=titled([path.resolve().name for path in paths]),
         facts=facts(runs, found, configs),
         remarks=["What is shown of single clients and as diagnostics is the simulator's view; no server could know it."]
         * hidden,
@@ -79,6 +79,11 @@ def content(paths: Sequence[Path], results: Results, found: Sequence[Comparison]
         environment=shared_and_differing({name: environment(folder) for name, folder in folders.items()}),
         digests=shared_and_differing({name: digests(folder) for name, folder in folders.items()}),
     )
+
+
+def titled(names: Sequence[str]) -> str:
+    """Return what a page on such folders is called."""
+    return ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
 
 
 def parts_of(results: Results, found: Sequence[Comparison], wish: Wish) -> list[Part]:
@@ -154,15 +159,17 @@ def runs_grid(runs: pd.DataFrame) -> Grid:
     columns |= {f"{split} {metric}": f"{split}.{metric}" for metric in best_by for split in ("val", "test")}
     columns |= {"epsilon": "epsilon", "seconds": "seconds", "client steps": "client_steps"}
     columns = {name: column for name, column in columns.items() if column in runs and runs[column].notna().any()}
+    header = ["run", *columns, "MB in all", "MB that a client holds", "MB that a client sends a round"]
     rows = [
         [row["run"], *(plain(row[column]) for column in columns.values()), *megabytes(row)]
         for _, row in runs.iterrows()
     ]
-    return grid(["run", *columns, "MB in all", "MB that a client holds", "MB that a client sends a round"], rows)
+    kept = [place for place in range(len(header)) if any(row[place] is not None for row in rows)]
+    return grid([header[place] for place in kept], [[row[place] for place in kept] for row in rows])
 
 
 def megabytes(row: pd.Series) -> list[float | None]:
-    """Return what a run has sent both ways, what a client holds, and what it sends in a round; None is not known."""
+    """Return what a run has sent both ways, what a client holds, and what it sends in a round; None: not known."""
     known = [f"costs.{kind}" for kind in ("submodel", "full_model") if pd.notna(row.get(f"costs.{kind}.bytes"))]
     kind = known[0] if known else "costs"
     numbers = (row["bytes_up"] + row["bytes_down"], row.get(f"{kind}.bytes"), row.get(f"{kind}.bytes_sent"))

@@ -117,7 +117,7 @@ class Clients {
   table() {
     const { measures, clients, classes } = this.run;
     const most = Math.max(1, ...clients.map(([, images]) => images));
-    const columns = Object.entries(measures);
+    const columns = this.run.columns.map((key) => [key, measures[key]]);
     const heads = [["client", "number"], ["images", "number"], ...(classes.length ? [["classes", ""]] : []),
       ...columns.map(([, title]) => [title, "number"])];
     const head = make("tr", {}, ...heads.map(([text, kind]) => make("th", { scope: "col", class: kind },

@@ -7,7 +7,7 @@ class Seeds {
     Object.assign(this, { names, metric, seeds, scores });
     this.svg = make("svg:svg", { role: "img", "aria-label": `${metric} by contender and seed` });
     figure.append(this.svg, make("figcaption", { class: "soft" },
-      "A point per seed, a bar at the mean. A line joins the runs of one seed, which share data, splits and cohorts."));
+      `${metric} of the test: a point per seed, a bar at the mean; a line joins the runs of one seed.`));
     this.svg.addEventListener("pointermove", (event) => this.point(event));
     this.svg.addEventListener("pointerdown", (event) => this.point(event));
     this.svg.addEventListener("pointerleave", () => tip.hide());
