@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedsim.results.comparing import labels
+from fedsim.results.comparing import DEVIATION, labels
 
 #: By what a chart is about the columns of ``Results.rounds`` that it offers, in this order.
 TOPICS = {
@@ -16,6 +16,10 @@ TOPICS = {
     "privacy": re.compile(r"epsilon"),
     "costs": re.compile(r"bytes_up|bytes_down|client_steps|seconds|evaluation_seconds|wire_bytes_\w+"),
 }
+#: What stands first among the measures of a topic.
+LEADING = re.compile(r"test\..+|.*aggregation_deviation|bytes_up")
+#: The mean over a round's phases, as ``compare`` has it: methods call their phases differently.
+OF_ALL_PHASES = "diagnostics.aggregation_deviation"
 #: What scores are drawn over; all else over rounds alone.
 AXES = ("round", "bytes", "seconds")
 MEGABYTE = 1e6
@@ -31,6 +35,9 @@ def charts(runs: pd.DataFrame, rounds: pd.DataFrame, first: Sequence[str]) -> di
     """
     named = dict(zip(runs["run"], labels(runs), strict=True))
     own = rounds[rounds["run"].isin(list(named))]
+    phases = [column for column in own if DEVIATION.fullmatch(column)]
+    if len(phases) > 1:
+        own = own.assign(**{OF_ALL_PHASES: own[phases].astype(float).mean(axis=1)})
     table = own.assign(contender=own["run"].map(named)).select_dtypes(include=["number", "object", "string"])
     names = list(dict.fromkeys(named.values()))
     by_run = own.groupby("run", sort=False)
@@ -56,9 +63,12 @@ def seconds_so_far(own: pd.DataFrame, by_run: Any) -> Any:
 
 
 def in_order(columns: Sequence[str], first: Sequence[str]) -> list[str]:
-    """Return the scores that decide before all others, of the test before those of validation."""
+    """Return the scores that decide before all others, and then what leads."""
     scores = [name for metric in first for name in (f"test.{metric}", f"val.{metric}") if name in columns]
-    return [*scores, *sorted(set(columns) - set(scores), key=lambda name: (not name.startswith("test."), name))]
+    return [
+        *scores,
+        *sorted(set(columns) - set(scores), key=lambda name: (not LEADING.fullmatch(name), len(name), name)),
+    ]
 
 
 def curves_of(table: pd.DataFrame, column: str, names: Sequence[str], axes: Sequence[str]) -> list[dict[str, Any]]:

@@ -113,6 +113,18 @@ def test_a_measure_of_some_rounds_is_drawn_at_these(tmp_path: Path) -> None:
     assert (curve["round"], curve["mean"], curve["spread"]) == ([1, 3], [0.5, 0.7], [None, None])
 
 
+def test_methods_of_other_phases_are_drawn_together(tmp_path: Path) -> None:
+    runs = [write_whole_run(tmp_path / name, name, 1, [0.5, 0.7]) for name in ("fedavg", "deer")]
+    rows = [json.loads(line) for line in (runs[1] / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["diagnostics"] = {"b": {"aggregation_deviation": 0.2}, "a": {"aggregation_deviation": 0.4}}
+    (runs[1] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (part,) = read(runs, tmp_path / "a.html").data["parts"]
+    assert next(iter(part["topics"]["diagnostics"])) == "diagnostics.aggregation_deviation"
+    curves = part["curves"]["diagnostics.aggregation_deviation"]
+    assert [curve["mean"] for curve in curves] == [[0.5, 0.7], [0.3, 0.3]]
+
+
 def test_long_curves_are_thinned_and_keep_their_ends() -> None:
     places = charts.thinned(1234)
     assert len(places) <= charts.MOST_POINTS + 1
