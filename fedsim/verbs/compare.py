@@ -13,6 +13,8 @@ from fedsim.results.sweeps import SweepRecord, is_sweep, read_sweep
 from fedsim.results.tables import csv, latex, markdown, shown, web
 
 Format = Literal["md", "latex", "csv", "html"]
+#: Of a sweep's cells that are not done.
+MOST_NAMED = 8
 
 
 def comparisons(paths: Sequence[Path], wish: Wish) -> tuple[Results, list[Comparison]]:
@@ -66,7 +68,9 @@ def written(found: Sequence[Comparison], form: Format, wish: Wish) -> str:
 def about_sweep(folder: Path, record: SweepRecord) -> list[str]:
     """Return what a reader must know of a sweep: cells that are not there, and how settings were chosen."""
     missing = [name for name in record.cells if not (folder / name / "results.json").is_file()]
-    notes = [f"{len(missing)} of {len(record.cells)} cells are not done: {', '.join(missing)}"] if missing else []
+    more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+    named = ", ".join(missing[:MOST_NAMED]) + more
+    notes = [f"{len(missing)} of {len(record.cells)} cells are not done: {named}"] if missing else []
     if record.trials:
         contenders = dict.fromkeys(trial["contender"] for trial in record.trials)
         each = len(record.trials) // max(1, len(contenders))

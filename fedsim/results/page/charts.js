@@ -201,5 +201,5 @@ class Panel {
 function choice(title, options, chosen) {
   const select = make("select", {}, ...options.map(([value, text]) => make("option", { value }, text)));
   select.addEventListener("change", () => chosen(select.value));
-  return make("label", {}, title, select);
+  return make("label", {}, make("span", {}, title), select);
 }

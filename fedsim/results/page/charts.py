@@ -38,12 +38,11 @@ def charts(runs: pd.DataFrame, rounds: pd.DataFrame, first: Sequence[str]) -> di
     phases = [column for column in own if DEVIATION.fullmatch(column)]
     if len(phases) > 1:
         own = own.assign(**{OF_ALL_PHASES: own[phases].astype(float).mean(axis=1)})
-    table = own.assign(contender=own["run"].map(named)).select_dtypes(include=["number", "object", "string"])
     names = list(dict.fromkeys(named.values()))
     by_run = own.groupby("run", sort=False)
     spent = (own["bytes_up"] + own["bytes_down"]).astype(float).groupby(own["run"], sort=False).cumsum() / MEGABYTE
-    table = table.assign(at_bytes=spent, at_seconds=seconds_so_far(own, by_run))
-    numbers = [column for column in table.select_dtypes(include="number") if column in own]
+    spans = {"at_bytes": spent, "at_seconds": seconds_so_far(own, by_run)}
+    table, numbers = own.assign(contender=own["run"].map(named), **spans), list(own.select_dtypes(include="number"))
     topics: dict[str, dict[str, str]] = {}
     curves: dict[str, list[dict[str, Any]]] = {}
     for topic, pattern in TOPICS.items():

@@ -122,7 +122,7 @@ def verdict(one: Comparison) -> str:
     if one.best is None:
         return f"No contender has {one.metric}."
     best = one.numbers[one.numbers["contender"] == one.best].iloc[0]
-    score = f"{one.metric} of the test: {spread(best['mean'], best['spread'])}"
+    score = f"{one.metric} {spread(best['mean'], best['spread'])} on the test"
     if len(one.numbers) == 1:
         return f"{one.best} has {score}."
     if one.holds:

@@ -93,7 +93,7 @@ class Clients {
 
   start() {
     const { measures, classes, clients, of } = this.run;
-    this.chosen = clients.slice(0, 1).map(([client]) => client);
+    this.chosen = [clients.reduce((a, b) => (b[1] > a[1] ? b : a))[0]];
     if (!(this.measure in measures)) this.measure = Object.keys(measures)[0];
     const parts = [];
     if (classes.length) {

@@ -56,7 +56,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Reader:
 
 
 def test_the_tables_are_those_of_compare(page: Reader) -> None:
-    assert f"mine.{HOSTILE} is best, with accuracy of the test: 0.725 ± 0.019. Its difference" in " ".join(page.words)
+    assert f"mine.{HOSTILE} is best, with accuracy 0.725 ± 0.019 on the test. Its difference" in " ".join(page.words)
     place = next(i for i, (tag, _) in enumerate(page.tags) if tag == "strong")
     assert [tag for tag, _ in page.tags].count("strong") == 1
     assert page.tags[place - 1] == ("td", {"class": "number", "data-value": "0.725"})

@@ -159,6 +159,7 @@ def test_a_clients_curve_is_shown(opened: Opened) -> None:
     clients = opened.page.locator("#clients")
     clients.locator("select").first.select_option(label="deer_seed1")
     assert clients.locator("tbody tr").count() == 4
+    assert clients.locator("tr.chosen").get_attribute("data-client") == "3"  # who has the most images
     clients.locator("tbody .pick").nth(2).click()
     assert clients.locator("tr.chosen").count() == 2
     assert clients.locator("svg .curve").count() == 2
