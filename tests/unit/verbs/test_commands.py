@@ -1,4 +1,4 @@
-"""The command lines of sweep and compare."""
+"""The command lines of sweep, compare and report."""
 
 import io
 from pathlib import Path
@@ -29,6 +29,19 @@ def test_compare_prints_tables_and_draws(tmp_path: Path) -> None:
     close = write_runs(tmp_path / "close", {"fedavg": [0.5, 0.6, 0.7], "deer": [0.6, 0.7, 0.72]})
     assert "none in bold" in invoke("compare", *close).stdout
     assert "in bold: its difference" in invoke("compare", *close, "--level", "0.2").stdout
+
+
+def test_report_writes_a_page(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path / "runs", CLEAR)
+    page = tmp_path / "page.html"
+    done = invoke("report", *runs, "--out", page, "--metric", "loss")
+    assert (done.exit_code, done.stdout) == (0, f"{page}\n")
+    assert "deer is best, with loss 0.194 ± 0.015 on the test." in page.read_text()
+    assert invoke("report", runs[0]).exit_code == 0
+    assert (runs[0] / "report.html").is_file()
+    done = invoke("report", *runs)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "--out: found nothing, and 10 folders" in done.stderr
 
 
 def test_what_cannot_be_compared_ends_with_one_line(tmp_path: Path) -> None:
