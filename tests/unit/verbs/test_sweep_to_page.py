@@ -18,6 +18,9 @@ GRID = {"algorithm.name": ["fedavg", "fedprox", "deer", "ffa_lora"], "seed": [3,
 SECONDS = ["seconds"]
 
 
+pytestmark = pytest.mark.slow
+
+
 class Killed(BaseException):
     """What nobody catches."""
 
