@@ -4,6 +4,7 @@ metrics.jsonl and clients.jsonl hold only what follows from the config, the same
 every second and every byte on the wire goes to timings.jsonl.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,11 +23,14 @@ from fedsim.kernels import build
 from fedsim.machine.files import naming_files, raise_named, write_atomic, write_json
 from fedsim.runfolder.environment import environment
 from fedsim.runfolder.lock import LOCK_FILE, FolderLock
+from fedsim.runfolder.messages import ENDED, keep_message
 from fedsim.runfolder.scalars import Scalars
 from fedsim.runfolder.screen import Screen, metrics_table
 from fedsim.storage.rows import NO_ROWS, Seal, Table, read_rows
 
 TABLES = ("metrics", "clients", "timings")
+#: Most signs of what is kept of an error.
+MOST_SAID = 500
 
 
 class Round(Protocol):
@@ -84,7 +88,7 @@ class RunLog:
 
     def record_data(self, dataset: Dataset) -> None:
         """Note the data files in environment.json, and show what there is to say about them. Every rank calls this."""
-        self._group.decide(lambda: note_data(self.folder / "environment.json", dataset, self._screen))
+        self._group.decide(lambda: note_data(self.folder / "environment.json", dataset, self.message))
 
     @property
     def seals(self) -> dict[str, Seal]:
@@ -105,9 +109,11 @@ class RunLog:
         self._group.decide(cut)
 
     def message(self, text: str) -> None:
-        """Show one line to the person who waits."""
+        """Show one line to the person who waits; it stays in the folder for those who look from elsewhere."""
         if self._is_writer:
             self._screen.message(text)
+            if self._lock is not None:
+                keep_message(self.folder, text)
 
     def start_round(self, round: int) -> None:
         """Note that ``round``, counted from 1, begins."""
@@ -167,6 +173,12 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+        if error is not None and self._lock is not None:
+            # What ends the run may be that nothing can be written.
+            with contextlib.suppress(OSError, UserError):
+                self._lock.require()
+                said = ": ".join(filter(None, (type(error).__name__, str(error))))
+                keep_message(self.folder, f"{ENDED}{said}"[:MOST_SAID])
         leave_folder(self._group, self.folder, self._lock, error)
 
 
@@ -266,8 +278,8 @@ def _read_starts(path: Path) -> list[dict[str, Any]]:
     return starts
 
 
-def note_data(path: Path, dataset: Dataset, screen: Screen) -> None:
-    """Add digests of the data to the facts about this start, and show what the reader remarks.
+def note_data(path: Path, dataset: Dataset, say: Callable[[str], object]) -> None:
+    """Add digests of the data to the facts about this start, and say what the reader remarks.
 
     UserError where an earlier start had data of other content.
     """
@@ -283,7 +295,7 @@ def note_data(path: Path, dataset: Dataset, screen: Screen) -> None:
                 raise UserError(f"--resume: data {dataset.name}", found.strip(), f"{expected.strip()}, as in {path}")
     write_json(path, facts)
     for remark in dataset.remarks:
-        screen.message(f"data: {remark}")
+        say(f"data: {remark}")
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:

@@ -1,4 +1,4 @@
-"""The command lines of ``sweep`` and ``compare``; what they do is imported when they are called."""
+"""The command lines of ``sweep``, ``compare`` and ``watch``; what they do is imported when they are called."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 
 from fedsim.errors import UserError
 from fedsim.machine.output import show_rows, showing
+from fedsim.verbs.command_line import RunDir
 
 
 def sweep(
@@ -54,6 +55,20 @@ def compare(
         from fedsim.results.figures import draw
 
         draw(results, found, figures)
+
+
+def watch(
+    run_dir: RunDir,
+    once: Annotated[bool, typer.Option("--once", help="Show it once, for a file or a pipe.")] = False,
+) -> None:
+    """Show a run while it goes on, also on another machine that shares its folder; ends with the run."""
+    from fedsim.verbs import watch as verb
+
+    try:
+        if not verb.watch(run_dir, once=once):
+            raise typer.Exit(1)
+    except KeyboardInterrupt:  # the person has seen enough; the run goes on
+        raise typer.Exit(0) from None
 
 
 def say(text: str) -> None:

@@ -163,7 +163,7 @@ class DistillLog:
 
     def record_data(self, dataset: Dataset) -> None:
         """Note the data files in environment.json, and show what there is to say about them. Every rank calls this."""
-        self._group.decide(lambda: note_data(self._folder / "environment.json", dataset, self._screen))
+        self._group.decide(lambda: note_data(self._folder / "environment.json", dataset, self._screen.message))
 
     def start(self, done: int, seals: Mapping[str, Seal]) -> None:
         """Drop the rows of all steps after ``done``: they are about to be written again.
