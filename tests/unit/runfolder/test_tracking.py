@@ -155,6 +155,20 @@ def test_rows_that_nobody_was_told_are_told_at_the_next_start(folder: Path) -> N
     assert in_wandb(folder) == expected(folder)
 
 
+def test_a_run_is_tracked_and_no_bit_of_it_changes(folder: Path) -> None:
+    from fedsim import server
+    from tests.helpers import make_config
+
+    plain = make_config(name="small", rounds=2, data={"max_train": 40}, evaluate={"clients": True})
+    tracked = make_config(**{**plain.model_dump(mode="json"), "track": config(folder).track.model_dump()})
+    results = [server.run(plain, folder.parent / "plain", False), server.run(tracked, folder, False)]
+    assert results[0]["state_sha256"] == results[1]["state_sha256"]
+    rows = expected(folder)
+    assert expected(folder.parent / "plain") == rows
+    assert in_mlflow(folder)[0] == in_wandb(folder) == rows
+    assert len(rows[2]) > 10
+
+
 def test_a_log_that_is_torn_or_longer_than_a_block() -> None:
     """Records as LevelDB writes them, cut into blocks here by the rule that it has."""
     whole = [b"a" * 10, b"b" * (2 * BLOCK), b"c" * (BLOCK - 60), b"d"]
