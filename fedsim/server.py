@@ -55,6 +55,7 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
         describe_partition(sim, log)
         checkpoints = Checkpoints(out / "checkpoints", config, group)
         state, progress = start_or_resume(sim, checkpoints, log, resume)
+        log.open_trackers(config)
         best_by = sim.task.decisive(config.evaluate.best_by)
         first, last = state.round + 1, last_round(sim)
 

@@ -10,6 +10,7 @@ from fedsim.config.data import ClientsConfig, DataConfig, FractionsConfig, Parti
 from fedsim.config.mistakes import KeyedError, show
 from fedsim.config.plain_yaml import to_yaml
 from fedsim.config.privacy import PrivacyConfig, RecordLevel
+from fedsim.config.track import TrackConfig
 from fedsim.config.train import CheckpointConfig, EvaluateConfig, ScheduleConfig, StoreConfig, TrainConfig
 from fedsim.config.words import AlgorithmConfig, LoraConfig, ModelConfig
 
@@ -28,6 +29,7 @@ __all__ = [
     "PrivacyConfig",
     "ScheduleConfig",
     "StoreConfig",
+    "TrackConfig",
     "TrainConfig",
     "Words",
     "dump_config",
@@ -54,6 +56,7 @@ class Config(Words):
     )
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Saving the state.")
     store: StoreConfig = Field(default=StoreConfig(), description="Memory for what clients keep between rounds.")
+    track: TrackConfig | None = Field(default=None, description="MLflow, Weights & Biases; null: TensorBoard alone.")
 
     def evaluates(self, round: int) -> bool:
         """Whether models are measured after a round (counted from 1)."""
@@ -97,6 +100,11 @@ class Config(Words):
 def dump_config(config: Words) -> str:
     """The fully resolved config as YAML; ``configure.load_config`` reads it back to an equal ``Config``."""
     return to_yaml(config.model_dump(mode="json"))
+
+
+def as_computed(config: Config) -> Config:
+    """The same config without what no result depends on: where states rest, and who is told of the numbers."""
+    return config.model_copy(update={"store": StoreConfig(), "track": None})
 
 
 def with_noise(config: Config, noise_multiplier: float | None) -> Config:

@@ -20,7 +20,14 @@ from fedsim.results.statistics import LEVEL, Difference, all_differences, best_o
 
 METHOD = "config.algorithm.name"
 #: Keys of the config that change no result, or that name the run.
-IDLE = ("config.name", "config.store", "config.checkpoint", "config.clients.per_block", "config.evaluate.batch_size")
+IDLE = (
+    "config.name",
+    "config.store",
+    "config.track",
+    "config.checkpoint",
+    "config.clients.per_block",
+    "config.evaluate.batch_size",
+)
 BYTES, STEPS = "bytes", "client_steps"
 DEVIATION = re.compile(r"diagnostics\.(?:.+\.)?aggregation_deviation")
 

@@ -1,9 +1,11 @@
 """The facts about a start that explain its numbers later: versions, hardware, ranks, commit."""
 
+import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ import torch
 
 from fedsim import __version__
 from fedsim.comm.group import Group
+from fedsim.data import Dataset
+from fedsim.errors import UserError
 from fedsim.kernels import build
+from fedsim.machine.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "numpy", "timm", "open_clip_torch", "peft", "pydantic", "safetensors", "scikit-learn")
@@ -38,6 +43,47 @@ def environment(group: Group) -> dict[str, Any]:
         "git": _git_state(),
         "command": sys.argv,
     }
+
+
+def write_environment(path: Path, facts: dict[str, Any]) -> None:
+    """Write the facts about this start, and keep those about earlier ones; UserError where those cannot be read."""
+    if path.exists():
+        facts["earlier_starts"] = _read_starts(path)
+    write_json(path, facts)
+
+
+def _read_starts(path: Path) -> list[dict[str, Any]]:
+    """Return the facts about the starts so far."""
+    try:
+        last = json.loads(path.read_bytes())
+        starts = [*last.pop("earlier_starts", []), last]
+        for key in ("data_files", "data_arrays"):
+            if not all(isinstance(start.get(key) or {}, dict) for start in starts):
+                raise TypeError(f"{key} is no object")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        expected = "the facts about earlier starts; remove the file to go on without them"
+        raise UserError(str(path), f"no readable JSON object ({error})", expected) from None
+    return starts
+
+
+def note_data(path: Path, dataset: Dataset, say: Callable[[str], object]) -> None:
+    """Add digests of the data to the facts about this start, and say what the reader remarks.
+
+    UserError where an earlier start had data of other content.
+    """
+    facts = json.loads(path.read_text())
+    facts |= {"data_files": dataset.files, "data_arrays": dataset.arrays}
+    for start in facts.get("earlier_starts", []):
+        for key in ("data_files", "data_arrays"):
+            before, now = (value.get(key) or {} for value in (start, facts))
+            if before.get("sha256") not in (None, now.get("sha256")):
+                found, expected = (
+                    f"{one.get('files', '')} {key[5:]}, sha256 {one.get('sha256')}" for one in (now, before)
+                )
+                raise UserError(f"--resume: data {dataset.name}", found.strip(), f"{expected.strip()}, as in {path}")
+    write_json(path, facts)
+    for remark in dataset.remarks:
+        say(f"data: {remark}")
 
 
 def _version(package: str) -> str | None:

@@ -115,6 +115,19 @@ class FolderLock:
                 os.utime(self._file.fileno())
 
 
+def last_sign(folder: Path) -> tuple[str, float] | None:
+    """Return who holds ``folder``, and when the file system says that it last gave a sign; None for nobody.
+
+    Takes no lock, for even a shared one would refuse a run that starts at this moment.
+    """
+    try:
+        with (folder / LOCK_FILE).open("rb") as file:  # opened for the reason above
+            content, touched = file.read(), os.fstat(file.fileno()).st_mtime
+    except FileNotFoundError:
+        return None
+    return _show(_parse(folder / LOCK_FILE, content)), touched
+
+
 def _file_time(folder: Path) -> float:
     """What the time is to the file system."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".time.", suffix=".tmp") as file:

@@ -2,25 +2,22 @@
 
 import hashlib
 import io
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from fedsim.config.experiment import Config
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.data.findings import num_lacking
 from fedsim.data.partition import partition_table
 from fedsim.machine.files import write_atomic, write_json
+from fedsim.results.figures.clients import draw_bars
 from fedsim.runfolder.members import write_members
 from fedsim.runfolder.runlog import RunLog
 from fedsim.schedule.cohort import draw_cohort
 from fedsim.simulation import Simulation
 
-# The palette of Okabe and Ito, distinct with any kind of colour vision; hatching goes on after it.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-HATCHES = ("", "///", "...", "xxx")
-MAX_TICKS = 40
 MOST_NAMED = 20
 #: The cohorts of so many rounds are in the digest, whatever the run's number of rounds: each follows from seed and
 #: round alone. Of very many clients fewer, since a draw goes over all of them.
@@ -32,7 +29,11 @@ def describe_partition(sim: Simulation, log: RunLog) -> None:
     """Leave tables and a picture of who has which images in the run folder."""
     if sim.group.is_server:
         rows = [vars(row) for row in partition_table(sim.dataset, sim.parts)]
-        table = {"classes": sim.dataset.label_names, "clients": rows, "sha256": digests(sim)}
+        table = {
+            "classes": sim.dataset.label_names,
+            "clients": rows,
+            "sha256": split_digests(sim.dataset, sim.config, sim.parts),
+        }
         write_json(log.folder / "partition.json", table)
         draw_partition(sim.dataset, sim.parts, log.folder / "partition.png")
         write_members(sim, log.folder)
@@ -40,24 +41,24 @@ def describe_partition(sim: Simulation, log: RunLog) -> None:
             log.message(f"{name}: {text}")
 
 
-def digests(sim: Simulation) -> dict[str, str]:
+def split_digests(dataset: Dataset, config: Config, parts: list[Indices]) -> dict[str, str]:
     """Return sha256 of what two runs must share to be compared, image by image.
 
     ``data``: files or arrays, and labels; ``validation`` and ``test``: which images; ``clients``: each one's training
     images; ``cohorts``: who takes part in the first rounds, with which weights.
     """
-    dataset, config = sim.dataset, sim.config
+    sizes = [len(part) for part in parts]
     content = [(facts or {}).get("sha256") for facts in (dataset.files, dataset.arrays)]
     cohorts = []
     for round in range(1, 1 + max(1, min(ROUNDS_IN_DIGEST, DRAWS_IN_DIGEST // config.clients.count))):
-        cohort = draw_cohort(config.clients, config.train, sim.sizes, config.seed, round)
+        cohort = draw_cohort(config.clients, config.train, sizes, config.seed, round)
         clients = sorted(cohort.clients)  # the cohort's own order goes by the number of steps
         cohorts += [np.array(clients, np.int64), cohort.weights_of(clients).numpy()]
     return {
         "data": _sha256([dataset.labels.numpy()], f"{dataset.name} {content}"),
         "validation": _sha256([dataset.val]),
         "test": _sha256([dataset.test]),
-        "clients": _sha256([np.array(sim.sizes, np.int64), np.concatenate(sim.parts)]),
+        "clients": _sha256([np.array(sizes, np.int64), np.concatenate(parts)]),
         "cohorts": _sha256(cohorts),
     }
 
@@ -102,7 +103,6 @@ def draw_partition(dataset: Dataset, parts: list[Indices], path: Path) -> None:
     """Write a PNG: one horizontal bar per client, stacked by class; the x axis counts images."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: only this picture needs matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     counts_KC = np.array([row.per_class for row in partition_table(dataset, parts)])
     num_clients = len(parts)
@@ -110,25 +110,9 @@ def draw_partition(dataset: Dataset, parts: list[Indices], path: Path) -> None:
     figure = Figure(figsize=(9, min(16.0, height)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    left = np.zeros(num_clients)
-    for label, name in enumerate(dataset.label_names):
-        axes.barh(
-            np.arange(num_clients),
-            counts_KC[:, label],
-            left=left,
-            height=0.8 if num_clients <= MAX_TICKS else 1.0,
-            color=COLOURS[label % len(COLOURS)],
-            hatch=HATCHES[label // len(COLOURS) % len(HATCHES)],
-            edgecolor="white",
-            linewidth=0.5 if num_clients <= MAX_TICKS else 0.0,
-            label=name,
-        )
-        left += counts_KC[:, label]
+    draw_bars(axes, dataset.label_names, counts_KC)
     title = f"{dataset.name}: {counts_KC.sum()} training {dataset.unit}, {num_clients} clients"
-    axes.set(title=title, xlabel=f"training {dataset.unit}", ylabel="client", ylim=(num_clients - 0.5, -0.5))
-    axes.set_yticks(range(0, num_clients, 1 if num_clients <= MAX_TICKS else 5 * math.ceil(num_clients / 200)))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(title=title, xlabel=f"training {dataset.unit}", ylabel="client")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
     picture = io.BytesIO()
     figure.savefig(picture, format="png")

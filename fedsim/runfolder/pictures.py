@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsim.data import Dataset
 from fedsim.machine.files import write_atomic
-from fedsim.runfolder.partition import COLOURS
+from fedsim.results.figures.style import COLOURS
 from fedsim.simulation import Simulation
 
 PER_SITE = 4

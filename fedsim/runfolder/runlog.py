@@ -4,7 +4,7 @@ metrics.jsonl and clients.jsonl hold only what follows from the config, the same
 every second and every byte on the wire goes to timings.jsonl.
 """
 
-import json
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 
 from fedsim.comm.group import Group
 from fedsim.config.base import Words
-from fedsim.config.experiment import Config, dump_config, with_block_size, with_noise
+from fedsim.config.experiment import Config, as_computed, dump_config, with_block_size, with_noise
 from fedsim.config.mistakes import show
 from fedsim.config.plain_yaml import flatten
 from fedsim.configure import load_config
@@ -20,13 +20,17 @@ from fedsim.data import Dataset
 from fedsim.errors import UserError
 from fedsim.kernels import build
 from fedsim.machine.files import naming_files, raise_named, write_atomic, write_json
-from fedsim.runfolder.environment import environment
+from fedsim.runfolder.environment import environment, note_data, write_environment
 from fedsim.runfolder.lock import LOCK_FILE, FolderLock
+from fedsim.runfolder.messages import ENDED, keep_message
 from fedsim.runfolder.scalars import Scalars
 from fedsim.runfolder.screen import Screen, metrics_table
+from fedsim.runfolder.tracking import Tracker, close_trackers, numbers_of, open_trackers, require_packages, tell
 from fedsim.storage.rows import NO_ROWS, Seal, Table, read_rows
 
 TABLES = ("metrics", "clients", "timings")
+#: Most signs of what is kept of an error.
+MOST_SAID = 500
 
 
 class Round(Protocol):
@@ -54,6 +58,7 @@ class RunLog:
         self._screen = Screen(config.rounds, config.evaluate.best_by)
         self._tables = {name: Table(folder / f"{name}.jsonl") for name in TABLES}
         self._scalars = Scalars(folder / "tensorboard")
+        self._trackers: list[Tracker] = []
         self._lock: FolderLock | None = None
         per_block, noise_multiplier = group.decide(lambda: self._claim(config, resume)) or (None, None)
         #: The run's config, with what the run has settled on where it is resumed.
@@ -61,6 +66,7 @@ class RunLog:
 
     def _claim(self, config: Config, resume: bool) -> tuple[int | None, float | None] | None:
         folder, group = self.folder, self._group
+        require_packages(config.track)
         with naming_files(folder):
             self._lock, is_used = claim_folder(folder, dump_config(config), resume, self.message)
             try:
@@ -84,7 +90,7 @@ class RunLog:
 
     def record_data(self, dataset: Dataset) -> None:
         """Note the data files in environment.json, and show what there is to say about them. Every rank calls this."""
-        self._group.decide(lambda: note_data(self.folder / "environment.json", dataset, self._screen))
+        self._group.decide(lambda: note_data(self.folder / "environment.json", dataset, self.message))
 
     @property
     def seals(self) -> dict[str, Seal]:
@@ -104,10 +110,20 @@ class RunLog:
 
         self._group.decide(cut)
 
+    def open_trackers(self, config: Config) -> None:
+        """Tell the rows so far to whom the config says, and the next ones from here on. Every rank calls this."""
+
+        def start() -> None:
+            self._trackers = open_trackers(self.folder, config)
+
+        self._group.decide(start)
+
     def message(self, text: str) -> None:
-        """Show one line to the person who waits."""
+        """Show one line to the person who waits; it stays in the folder for those who look from elsewhere."""
         if self._is_writer:
             self._screen.message(text)
+            if self._lock is not None:
+                keep_message(self.folder, text)
 
     def start_round(self, round: int) -> None:
         """Note that ``round``, counted from 1, begins."""
@@ -129,9 +145,8 @@ class RunLog:
         rows = zip(self._tables.values(), ([record.row], record.client_rows, [record.timing]), strict=True)
         for table, new in rows:
             table.append(new)
-        curves = {name: value for name, value in flatten(record.row, "/").items() if isinstance(value, int | float)}
-        del curves["round"]
-        self._scalars.append(record.row["round"], curves)
+        self._scalars.append(record.row["round"], numbers_of(record.row))
+        tell(self._trackers, record.row)
         self._screen.end_round(record.row, record.timing)
 
     def last_row(self) -> dict[str, Any]:
@@ -167,7 +182,16 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        leave_folder(self._group, self.folder, self._lock, error)
+        if error is not None and self._lock is not None:
+            # What ends the run may be that nothing can be written.
+            with contextlib.suppress(OSError, UserError):
+                self._lock.require()
+                said = ": ".join(filter(None, (type(error).__name__, str(error))))
+                keep_message(self.folder, f"{ENDED}{said}"[:MOST_SAID])
+        try:
+            close_trackers(self._trackers, error)
+        finally:
+            leave_folder(self._group, self.folder, self._lock, error)
 
 
 def claim_folder(folder: Path, config: str, resume: bool, say: Callable[[str], object]) -> tuple[FolderLock, bool]:
@@ -221,9 +245,10 @@ def leave_folder(group: Group, folder: Path, lock: FolderLock | None, error: Bas
 def require_same_run(config: Config, file: Path) -> tuple[int | None, float | None]:
     """UserError unless ``file`` has the config of the same run; return block size and noise that it has settled on.
 
-    The memory for clients' states may differ: no result depends on it, and a run may go on on another machine.
+    The memory for clients' states and who is told of the numbers may differ: no result depends on them, and a run may
+    go on on another machine.
     """
-    recorded = load_config(file, imports=False).model_copy(update={"store": config.store})
+    recorded, config = as_computed(load_config(file, imports=False)), as_computed(config)
     per_block = None if recorded.clients.per_block == "auto" else recorded.clients.per_block
     noise_multiplier = None if recorded.privacy is None else recorded.privacy.noise_multiplier
     # The run has settled on numbers since, see record_config.
@@ -243,47 +268,6 @@ def require_same(recorded: Words, config: Words, file: Path) -> None:
         if old != new:
             shown = ["nothing" if value is missing else show(value) for value in (new, old)]
             raise UserError(f"--resume: {key}", shown[0], f"{shown[1]} as in {file}")
-
-
-def write_environment(path: Path, facts: dict[str, Any]) -> None:
-    """Write the facts about this start, and keep those about earlier ones; UserError where those cannot be read."""
-    if path.exists():
-        facts["earlier_starts"] = _read_starts(path)
-    write_json(path, facts)
-
-
-def _read_starts(path: Path) -> list[dict[str, Any]]:
-    """Return the facts about the starts so far."""
-    try:
-        last = json.loads(path.read_bytes())
-        starts = [*last.pop("earlier_starts", []), last]
-        for key in ("data_files", "data_arrays"):
-            if not all(isinstance(start.get(key) or {}, dict) for start in starts):
-                raise TypeError(f"{key} is no object")
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        expected = "the facts about earlier starts; remove the file to go on without them"
-        raise UserError(str(path), f"no readable JSON object ({error})", expected) from None
-    return starts
-
-
-def note_data(path: Path, dataset: Dataset, screen: Screen) -> None:
-    """Add digests of the data to the facts about this start, and show what the reader remarks.
-
-    UserError where an earlier start had data of other content.
-    """
-    facts = json.loads(path.read_text())
-    facts |= {"data_files": dataset.files, "data_arrays": dataset.arrays}
-    for start in facts.get("earlier_starts", []):
-        for key in ("data_files", "data_arrays"):
-            before, now = (value.get(key) or {} for value in (start, facts))
-            if before.get("sha256") not in (None, now.get("sha256")):
-                found, expected = (
-                    f"{one.get('files', '')} {key[5:]}, sha256 {one.get('sha256')}" for one in (now, before)
-                )
-                raise UserError(f"--resume: data {dataset.name}", found.strip(), f"{expected.strip()}, as in {path}")
-    write_json(path, facts)
-    for remark in dataset.remarks:
-        screen.message(f"data: {remark}")
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:

@@ -1,7 +1,6 @@
 """What a person sees of a run: a line per round, a progress bar on a terminal, and a table at the end."""
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from statistics import fmean
@@ -13,6 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fedsim.machine.output import Output
+from fedsim.runfolder.messages import stamped
 
 METRICS = {
     "accuracy": "accuracy",
@@ -55,7 +55,7 @@ class Screen:
         if self._output.isatty():
             self.console.print(Text(text))
         else:
-            print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}", file=self._output, flush=True)
+            print(stamped(text), file=self._output, flush=True)
 
     def start_round(self, round: int) -> None:
         """Show that ``round``, counted from 1, begins."""

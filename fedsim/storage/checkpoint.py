@@ -25,8 +25,8 @@ from torch import Tensor
 
 from fedsim.algorithms.base import ServerState
 from fedsim.comm.group import Group
-from fedsim.config.experiment import Config, dump_config
-from fedsim.config.train import StoreConfig
+from fedsim.config.experiment import Config, as_computed
+from fedsim.config.plain_yaml import to_yaml
 from fedsim.errors import UserError
 from fedsim.machine.files import sync_folder, write_atomic
 from fedsim.machine.sealed import read_record, write_record
@@ -78,8 +78,8 @@ class Checkpoints:
     def __init__(self, folder: Path, config: Config, group: Group) -> None:
         self.folder = folder
         # Where states rest is the machine's affair: a run may go on where there is less memory, or more.
-        config = config.model_copy(update={"store": StoreConfig()})
-        self._config_digest = hashlib.sha256(dump_config(config).encode()).hexdigest()
+        words = as_computed(config).model_dump(mode="json", exclude={"track"})
+        self._config_digest = hashlib.sha256(to_yaml(words).encode()).hexdigest()
         self._keep = config.checkpoint.keep
         self._group = group
         # The best round so far: its number, this rank's file of clients' states in it, and the file's sha256.

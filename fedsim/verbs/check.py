@@ -16,6 +16,7 @@ from fedsim.measure.costs import costs, payload_of
 from fedsim.measure.traffic import Size, sent_by_client
 from fedsim.phase import secured_phase
 from fedsim.runfolder.partition import notes
+from fedsim.runfolder.tracking import require_packages
 from fedsim.schedule.cohort import draw_cohort, num_local_steps
 from fedsim.simulation import Simulation
 from fedsim.verbs.trial import trial_rows
@@ -25,6 +26,7 @@ SITES_SHOWN = 8
 
 def describe(config: Config) -> list[tuple[str, str]]:
     """Load data and model and return the plan as rows of name and text."""
+    require_packages(config.track)
     with open_group() as group:
         sim = build_simulation(config, group)
     sizes = sim.sizes

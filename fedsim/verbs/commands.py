@@ -1,4 +1,4 @@
-"""The command lines of ``sweep``, ``compare`` and ``report``; what they do is imported when they are called."""
+"""The command lines of verbs that look at runs or start many; what they do is imported when they are called."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 
 from fedsim.errors import UserError
 from fedsim.machine.output import show_rows, showing
+from fedsim.verbs.command_line import RunDir
 
 Folders = Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs or sweeps.")]
 Metrics = Annotated[list[str] | None, typer.Option("--metric", help="Test metric; given again: more tables.")]
@@ -41,26 +42,64 @@ def sweep(
 
 def compare(
     paths: Folders,
-    form: Annotated[Literal["md", "latex", "csv", "html"], typer.Option("--format", help="Of the tables.")] = "md",
+    form: Annotated[
+        Literal["md", "latex", "csv", "html", "flamby"],
+        typer.Option("--format", help="Of the tables; flamby: the scores, as FLamby's result files have them."),
+    ] = "md",
     metric: Metrics = None,
     per: Per = None,
     reach: Reach = None,
     level: Level = 0.05,
     other_data: OtherData = False,
-    figures: Annotated[Path | None, typer.Option(metavar="DIR", help="Also draw scores over rounds and costs.")] = None,
+    figures: Annotated[Path | None, typer.Option(metavar="DIR", help="Also draw figures into it.")] = None,
 ) -> None:
     """Compare runs: tables with paired differences over seeds."""
     from fedsim.results.comparing import Wish
+    from fedsim.results.flamby import flamby
     from fedsim.verbs import compare as verb
 
     wish = Wish(tuple(metric or ()), tuple(per or ()), level, reach, other_data)
     results, found = verb.comparisons(paths, wish)
     with showing():
-        print(verb.written(found, form, wish), end="")
+        print(flamby(results, found) if form == "flamby" else verb.written(found, form, wish), end="")
     if figures is not None:
         from fedsim.results.figures import draw
 
-        draw(results, found, figures)
+        for line in draw(results, found, figures):
+            print(line, file=sys.stderr)
+
+
+def watch(
+    run_dir: RunDir,
+    once: Annotated[bool, typer.Option("--once", help="Show it once, for a file or a pipe.")] = False,
+) -> None:
+    """Show a run while it goes on, also on another machine that shares its folder; ends with the run."""
+    from fedsim.verbs import watch as verb
+
+    try:
+        if not verb.watch(run_dir, once=once):
+            raise typer.Exit(1)
+    except KeyboardInterrupt:  # the person has seen enough; the run goes on
+        raise typer.Exit(0) from None
+
+
+def splits(
+    configs: Annotated[
+        list[Path], typer.Argument(metavar="CONFIG...", help="YAML files, such as configs/bench/brain_mri.yaml.")
+    ],
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Such as data.root=DIR.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed of the clients; given again: more.")] = None,
+    publish: Annotated[bool, typer.Option("--publish", help="Write them down as those that count.")] = False,
+) -> None:
+    """Compare the splits of a benchmark with those published: data, splits, clients, cohorts."""
+    from fedsim.verbs import splits as verb
+
+    seeds = seed or verb.SEEDS
+    if publish and change:
+        raise UserError("--publish", "changes with --set", "what stands in the file alone")
+    show_rows(verb.publish(configs, seeds) if publish else verb.describe(configs, change or [], seeds))
 
 
 def report(

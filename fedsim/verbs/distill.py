@@ -32,9 +32,9 @@ from fedsim.models.specs import PROXIES
 from fedsim.models.submodel.folder import CONFIG_FILE, FACTS_FILE, Submodel, fingerprint, make_submodel, save_submodel
 from fedsim.models.submodel.model import BLOCKS, HeldModel
 from fedsim.models.tuned_tower import tune
-from fedsim.runfolder.environment import environment
+from fedsim.runfolder.environment import environment, note_data, write_environment
 from fedsim.runfolder.lock import FolderLock
-from fedsim.runfolder.runlog import claim_folder, leave_folder, note_data, require_same, write_environment
+from fedsim.runfolder.runlog import claim_folder, leave_folder, require_same
 from fedsim.runfolder.screen import Screen
 from fedsim.storage.rows import NO_ROWS, Seal, Table
 
@@ -163,7 +163,7 @@ class DistillLog:
 
     def record_data(self, dataset: Dataset) -> None:
         """Note the data files in environment.json, and show what there is to say about them. Every rank calls this."""
-        self._group.decide(lambda: note_data(self._folder / "environment.json", dataset, self._screen))
+        self._group.decide(lambda: note_data(self._folder / "environment.json", dataset, self._screen.message))
 
     def start(self, done: int, seals: Mapping[str, Seal]) -> None:
         """Drop the rows of all steps after ``done``: they are about to be written again.

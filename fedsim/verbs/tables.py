@@ -18,6 +18,7 @@ from fedsim.config.data import ClientsConfig, DataConfig
 from fedsim.config.distill import DistillConfig
 from fedsim.config.experiment import Config
 from fedsim.config.mistakes import nearest, show
+from fedsim.config.track import TrackConfig
 from fedsim.config.train import CheckpointConfig, EvaluateConfig, StoreConfig, TrainConfig
 from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
@@ -34,6 +35,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "evaluate": EvaluateConfig,
     "checkpoint": CheckpointConfig,
     "store": StoreConfig,
+    "track": TrackConfig,
 }
 Row = tuple[str, ...]
 

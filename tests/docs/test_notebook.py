@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.docs.pages import Block, blocks, environment, make_place
+from tests.unit.results.test_comparing import write_runs
 
 needed = "make test installs it; the notebook test runs in a Jupyter kernel"
 nbclient = pytest.importorskip("nbclient", reason=f"nbclient is missing: {needed}")
@@ -27,6 +28,15 @@ import comm, ipywidgets
 slider = ipywidgets.IntSlider(value=3)
 assert slider.comm is not None and comm.create_comm is not None
 slider
+"""
+READ = """
+import sys, time
+started = time.perf_counter()
+from fedsim import results
+found = results.load(*runs)
+print(f"{time.perf_counter() - started:.2f} s, imports included")
+assert not {"torch", "fedsim.comm"} & set(sys.modules)
+assert len(found.runs) == 3 and len(found.rounds) == 6
 """
 MISTAKE = "fedsim.run(config, 'train.lr=much')"
 
@@ -61,3 +71,16 @@ def test_a_notebook_runs_two_methods_and_plots_them(tmp_path: Path, monkeypatch:
     (error,) = outputs(mistake, "error")
     assert error.ename == "UserError"
     assert error.evalue.startswith("command line: train.lr: found 'much'")
+
+
+def test_a_notebook_reads_three_runs_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = make_place(tmp_path / "place")
+    for name, value in environment(place).items():
+        monkeypatch.setenv(name, value)
+    runs = [str(run) for run in write_runs(tmp_path / "runs", {"fedavg": [0.5, 0.6, 0.7]})]
+    book = nbformat.v4.new_notebook()
+    book.cells = [nbformat.v4.new_code_cell(f"runs = {runs}\n{READ}")]
+    nbclient.NotebookClient(
+        book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(place)}}
+    ).execute()
+    print("three runs:", *(output.text for output in outputs(book.cells[0], "stream")))

@@ -11,7 +11,6 @@ import yaml
 
 from fedsim.errors import UserError
 from fedsim.results.comparing import Comparison, Wish, compare
-from fedsim.results.figures import draw
 from fedsim.results.reading import load
 from fedsim.results.tables import csv, latex, markdown, shown, web
 
@@ -206,15 +205,6 @@ def test_signs_that_a_format_reads_are_shown_as_they_are(tmp_path: Path) -> None
     assert r"my\_$<$b>\&|Method" in latex(texts)
     assert "my_&lt;b&gt;&amp;|Method" in web(texts)
     assert r"my_<b>&\|Method" in markdown(texts)
-
-
-def test_a_figure_for_each_table(tmp_path: Path) -> None:
-    runs = write_runs(tmp_path, {f"m{number}": [0.5, 0.6] for number in range(10)})
-    results = load(*runs)
-    draw(results, compare(results, Wish(metrics=("accuracy", "loss"))), tmp_path / "figures")
-    pictures = sorted((tmp_path / "figures").iterdir())
-    assert [picture.name for picture in pictures] == ["0_accuracy.png", "1_loss.png"]
-    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 
 def test_the_cheapest_of_a_seed_sets_its_budget(tmp_path: Path) -> None:

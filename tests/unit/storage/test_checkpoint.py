@@ -10,6 +10,7 @@ import torch
 from fedsim.algorithms.base import ServerState
 from fedsim.comm.group import open_group
 from fedsim.config.experiment import Config
+from fedsim.config.track import TrackConfig
 from fedsim.errors import UserError
 from fedsim.storage import checkpoint
 from fedsim.storage.checkpoint import Checkpoints, Progress, Saved
@@ -178,10 +179,11 @@ def test_another_config(tmp_path: Path) -> None:
         other.load()
 
 
-def test_another_budget_is_the_same_config(tmp_path: Path) -> None:
+def test_another_budget_or_tracker_is_the_same_config(tmp_path: Path) -> None:
     save(tmp_path, range(1, 2))
     budget = CONFIG.store.model_copy(update={"host_gib": 0.5})
-    assert open_checkpoints(tmp_path, CONFIG.model_copy(update={"store": budget})).load() is not None
+    for change in ({"store": budget}, {"track": TrackConfig(wandb="offline")}):
+        assert open_checkpoints(tmp_path, CONFIG.model_copy(update=change)).load() is not None
 
 
 def test_states_of_the_best_round_are_written_once(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ def test_compare_prints_tables_and_draws(tmp_path: Path) -> None:
     numbers = pd.read_csv(io.StringIO(done.stdout))
     assert numbers["metric"].tolist() == ["loss", "loss", "accuracy", "accuracy"]
     assert numbers["is_best"].tolist() == [False, True, False, True]
-    assert len(list(figures.iterdir())) == 2
+    assert len(list(figures.glob("*_scores.pdf"))) == 2
+    assert "0_loss_clients: not drawn, for these runs lack what it shows: evaluate.clients: true" in done.stderr
     assert "**0.806 ± 0.015**" in invoke("compare", *runs).stdout
     close = write_runs(tmp_path / "close", {"fedavg": [0.5, 0.6, 0.7], "deer": [0.6, 0.7, 0.72]})
     assert "none in bold" in invoke("compare", *close).stdout

@@ -1,0 +1,50 @@
+"""Runs as rows of FLamby's result files (Ogier du Terrail et al., NeurIPS 2022; flamby/results in its repository)."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from fedsim.results.comparing import Comparison, labels
+from fedsim.results.reading import UNFINISHED, Results
+
+OWN = "own.after.test."
+POOLED = "Pooled Test"
+#: FLamby's columns beside Test, Metric, Method and seed, each with the key of the config that says the same.
+SETTINGS = {
+    "learning_rate": "config.train.lr",
+    "optimizer_class": "config.train.optimizer",
+    "mu": "config.algorithm.mu",
+    "server_learning_rate": "config.algorithm.lr",
+    "beta1": "config.algorithm.beta1",
+    "beta2": "config.algorithm.beta2",
+    "tau": "config.algorithm.tau",
+    "deterministic_cycle": "",
+}
+
+
+def flamby(results: Results, found: Sequence[Comparison]) -> str:
+    """Return the rows of all tables' runs as CSV, of each run's best round.
+
+    A run has a row for the whole test, and one for every client that has this metric on test images of its own.
+    """
+    rows = [row for one in found for row in rows_of(results, one)]
+    text: str = pd.DataFrame(rows, columns=["Test", "Metric", "Method", "seed", *SETTINGS]).to_csv(index=False)
+    return text
+
+
+def rows_of(results: Results, one: Comparison) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table's runs."""
+    runs = results.runs[(results.runs["status"] != UNFINISHED) & results.runs["run"].isin(one.runs)]
+    runs = runs.reset_index(drop=True)
+    clients = results.clients
+    for (_, run), method in zip(runs.iterrows(), labels(runs), strict=True):
+        settings = {name: run.get(key) for name, key in SETTINGS.items()}
+        shared = {"Method": method, "seed": run["config.seed"], **settings}
+        column = f"{OWN}{one.metric}"
+        if column in clients:
+            own = clients[(clients["run"] == run["run"]) & (clients["round"] == run["best_round"])]
+            for client, score in zip(own["client"], own[column], strict=True):
+                if not pd.isna(score):
+                    yield {"Test": f"client_test_{client}", "Metric": score, **shared}
+        yield {"Test": POOLED, "Metric": run[f"test.{one.metric}"], **shared}
