@@ -16,7 +16,8 @@ class DataRow:
     ``columns``, ``file``, ``lesions``: whether it takes data.columns, data.file, and data.split, which tells lesions
     apart. ``volumes``: whether it has volumes, of which data.slices slices are read. ``own_files``: whether the user's
     own image files are read, which data.fit, data.window and data.patient are about. ``classes``: whether it takes
-    data.classes, since its classes are what the user's own files are called.
+    data.classes, since its classes are what the user's own files are called. ``window``: whether it takes data.window,
+    as all with own files do.
     """
 
     name: str
@@ -30,6 +31,7 @@ class DataRow:
     volumes: bool = False
     own_files: bool = False
     classes: bool = False
+    window: bool = False
 
 
 def _glue(task: str, about: str) -> DataRow:
@@ -136,6 +138,13 @@ _ROWS = (
         "FLamby's Fed-IXI, brain MRI with brain masks (your copy, NIfTI; sites: three hospitals)",
         "fedsim.data.datasets.brains:ixi_tiny",
         "needed",
+    ),
+    DataRow(
+        "biosilo",
+        "a partition of pictures that the package biosilo has made, such as BraTS (your copy; sites: its clients)",
+        "fedsim.data.datasets.biosilo:biosilo",
+        "needed",
+        window=True,
     ),
     DataRow(
         "nuclei",

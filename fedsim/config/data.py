@@ -148,9 +148,8 @@ class DataConfig(Words):
             if self.columns is not None and self.columns.split is not None:
                 raise KeyedError("columns.split", f"{self.columns.split} with tables for the splits", "one of them")
         if not row.own_files:
-            refuse_idle(
-                self, ["fit", "window", "patient"], f"name: {self.name}, which is not read from image files of yours"
-            )
+            idle = ["fit", "patient", *([] if row.window else ["window"])]
+            refuse_idle(self, idle, f"name: {self.name}, which is not read from image files of yours")
         if self.window is not None and not WINDOW.fullmatch(self.window):
             raise KeyedError("window", show(self.window), "CENTRE/WIDTH or LOW%-HIGH%, such as 40/400 or 1%-99%")
         if self.columns is not None and self.columns.patient is not None and self.patient is not None:
