@@ -54,7 +54,7 @@ def write(base: Path, storage: str = "memmap", channels: int = 4, **arrays: Any)
 
 
 def load(root: Path, **changes: Any) -> Dataset:
-    words = {"image_size": 8, "window": "100/200", **changes}
+    words = {"image_size": 8, "window": "99.9/200", **changes}
     return load_set("biosilo", root=str(root), **words)  # type: ignore[no-any-return]  # helpers say Any
 
 
@@ -70,7 +70,7 @@ def test_clients_are_sites_with_their_own_training_and_test(tmp_path: Path, stor
     assert len(set(data.groups.tolist())) == 3 * (6 + 2)
     assert set(data.groups[data.val].tolist()).isdisjoint(data.groups[data.train].tolist())
     expected = np.concatenate([samples(client, split, 4)[..., 0, 0] for client in range(3) for split in SIZES])
-    levels = np.rint(np.clip((expected - 100) / 200 + 0.5, 0, 1) * 255)
+    levels = np.rint(np.clip((expected - 99.9) / 200 + 0.5, 0, 1) * 255)
     assert np.array_equal(data.images[:, :, 0, 0, 0].numpy(), levels)
     parts = partition_clients(data, make_config(clients={"count": 3, "partition": {"name": "sites"}}).clients, 0)
     assert [set(data.sites[part].tolist()) for part in parts] == [{0}, {1}, {2}]
