@@ -17,7 +17,8 @@ def task_of(dataset: Dataset, config: Config) -> Task:
     criterion = asked(dataset, config.train) or cross_entropy
     if dataset.masks is not None:
         loss = config.train.loss or "dice_ce"
-        assert loss not in ("focal", "ordinal"), "refused above"
+        assert loss != "focal", "class_loss refuses it"
+        assert loss != "ordinal", "ordinal_loss refuses it"
         return Segmentation(dataset.class_names, loss, config.evaluate.absent_class)
     if config.train.loss in ("dice", "dice_ce"):
         found = f"{config.train.loss} with {dataset.name}, which has no masks"

@@ -89,7 +89,7 @@ def _subject(folder: Path, match: re.Match[str]) -> Subject:
         if len(own) != 1:
             raise UserError(str(inner), f"{len(own)} volumes", f"one: {LAYOUT}")
         files += own
-    return Subject(int(match[1]), match[2], Case(*files))
+    return Subject(int(match[1]), match[2], Case(files[0], files[1]))
 
 
 def _splits(table: Path) -> Mapping[int, int]:

@@ -8,7 +8,7 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -106,7 +106,7 @@ def table(config: DataConfig) -> Source:
     )
 
 
-def _tables(base: Path, file: str | Mapping[str, str]) -> dict[Path, int]:
+def _tables(base: Path, file: str | Mapping[Any, str]) -> dict[Path, int]:
     """Return the tables with their splits; a single one has those that a column says, or none."""
     named = {"train": file} if isinstance(file, str) else file
     tables = {base / name: SPLIT_WORDS[split] for split, name in named.items()}
