@@ -15,7 +15,9 @@ class DataRow:
     section names a folder. ``texts``: whether the set has texts in place of images; None where only reading it tells.
     ``columns``, ``file``, ``lesions``: whether it takes data.columns, data.file, and data.split, which tells lesions
     apart. ``volumes``: whether it has volumes, of which data.slices slices are read. ``own_files``: whether the user's
-    own image files are read, which data.fit and data.patient are about.
+    own image files are read, which data.fit, data.window and data.patient are about. ``classes``: whether it takes
+    data.classes, since its classes are what the user's own files are called. ``window``: whether it takes data.window,
+    as all with own files do.
     """
 
     name: str
@@ -28,6 +30,8 @@ class DataRow:
     lesions: bool = False
     volumes: bool = False
     own_files: bool = False
+    classes: bool = False
+    window: bool = False
 
 
 def _glue(task: str, about: str) -> DataRow:
@@ -72,6 +76,7 @@ _ROWS = (
         "fedsim.data.datasets.folder:image_folder",
         "needed",
         own_files=True,
+        classes=True,
     ),
     DataRow(
         "table",
@@ -81,6 +86,7 @@ _ROWS = (
         columns=True,
         file=True,
         own_files=True,
+        classes=True,
     ),
     DataRow(
         "mask_folder",
@@ -120,6 +126,25 @@ _ROWS = (
         "HarmoFL's prostate MRI slices with masks (your copy, NIfTI; sites: its folders)",
         "fedsim.data.datasets.prostate:prostate",
         "needed",
+    ),
+    DataRow(
+        "mnms",
+        "M&Ms, cardiac MRI: both ventricles and the myocardium (your copy, NIfTI; sites: its hospitals)",
+        "fedsim.data.datasets.cardiac:mnms",
+        "needed",
+    ),
+    DataRow(
+        "flamby:ixi_tiny",
+        "FLamby's Fed-IXI, brain MRI with brain masks (your copy, NIfTI; sites: three hospitals)",
+        "fedsim.data.datasets.brains:ixi_tiny",
+        "needed",
+    ),
+    DataRow(
+        "biosilo",
+        "a partition of pictures that the package biosilo has made, such as BraTS (your copy; sites: its clients)",
+        "fedsim.data.datasets.biosilo:biosilo",
+        "needed",
+        window=True,
     ),
     DataRow(
         "nuclei",

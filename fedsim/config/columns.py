@@ -8,7 +8,7 @@ from fedsim.config.base import Text, Words
 from fedsim.config.mistakes import KeyedError, refuse_idle, show
 
 OF_TEXTS = ("text", "second", "score")
-OF_IMAGES = ("path", "findings", "listed", "unsure", "blank", "patient", "client")
+OF_IMAGES = ("path", "findings", "listed", "unsure", "blank", "graded", "patient", "client")
 TARGETS = ("label", "score", "findings", "listed")
 
 
@@ -29,6 +29,10 @@ class ColumnsConfig(Words):
     listed: Text | None = Field(default=None, description="table, in place of label: findings with | between them.")
     unsure: Literal["ignored", "positive", "negative"] = Field(default="ignored", description="What -1 counts as.")
     blank: Literal["ignored", "negative"] = Field(default="ignored", description="What an empty finding counts as.")
+    graded: bool = Field(
+        default=False,
+        description="table: whether labels are grades: whole numbers from the lowest up, or data.classes in its order.",
+    )
     site: Text | None = Field(default=None, description="Where the row comes from, such as a hospital.")
     patient: Text | None = Field(
         default=None,
@@ -46,6 +50,8 @@ class ColumnsConfig(Words):
         if len(given) != 1:
             found = " and ".join(given) or f"none of {', '.join(TARGETS)}"
             raise KeyedError("label", found, f"one of {', '.join(TARGETS)}; the others null")
+        if self.label is None:
+            refuse_idle(self, ["graded"], f"{given[0]} in place of label")
         if self.findings is None:
             refuse_idle(self, ["unsure", "blank"], f"{given[0]} in place of findings")
         elif len(set(self.findings)) < len(self.findings):

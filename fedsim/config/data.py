@@ -2,18 +2,22 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fedsim.catalogue.data import DATA, DataRow, data_row
-from fedsim.config.base import Count, Seed, Share, Text, Whole, Words
+from fedsim.config.base import Count, Seed, Share, Text, Words
 from fedsim.config.columns import ColumnsConfig
+from fedsim.config.flower import ours, with_their_names
 from fedsim.config.mistakes import KeyedError, nearest, refuse_idle, show
+from fedsim.config.partitions import DirichletPartition, PartitionConfig
 
 Augmentation = Literal[
     "flip", "rotate90", "crop", "color", "vertical_flip", "brightness", "blur_or_noise", "shift_scale_rotate"
 ]
+NUMBER = r"[-+]?[0-9]+(\.[0-9]*)?"
+WINDOW = re.compile(f"{NUMBER}/{NUMBER}|{NUMBER}%-{NUMBER}%")
 
 
 class FractionsConfig(Words):
@@ -40,7 +44,11 @@ class DataConfig(Words):
 
     name: Text = Field(description="One of: " + ", ".join(DATA) + ", or package.module.function of your own.")
     root: Text | None = Field(default=None, description="Folder that holds the data set, where it is not packaged.")
-    file: Text | None = Field(default=None, description="table: the table in root, .csv, .tsv or .parquet.")
+    file: Text | dict[Literal["train", "val", "test"], Text] | None = Field(
+        default=None,
+        description="table: the table in root, .csv, .tsv or .parquet; or one for each split, {train: ..., val: ..., "
+        "test: ...}.",
+    )
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(
         default=28, description="Side of the square images, in pixels."
     )
@@ -48,6 +56,11 @@ class DataConfig(Words):
         default="stretch",
         description="How images in files of your own become square: stretched, cropped to their middle, or padded with "
         "black.",
+    )
+    window: Text | None = Field(
+        default=None,
+        description="Black and white of grey values of more than 8 bits in files of your own: CENTRE/WIDTH, or "
+        "LOW%-HIGH% of each picture; null: they are refused.",
     )
     slices: Count | None = Field(
         default_factory=lambda seen: 8 if has_volumes(seen.get("name")) else None,
@@ -57,6 +70,10 @@ class DataConfig(Words):
         default=None, description="Tokens of a text at most, longer ones are cut; null: as many as the model takes."
     )
     columns: ColumnsConfig | None = Field(default=None, description="Names of the columns of table and text_files.")
+    classes: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] | None = Field(
+        default=None,
+        description="table, image_folder: the classes in this order, also such as no image has; null: train's.",
+    )
     patient: Text | None = Field(
         default=None,
         description="Regular expression on files' paths below root: its first group, or all that it finds, names the "
@@ -107,8 +124,8 @@ class DataConfig(Words):
         if not row.lesions and self.split is not None:
             takes = " or ".join(other.name for other in DATA.values() if other.lesions)
             raise KeyedError("split", f"{self.split} with name: {self.name}", f"null: only {takes} tells lesions")
-        for key in ("augment", "external_sites"):
-            words = getattr(self, key)
+        for key in ("augment", "external_sites", "classes"):
+            words = getattr(self, key) or ()
             if len(set(words)) < len(words):
                 raise KeyedError(key, f"{list(words)}", "each once")
         return self
@@ -121,8 +138,20 @@ class DataConfig(Words):
                 given = key if is_given else f"no {key}"
                 takes = " or ".join(other.name for other in DATA.values() if getattr(other, key))
                 raise KeyedError(key, f"{given} with name: {self.name}", f"{key} with name: {takes}, and only there")
+        if not row.classes:
+            refuse_idle(self, ["classes"], f"name: {self.name}, which brings its classes")
+        elif self.columns is not None and self.columns.findings is not None:
+            refuse_idle(self, ["classes"], "columns.findings, which names them")
+        if isinstance(self.file, dict):
+            if "train" not in self.file or len(set(self.file.values())) < len(self.file):
+                raise KeyedError("file", show(self.file), "a table for train, and others for val and test")
+            if self.columns is not None and self.columns.split is not None:
+                raise KeyedError("columns.split", f"{self.columns.split} with tables for the splits", "one of them")
         if not row.own_files:
-            refuse_idle(self, ["fit", "patient"], f"name: {self.name}, which is not read from image files of yours")
+            idle = ["fit", "patient", *([] if row.window else ["window"])]
+            refuse_idle(self, idle, f"name: {self.name}, which is not read from image files of yours")
+        if self.window is not None and not WINDOW.fullmatch(self.window):
+            raise KeyedError("window", show(self.window), "CENTRE/WIDTH or LOW%-HIGH%, such as 40/400 or 1%-99%")
         if self.columns is not None and self.columns.patient is not None and self.patient is not None:
             raise KeyedError("patient", f"{show(self.patient)} with columns.patient", "one of them")
         if self.patient is not None:
@@ -151,77 +180,6 @@ class DataConfig(Words):
             )
 
 
-class IidPartition(Words):
-    """Training images dealt out at random, in equal numbers."""
-
-    name: Literal["iid"] = Field(description="Images dealt out at random.")
-
-
-class DirichletPartition(Words):
-    """Each class divided by a Dirichlet draw: the smaller alpha, the more the clients differ."""
-
-    name: Literal["dirichlet"] = Field(description="Each class divided by a Dirichlet draw.")
-    alpha: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
-        description="Concentration; 0.1 is strongly uneven, 100 nearly iid."
-    )
-    form: Literal["paper", "released"] = Field(
-        default="paper",
-        description="How shares become counts. paper: a count's mean is its share; released: as DEeR's code, every "
-        "count rounded by itself, the rest to the last client.",
-    )
-    min_size: Whole = Field(default=0, description="Fewest images a client may have; drawn again until it holds.")
-
-
-class ShardsPartition(Words):
-    """Images sorted by label, cut into shards; each client gets some."""
-
-    name: Literal["shards"] = Field(description="Label-sorted shards.")
-    per_client: Count = Field(description="Shards of each client.")
-
-
-class DiversityPartition(Words):
-    """Each client has images of so many classes, every class dealt out evenly among the clients that have it."""
-
-    name: Literal["diversity"] = Field(description="A share of the classes for each client.")
-    share: Annotated[float, Field(gt=0, le=1)] = Field(
-        description="Classes of a client / all classes, rounded down, one at least; 1: all classes for everybody."
-    )
-
-
-class SitesPartition(Words):
-    """The data set's natural sites are the clients."""
-
-    name: Literal["sites"] = Field(description="Natural sites of the data set.")
-
-
-class ColumnPartition(Words):
-    """A column of the table says whose each row is."""
-
-    name: Literal["column"] = Field(description="One client per value of data.columns.client.")
-
-
-class FilePartition(Words):
-    """A JSON file says which images each client has."""
-
-    name: Literal["file"] = Field(description="Read from a JSON file.")
-    path: Text = Field(
-        description='JSON file {"clients": [[index, ...], ...]}: each client\'s training images, by their index in '
-        'images.csv. Beside it "val" and "test" of the same form: its own images of these splits.'
-    )
-
-
-PartitionConfig = Annotated[
-    IidPartition
-    | DirichletPartition
-    | ShardsPartition
-    | DiversityPartition
-    | SitesPartition
-    | ColumnPartition
-    | FilePartition,
-    Field(discriminator="name"),
-]
-
-
 class ClientsConfig(Words):
     """How many clients there are, who takes part in a round, and what each of them holds."""
 
@@ -248,7 +206,15 @@ class ClientsConfig(Words):
         description="Clients with fewer training images are left out, such as those too small for BatchNorm.",
     )
     per_block: Literal["auto"] | Count = Field(default="auto", description="Clients trained together as one batch.")
-    partition: PartitionConfig = Field(description="How the training images are divided among the clients.")
+    partition: PartitionConfig = Field(
+        description="How the training images are divided among the clients.", json_schema_extra=with_their_names
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_flowers_names(cls, words: Any) -> Any:
+        has_one = isinstance(words, dict) and "partition" in words
+        return {**words, "partition": ours(words["partition"])} if has_one else words
 
     @model_validator(mode="after")
     def _enough_clients(self) -> Self:

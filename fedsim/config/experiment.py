@@ -6,8 +6,9 @@ from pydantic import Field, model_validator
 
 from fedsim.config.amplitude import AmplitudeNormConfig
 from fedsim.config.base import Count, Name, Seed, Words
-from fedsim.config.data import ClientsConfig, DataConfig, FractionsConfig, PartitionConfig
+from fedsim.config.data import ClientsConfig, DataConfig, FractionsConfig
 from fedsim.config.mistakes import KeyedError, show
+from fedsim.config.partitions import PartitionConfig
 from fedsim.config.plain_yaml import to_yaml
 from fedsim.config.privacy import PrivacyConfig, RecordLevel
 from fedsim.config.track import TrackConfig

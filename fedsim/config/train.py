@@ -70,9 +70,10 @@ class TrainConfig(Words):
     )
     shuffle: bool = Field(default=True, description="Whether a client sees its images in a new order in each pass.")
     schedule: ScheduleConfig = Field(default=ConstantSchedule(), description="Learning rate over the rounds.")
-    loss: Literal["cross_entropy", "focal", "dice", "dice_ce"] | None = Field(
+    loss: Literal["cross_entropy", "focal", "ordinal", "dice", "dice_ce"] | None = Field(
         default=None,
-        description="null: cross_entropy, for images with masks dice_ce: half the sum of cross-entropy and Dice loss.",
+        description="null: cross_entropy, for images with masks dice_ce: half the sum of cross-entropy and Dice loss. "
+        "ordinal: for grades, the farther off the dearer.",
     )
     focal_gamma: Annotated[float, Field(gt=0, le=10)] = Field(default=2.0, description="Exponent of the focal loss.")
     class_weights: Literal["balanced"] | Annotated[tuple[Positive, ...], Field(strict=False)] | None = Field(

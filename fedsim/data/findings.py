@@ -19,6 +19,9 @@ Targets = npt.NDArray[np.float32]
 #: What is made of labels that whoever read the image was not sure of (Irvin et al., CheXpert, AAAI 2019, section 3.2).
 Uncertain = Literal["ignored", "positive", "negative"]
 Blank = Literal["ignored", "negative"]
+EXPECTED = "1, 0, -1 or nothing"
+#: How NIH ChestX-ray14 lists the findings of an image, and what it writes where there is none.
+BAR, NOTHING = "|", "No Finding"
 MEANING = {"ignored": UNKNOWN, "positive": PRESENT, "negative": ABSENT}
 
 
@@ -39,6 +42,15 @@ def target_of(cell: object, uncertain: Uncertain = "ignored", blank: Blank = "ig
     return next((value for value in (PRESENT, ABSENT) if isinstance(cell, Real) and cell == value), None)
 
 
+def targets_of_cells(
+    cells: Sequence[object], uncertain: Uncertain, blank: Blank
+) -> tuple[npt.NDArray[np.float32], list[int]]:
+    """Return the targets (D,) of distinct cells of one finding, and the places of those that mean none."""
+    found = [target_of(cell, uncertain, blank) for cell in cells]
+    wrong = [place for place, value in enumerate(found) if value is None]
+    return np.array([UNKNOWN if value is None else value for value in found], np.float32), wrong
+
+
 def targets_of_columns(
     columns: Mapping[str, Sequence[object]], uncertain: Uncertain = "ignored", blank: Blank = "ignored"
 ) -> Targets:
@@ -47,34 +59,52 @@ def targets_of_columns(
     CheXpert's tables are such: a blank finding is not mentioned in the report. ``uncertain`` and ``blank`` say what
     these two become. ValueError, naming column and row, for any other cell.
     """
-    targets = np.empty((len(next(iter(columns.values()), ())), len(columns)), np.float32)
-    for place, (name, cells) in enumerate(columns.items()):
-        known: dict[object, int | None] = {}
-        for row, cell in enumerate(cells):
-            value = known[cell] if cell in known else known.setdefault(cell, target_of(cell, uncertain, blank))
-            if value is None:
-                raise ValueError(f"column {name}, row {row + 1}: {show(cell)}, where 1, 0, -1 or nothing is expected")
-            targets[row, place] = value
+    found = []
+    for name, cells in columns.items():
+        distinct, codes = _coded(cells)
+        targets, wrong = targets_of_cells(distinct, uncertain, blank)
+        if wrong:
+            shown = f"row {codes.index(wrong[0]) + 1}: {show(distinct[wrong[0]])}"
+            raise ValueError(f"column {name}, {shown}, where {EXPECTED} is expected")
+        found.append(targets[codes])
+    return np.stack(found, 1) if found else np.empty((0, 0), np.float32)
+
+
+def listed_in(cell: str, nothing: str = NOTHING, separator: str = BAR) -> list[str]:
+    """Return the findings that a cell lists, as NIH ChestX-ray14 has them; a cell ``nothing`` lists none."""
+    return [name for name in map(str.strip, cell.split(separator)) if name not in ("", nothing)]
+
+
+def targets_of_listed(lists: Sequence[Sequence[str]], names: Sequence[str]) -> Targets:
+    """Return targets (D, F) of lists of findings, each one of ``names``: what is not listed is absent."""
+    place = {name: number for number, name in enumerate(names)}
+    targets = np.zeros((len(lists), len(names)), np.float32)
+    for row, own in enumerate(lists):
+        targets[row, [place[name] for name in own]] = PRESENT
     return targets
 
 
 def targets_of_lists(
-    cells: Sequence[str], names: Sequence[str], nothing: str = "No Finding", separator: str = "|"
+    cells: Sequence[str], names: Sequence[str], nothing: str = NOTHING, separator: str = BAR
 ) -> Targets:
-    """Return targets (N, F) from a column that lists the findings of each image, as NIH ChestX-ray14 has it.
+    """Return targets (N, F) from a column that lists the findings of each image: see ``listed_in``.
 
-    What is not listed is absent; a cell ``nothing`` lists none. ValueError, naming the row, for an unknown finding.
+    ValueError, naming the row, for an unknown finding.
     """
-    place = {name: number for number, name in enumerate(names)}
-    targets = np.zeros((len(cells), len(names)), np.float32)
-    for row, cell in enumerate(cells):
-        for name in cell.split(separator) if cell != nothing else ():
-            if name not in place:
-                raise ValueError(
-                    f"row {row + 1}: {show(name)}, where one of {', '.join([*names, nothing])} is expected"
-                )
-            targets[row, place[name]] = PRESENT
-    return targets
+    lists = [listed_in(cell, nothing, separator) for cell in cells]
+    for row, own in enumerate(lists):
+        for name in own:
+            if name not in names:
+                known = ", ".join([*names, nothing])
+                raise ValueError(f"row {row + 1}: {show(name)}, where one of {known} is expected")
+    return targets_of_listed(lists, names)
+
+
+def _coded(cells: Sequence[object]) -> tuple[list[object], list[int]]:
+    """Return the distinct cells, and the place among them of each."""
+    known: dict[object, int] = {}
+    codes = [known.setdefault(cell, len(known)) for cell in cells]
+    return list(known), codes
 
 
 def rarest_findings(targets: Targets) -> Indices:

@@ -1,6 +1,8 @@
 """What lies in a folder of somebody's data, without what operating systems leave there."""
 
-from collections.abc import Collection, Iterable
+import os
+from collections.abc import Collection, Iterable, Iterator
+from operator import attrgetter
 from pathlib import Path
 
 from fedsim.errors import UserError
@@ -15,26 +17,54 @@ def visible(folder: Path) -> list[Path]:
     UserError where it cannot be read, for a link to nothing, since what it stands for would be missing, and for a name
     that is no text, as archives of another encoding leave it: neither a picture nor a record could show it.
     """
+    return [folder / entry.name for entry in _entries(folder)]
+
+
+def walked(folder: Path) -> Iterator[Path]:
+    """Yield all that is no folder below a folder, as ``visible`` has it: by name, what lies deeper behind the others.
+
+    A link to a folder that it lies in leads nowhere new.
+    """
+    yield from _walked(folder, frozenset())
+
+
+def _walked(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    inner = []
+    for entry in _entries(folder):
+        if entry.is_dir():
+            inner.append(folder / entry.name)
+        else:
+            yield folder / entry.name
+    for one in inner:
+        yield from _walked(one, above | {real})
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return a folder's entries as ``visible`` has them; what they are is known without a look at each."""
     try:
-        found = sorted(path for path in folder.iterdir() if path.name[0] != "." and path.name != MAC_NOTES)
+        with os.scandir(folder) as all_entries:
+            found = [entry for entry in all_entries if entry.name[0] != "." and entry.name != MAC_NOTES]
     except OSError as error:
         raise UserError(str(folder), str(error.strerror), "a folder that can be read") from error
-    for path in found:
-        if not is_text(path.name):
-            raise UserError(str(path), "a name that is no UTF-8 text", "another name")
-        if not exists(path):
-            raise UserError(str(path), "a link to nothing", "a file or folder")
-    return found
+    for entry in found:
+        if not is_text(entry.name):
+            raise UserError(str(folder / entry.name), "a name that is no UTF-8 text", "another name")
+        if entry.is_symlink() and not exists(folder / entry.name):
+            raise UserError(str(folder / entry.name), "a link to nothing", "a file or folder")
+    return sorted(found, key=attrgetter("name"))
 
 
 def is_text(name: str) -> bool:
     """Whether a name is text; of bytes that are no UTF-8 Python makes halves of characters."""
-    return not any("\ud800" <= sign <= "\udfff" for sign in name)
+    return name.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def subfolders(folder: Path) -> list[Path]:
     """Return the folders in a folder by name, as ``visible`` has them."""
-    return [path for path in visible(folder) if path.is_dir()]
+    return [folder / entry.name for entry in _entries(folder) if entry.is_dir()]
 
 
 def files_with(folder: Path, suffixes: Collection[str]) -> list[Path]:

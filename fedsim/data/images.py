@@ -24,7 +24,7 @@ FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 # They name no file, and what cannot be read is refused by its name.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
-EIGHT_BITS = "an image with 8 bits per channel; convert it with your window"
+EIGHT_BITS = "an image with 8 bits per channel, or grey and data.window where the set takes it"
 #: How files become pixels, for the cache: 2 turns them as their tags say and takes one picture of a file.
 READING = 2
 NUM_SHOWN = 5
@@ -149,22 +149,37 @@ def _gathered(errors: Sequence[UserError], num_images: int) -> UserError:
     return UserError(f"{len(errors)} of {num_images} images", found, expected)
 
 
-def write_resized(paths: Sequence[Path], side: int, folder: Path, fit: str = "stretch") -> None:
+Reader = Callable[[Path], Image.Image]
+
+
+def write_resized(
+    paths: Sequence[Path], side: int, folder: Path, fit: str = "stretch", read: Reader | None = None
+) -> None:
     """Write ``folder``/images.npy with these image files as (N, 3, side, side), made square as ``fitted`` does."""
+    decode = read or read_rgb
     write_images(
         folder / "images.npy",
         (len(paths), 3, side, side),
-        lambda index: fitted(read_rgb(paths[index]), side, fit),
+        lambda index: fitted(decode(paths[index]), side, fit),
     )
 
 
-def prepared_files(name: str, base: Path, paths: Sequence[Path], side: int, fit: str = "stretch") -> Path:
+def prepared_files(
+    name: str,
+    base: Path,
+    paths: Sequence[Path],
+    side: int,
+    fit: str = "stretch",
+    read: Reader | None = None,
+    key: Sequence[object] = (),
+) -> Path:
     """Return an .npy file (N, 3, side, side) with these image files under ``base``, made square as ``fitted`` does.
 
     They are decoded and resized once for this list of files with these sizes and times, in the cache under ``name``.
+    ``read`` decodes a file, ``read_rgb`` where it is None; ``key`` tells what it makes of files from what others make.
     """
-    key = [*listing(base, paths), side, *([] if fit == "stretch" else [fit])]
-    folder = cached_folder(name, key, partial(write_resized, paths, side, fit=fit))
+    whole = [*listing(base, paths), side, *([] if fit == "stretch" else [fit]), *key]
+    folder = cached_folder(name, whole, partial(write_resized, paths, side, fit=fit, read=read))
     return folder / "images.npy"
 
 

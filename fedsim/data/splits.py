@@ -22,12 +22,15 @@ SPLIT_WORDS = {
 }
 
 
-def split(source: Source, config: DataConfig, external_sites: Sequence[int] = ()) -> tuple[Indices, Indices, Indices]:
+def split(
+    source: Source, config: DataConfig, external_sites: Sequence[int] = (), may_be_empty: bool = False
+) -> tuple[Indices, Indices, Indices]:
     """Return sorted indices of the training, validation and test images.
 
     Splits that the set does not bring are drawn from its training images by ``split_seed``: groups in random
     order, class by class (or by the set's own strata), until the fraction is reached, so a split may miss its size
-    by half a group. A group counts for the class most of its images have. UserError where a split stays empty.
+    by half a group. A group counts for the class most of its images have. UserError where a split stays empty, unless
+    it may.
     """
     strata = source.labels if source.strata is None else source.strata
     splits = np.zeros(len(source.labels), np.int64) if source.fixed is None else source.fixed.copy()
@@ -46,7 +49,7 @@ def split(source: Source, config: DataConfig, external_sites: Sequence[int] = ()
     train = _at_most(config.max_train, train, strata, source.groups, config.split_seed)
     found = (train, np.flatnonzero(splits == VAL), np.flatnonzero(splits == TEST))
     for name, indices in zip(NAMES, found, strict=True):
-        if len(indices) == 0:
+        if len(indices) == 0 and not may_be_empty:
             raise _empty(name, source, groups, strata[pool])
     return found
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedsim.data.dataset import Pixels
 from fedsim.data.folders import require_file
 from fedsim.data.masks import require_size
 from fedsim.errors import UserError
@@ -21,6 +22,7 @@ from fedsim.errors import UserError
 CANONICAL = "RAS"
 WHOLE = "a whole NIfTI file"
 CHUNK = 1 << 20
+WHITE_QUANTILE = 0.99
 Voxels = npt.NDArray[np.float64]
 
 
@@ -37,9 +39,19 @@ class Volume:
     is_oriented: bool
 
     @property
+    def codes(self) -> str:
+        """The codes of its own axes as stored."""
+        return "".join(_turning().aff2axcodes(self.affine))
+
+    @property
     def axial_codes(self) -> str:
-        """The codes of its own axes as stored, put into the order that makes the slices axial."""
-        return "".join(sorted(_turning().aff2axcodes(self.affine), key="RLAPSI".index))
+        """Those codes, put into the order that makes the slices axial."""
+        return "".join(sorted(self.codes, key="RLAPSI".index))
+
+    @property
+    def num_moments(self) -> int:
+        """How long the fourth axis, time, is."""
+        return int(self.image.shape[3]) if len(self.image.shape) > 3 else 1
 
 
 @dataclass(frozen=True)
@@ -52,11 +64,11 @@ class Grid:
     is_oriented: bool
 
 
-def open_volume(path: Path) -> Volume:
+def open_volume(path: Path, in_time: bool = False) -> Volume:
     """Read the header of a NIfTI file and see that its voxels are there, those of a gzip file by its checksum.
 
     UserError for a file that is no whole NIfTI file, voxels that are not one real number each, and more than three
-    axes longer than 1.
+    axes longer than 1, or four where the fourth is time.
     """
     import nibabel  # here, as it costs a fifth of a second that other sets need not pay
 
@@ -73,8 +85,9 @@ def open_volume(path: Path) -> Volume:
         raise UserError(str(path), f"an unreadable volume ({error})", WHOLE) from error
     if dtype.kind not in "iuf":
         raise UserError(str(path), f"voxels of type {dtype.name}", "one real number for each voxel")
-    if len(shape) < 3 or min(shape) < 1 or max(shape[3:], default=1) > 1:
-        raise UserError(str(path), f"voxels {shape}", "three axes")
+    num_axes = 4 if in_time else 3
+    if len(shape) < num_axes or min(shape) < 1 or max(shape[num_axes:], default=1) > 1:
+        raise UserError(str(path), f"voxels {shape}", "four axes" if in_time else "three axes")
     if start + math.prod(shape) * dtype.itemsize > num_bytes:
         raise UserError(str(path), f"{num_bytes} bytes for voxels {shape} of {dtype.name}", WHOLE)
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
@@ -93,10 +106,15 @@ def _num_bytes(path: Path) -> int:
     return num_bytes
 
 
-def read_turned(volume: Volume, codes: str) -> tuple[Voxels, Grid]:
-    """Return the voxels (X, Y, Z), all of them finite, with axes that run as ``codes`` say, and where they lie."""
+def read_turned(volume: Volume, codes: str, moment: int | None = None) -> tuple[Voxels, Grid]:
+    """Return the voxels (X, Y, Z), all of them finite, with axes that run as ``codes`` say, and where they lie.
+
+    ``moment``: which place on the fourth axis, time, of a volume that has one.
+    """
     try:
-        stored = np.asarray(volume.image.dataobj, np.float64).reshape(volume.image.shape[:3])
+        data = volume.image.dataobj
+        taken = data if moment is None else data[:, :, :, moment]
+        stored = np.asarray(taken, np.float64).reshape(volume.image.shape[:3])
     except Exception as error:  # as above
         raise UserError(str(volume.path), f"an unreadable volume ({error})", WHOLE) from error
     num_bad = int((~np.isfinite(stored)).sum())
@@ -117,16 +135,16 @@ def _turning() -> Any:
     return nibabel.orientations
 
 
-def read_foreground(volume: Volume, codes: str) -> tuple[npt.NDArray[np.bool_], Grid]:
-    """Return where a mask is not 0, as ``read_turned`` does; UserError for what is no class, such as probabilities."""
-    voxels, grid = read_turned(volume, codes)
+def read_classes(volume: Volume, codes: str, moment: int | None = None) -> tuple[Voxels, Grid]:
+    """Return a mask's whole numbers as ``read_turned`` does; UserError for what is no class, such as probabilities."""
+    voxels, grid = read_turned(volume, codes, moment)
     classes = np.rint(voxels)  # a scale factor in the header makes them a little off
     strange = voxels[(np.abs(voxels - classes) > 1e-3) | (classes < 0)]
     if strange.size:
         raise UserError(
             str(volume.path), f"{strange.size} voxels such as {strange[0]:g}", "whole numbers, 0 for the background"
         )
-    return classes > 0, grid
+    return classes, grid
 
 
 def require_grid(mask: Grid, image: Grid) -> None:
@@ -152,3 +170,12 @@ def require_grid(mask: Grid, image: Grid) -> None:
             f"voxels of {spacings[0]} mm, which the affine puts up to {furthest:.3g} voxels beside those of the image"
         )
         raise UserError(str(mask.path), found, f"the spacing and axes of {image.path.name}: {spacings[1]} mm")
+
+
+def scaled(voxels: Voxels, path: Path) -> Pixels:
+    """Map the minimum to 0 and the 99th percentile to 255, cutting off what is above it; UserError without contrast."""
+    black, white = voxels.min(), np.quantile(voxels, WHITE_QUANTILE)
+    if black == white:
+        raise UserError(str(path), f"the value {black:g} in 99 % of the voxels", "a volume with contrast")
+    grey: Pixels = ((voxels.clip(max=white) - black) / (white - black) * 255).astype(np.uint8)
+    return grey

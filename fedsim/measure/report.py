@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.catalogue.data import data_row
 from fedsim.config.data import DataConfig
 from fedsim.data import Dataset, load_dataset
 from fedsim.data.dataset import Indices
@@ -80,9 +81,13 @@ def shows_clients(sim: Simulation) -> bool:
 def outside_set(sim: Simulation, words: DataConfig, file: str) -> ImageSet:
     """Return a set from outside, as ``file`` names it: its own test images, or all of a set that brings no split.
 
-    UserError where its classes are not those of the run, in their order, or where it is of another kind.
+    A table's classes and a folder's are those of the run, of which it may lack some. UserError where a set has others,
+    brings its own in another order, or is of another kind.
     """
-    dataset = load_dataset(words)
+    row = data_row(words.name)
+    if row is not None and row.classes and words.classes is None and not _names_findings(words):
+        words = words.model_copy(update={"classes": sim.dataset.class_names})
+    dataset = load_dataset(words, is_outside=True)
     if dataset.arrays is not None:
         sim.group.check_equal(f"the data of {dataset.name}", dataset.arrays["sha256"])
     where = f"{file}: data {words.name}"
@@ -98,6 +103,10 @@ def outside_set(sim: Simulation, words: DataConfig, file: str) -> ImageSet:
     chosen = "its own test" if is_split else "all"
     remark = f"{words.name}: {chosen} {len(places):,} {dataset.unit}"
     return ImageSet(OUTSIDE, dataset, images, places, {"site": by_site(dataset, places)}, remark)
+
+
+def _names_findings(words: DataConfig) -> bool:
+    return words.columns is not None and words.columns.findings is not None
 
 
 def kind_of(dataset: Dataset) -> str:

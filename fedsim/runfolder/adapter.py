@@ -22,13 +22,6 @@ def export_adapter(folder: Path, sim: Simulation, params: Mapping[str, Tensor], 
     ``params``: the global model's. ``row``: its ``round`` and its metrics on ``val`` and ``test``.
     """
     export_peft(folder, params, sim.model, sim.config.data.max_tokens)
-    encoder = sim.model.encoder
-    inputs: dict[str, Any] = {"size": encoder.image_size, "fit": sim.config.data.fit}
-    inputs |= {"mean": encoder.mean, "std": encoder.std}
-    if encoder.slices is not None:
-        inputs["slices"] = encoder.slices
-    if encoder.tokenizer is not None:
-        inputs = {"max_tokens": sim.config.data.max_tokens or encoder.tokenizer.model_max_length}
     shifts = [value for name, value in params.items() if name.endswith(SHIFT)]
     about: dict[str, Any] = {
         "model": sim.config.model.name,
@@ -37,13 +30,28 @@ def export_adapter(folder: Path, sim: Simulation, params: Mapping[str, Tensor], 
         "val": row["val"],
         "test": row["test"],
         "class_names": sim.dataset.class_names,
-        "inputs": inputs,
+        "inputs": inputs_of(sim),
     }
     if any(bool(shift.any()) for shift in shifts):
         about["frozen_weights"] = "changed by the server; the adapter's factors hold the changes"
     if kept := kept_by_clients(sim.algorithm, params):
         about["kept_by_clients"] = kept
     write_json(folder / "about.json", about)
+
+
+def inputs_of(sim: Simulation) -> dict[str, Any]:
+    """Return how inputs are prepared: images by size, fit, window if any, mean, std, slices; texts by max_tokens."""
+    encoder, data = sim.model.encoder, sim.config.data
+    if encoder.tokenizer is not None:
+        return {"max_tokens": data.max_tokens or encoder.tokenizer.model_max_length}
+    return {
+        "size": encoder.image_size,
+        "fit": data.fit,
+        **({} if data.window is None else {"window": data.window}),
+        "mean": encoder.mean,
+        "std": encoder.std,
+        **({} if encoder.slices is None else {"slices": encoder.slices}),
+    }
 
 
 def kept_by_clients(method: Algorithm, params: Mapping[str, Tensor]) -> dict[str, str]:

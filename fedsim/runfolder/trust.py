@@ -70,7 +70,9 @@ def importing(places: Sequence[Path], forbidden: Path | None) -> Iterator[None]:
 
     Inside the ``with`` UserError for an import from there, wherever else the path to it comes from.
     """
-    sys.path += [str(place) for place in places if forbidden is None or not _is_inside(place, forbidden)]
+    for place in map(str, places):
+        if place not in sys.path and (forbidden is None or not _is_inside(Path(place), forbidden)):
+            sys.path.append(place)
     if forbidden is None:
         yield
         return

@@ -4,7 +4,7 @@ from fedsim.config.experiment import Config
 from fedsim.data import Dataset
 from fedsim.errors import UserError
 from fedsim.tasks.findings import Findings
-from fedsim.tasks.grading import Grading
+from fedsim.tasks.grading import Grading, ordinal_loss
 from fedsim.tasks.imbalance import class_loss
 from fedsim.tasks.segmentation import Segmentation
 from fedsim.tasks.task import Classification, Task, cross_entropy
@@ -13,12 +13,14 @@ from fedsim.tasks.texts import Regression, TextClassification
 
 def task_of(dataset: Dataset, config: Config) -> Task:
     """Return the task that a data set poses; UserError for a loss that it does not have."""
-    criterion = class_loss(dataset, config.train) or cross_entropy
+    asked = ordinal_loss if config.train.loss == "ordinal" else class_loss
+    criterion = asked(dataset, config.train) or cross_entropy
     if dataset.masks is not None:
         loss = config.train.loss or "dice_ce"
         assert loss != "focal", "class_loss refuses it"
+        assert loss != "ordinal", "ordinal_loss refuses it"
         return Segmentation(dataset.class_names, loss, config.evaluate.absent_class)
-    if config.train.loss not in (None, "cross_entropy", "focal"):
+    if config.train.loss in ("dice", "dice_ce"):
         found = f"{config.train.loss} with {dataset.name}, which has no masks"
         raise UserError("train.loss", found, "cross_entropy or focal")
     if config.evaluate.absent_class != "skip":

@@ -1,6 +1,6 @@
 """Grades: classes with an order, of which a near miss is a smaller mistake than a far one.
 
-Shapes: N images, C grades, W weightings of images.
+Shapes: K clients, B images per client and step, N images, C grades, W weightings of images.
 """
 
 from collections.abc import Mapping
@@ -8,16 +8,55 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from fedsim.config.train import TrainConfig
 from fedsim.data.dataset import Dataset, Indices
+from fedsim.errors import UserError
+from fedsim.tasks.imbalance import weights_of
 from fedsim.tasks.task import Classification
 from fedsim.tasks.weighted import Values, confusions
 
 
 @dataclass(frozen=True)
+class OrdinalLoss:
+    """The sum over the C - 1 steps between grades of the cross-entropy of the question: does the grade lie above?
+
+    It is CORAL's loss (Cao, Mirjalili and Raschka, Pattern Recognition Letters 140, 2020) with all steps of the same
+    importance, at the probabilities that the softmax gives to all grades above a step; these are sums, so that no step
+    contradicts another, and need no head of their own. As a score of forecasts it is the ranked ignorance of Toedter
+    and Ahrens (Monthly Weather Review 140, 2012): least at the true probabilities. Of two grades it is cross-entropy.
+    Times the weight of an image's grade, where there are ``class_weights``, one for each.
+    """
+
+    class_weights: tuple[float, ...] | None = None
+
+    def __call__(self, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """Return each client's loss (K,) of scores (K, B, C), targets (K, B) and the images' weights (K, B)."""
+        logs = F.log_softmax(outputs.float(), 2)[..., None, :]
+        grades = torch.arange(outputs.shape[2], device=outputs.device)
+        steps = grades[:-1]
+        is_above = grades > steps[:, None]
+        above = logs.masked_fill(~is_above, -torch.inf).logsumexp(3)
+        below = logs.masked_fill(is_above, -torch.inf).logsumexp(3)
+        losses = -torch.where(targets[..., None] > steps, above, below).sum(2)
+        if self.class_weights is not None:
+            losses = losses * outputs.new_tensor(self.class_weights, dtype=torch.float32)[targets]
+        return (losses * weights).sum(1)
+
+
+def ordinal_loss(dataset: Dataset, config: TrainConfig) -> OrdinalLoss:
+    """Return the loss of ``train.loss: ordinal``; UserError where the classes have no order."""
+    if not dataset.is_graded:
+        found = f"ordinal with {dataset.name}, whose classes are no grades"
+        raise UserError("train.loss", found, "cross_entropy, or a set with grades")
+    return OrdinalLoss(weights_of(dataset, config))
+
+
+@dataclass(frozen=True)
 class Grading(Classification):
-    """One of C grades, from the lowest up, learned as classes are; how far off a grade is counts, too."""
+    """One of C grades, from the lowest up, learned as ``criterion`` says; how far off a grade is counts, too."""
 
     @property
     def metrics(self) -> tuple[str, ...]:

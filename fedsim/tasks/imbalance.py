@@ -50,10 +50,11 @@ def class_loss(dataset: Dataset, config: TrainConfig) -> ClassLoss | None:
         key, value = ("loss", config.loss) if config.loss == "focal" else ("class_weights", config.class_weights)
         found = f"{value} with {dataset.name}, which has no classes of whole {dataset.unit}"
         raise UserError(f"train.{key}", found, "no such key: it is for one class an image")
-    return ClassLoss(config.focal_gamma if config.loss == "focal" else 0.0, _weights(dataset, config))
+    return ClassLoss(config.focal_gamma if config.loss == "focal" else 0.0, weights_of(dataset, config))
 
 
-def _weights(dataset: Dataset, config: TrainConfig) -> tuple[float, ...] | None:
+def weights_of(dataset: Dataset, config: TrainConfig) -> tuple[float, ...] | None:
+    """Return the classes' weights, None for none; UserError as ``class_loss``."""
     num_classes = len(dataset.class_names)
     if config.class_weights != "balanced":
         if config.class_weights is not None and len(config.class_weights) != num_classes:

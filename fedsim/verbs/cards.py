@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedsim import __version__
+from fedsim.runfolder.adapter import inputs_of
 from fedsim.runfolder.saved import SavedModel
 from fedsim.tasks.findings import Findings
 from fedsim.tasks.segmentation import Segmentation
@@ -46,7 +47,10 @@ FITS = {
     "crop": "the square in the middle, made one",
     "pad": "padded with black to a square, made one",
 }
+WINDOW = "\nGrey values of more than 8 bits become grey levels before, by the window {window}: the lines above do so."
 VOLUMES = "\nA volume is {slices} such images, its slices; the mean of their features is the volume's."
+#: What there is to say beside, by the key of the inputs that it is about.
+MORE = {"window": WINDOW, "slices": VOLUMES}
 TEXTS = "Texts, cut after {max_tokens} tokens."
 PIXELS = "A score before the softmax for every class and pixel; the classes, from 0: {classes}."
 CLASSES = "A score before the softmax for each class, in this order: {classes}."
@@ -57,19 +61,9 @@ NUMBERS = "A number."
 def facts(saved: SavedModel, method_of_use: str) -> dict[str, Any]:
     """Return the content of card.json. ``method_of_use``: the format of the export."""
     sim, row = saved.sim, saved.row
-    encoder, config = sim.model.encoder, sim.config
-    inputs: dict[str, Any] = {
-        "size": encoder.image_size,
-        "values": "RGB in 0..1, upright",
-        "fit": config.data.fit,
-        "resize": FITS[config.data.fit],
-        "mean": encoder.mean,
-        "std": encoder.std,
-    }
-    if encoder.slices is not None:
-        inputs["slices"] = encoder.slices
-    if encoder.tokenizer is not None:
-        inputs = {"max_tokens": config.data.max_tokens or encoder.tokenizer.model_max_length}
+    config, inputs = sim.config, inputs_of(sim)
+    if "fit" in inputs:
+        inputs |= {"values": "RGB in 0..1, upright", "resize": FITS[inputs["fit"]]}
     return {
         "made_by": f"fedsim {__version__}",
         "format": method_of_use,
@@ -116,7 +110,7 @@ def readme(card: Mapping[str, Any], code: Sequence[str]) -> str:
         round=card["round"],
         file="" if "max_tokens" in inputs else ", FILE an image",
         code="\n".join(code),
-        inputs=shown + (VOLUMES.format(**inputs) if "slices" in inputs else ""),
+        inputs=shown + "".join(text.format(**inputs) for key, text in MORE.items() if key in inputs),
         outputs=card["outputs"],
         metrics=" | ".join(names),
         rules="|".join("---" for _ in names),

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -30,10 +31,23 @@ SQUARE = (
     "picture = picture.crop((left, top, left + side, top + side))",
 )
 RESIZED = "picture = picture.resize(({size}, {size}), Image.Resampling.BICUBIC)"
-PICTURE = {
-    "stretch": (UPRIGHT, RESIZED),
-    **{fit: (UPRIGHT, *(line.format(edge=edge) for line in SQUARE), RESIZED) for fit, edge in EDGES.items()},
+#: How an upright picture becomes a square of the right size.
+FITTED = {
+    "stretch": (RESIZED,),
+    **{fit: (*(line.format(edge=edge) for line in SQUARE), RESIZED) for fit, edge in EDGES.items()},
 }
+#: How a picture of more than 8 bits becomes one of 8; a TIFF whose lowest value is white is inverted.
+WINDOWED = (
+    "stored = Image.open(FILE)",
+    "picture = ImageOps.exif_transpose(stored)",
+    "if picture.mode[0] in 'IF':",
+    "    values = numpy.asarray(picture, numpy.float64)",
+    "    low, high = {ends}",
+    "    shares = numpy.clip((values - low) / (high - low), 0, 1)",
+    "    is_inverted = getattr(stored, 'tag_v2', dict()).get(262) == 0",
+    "    picture = Image.fromarray(numpy.rint(255 * (1 - shares if is_inverted else shares)).astype('uint8'))",
+    "picture = picture.convert('RGB')",
+)
 PIXELS = (
     "images = torch.tensor(numpy.asarray(picture)).permute(2, 0, 1)[None] / 255",
     "images = (images - torch.tensor({mean}).view(3, 1, 1)) / torch.tensor({std}).view(3, 1, 1)",
@@ -168,7 +182,7 @@ def _lines(folder: Path, exported: Exported, model_lines: list[str]) -> list[str
     first = ["import numpy, torch, torch.nn.functional as F", "from PIL import Image, ImageOps"]
     prepare: Sequence[str] = TOKENS
     if encoder.tokenizer is None:
-        prepare = (*PICTURE[inputs["fit"]], *PIXELS)
+        prepare = (*picture_lines(inputs), *PIXELS)
     else:
         encoder.tokenizer.save_pretrained(folder)
         first = first[:1]
@@ -183,6 +197,19 @@ def _lines(folder: Path, exported: Exported, model_lines: list[str]) -> list[str
         lines.append('head = load_file(FOLDER + "/head.safetensors")')
     form = LINEAR if "weight" in head else PROMPTS if head else "{features}"
     return [*lines, f"scores = {form.format(features=features)}"]
+
+
+def picture_lines(inputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the lines that make a file a picture of the size of the run's, as forms that take ``inputs``."""
+    if "window" not in inputs:
+        return (UPRIGHT, *FITTED[inputs["fit"]])
+    first, _, second = inputs["window"].partition("/")
+    if second:
+        low, high = float(first) - float(second) / 2, float(first) + float(second) / 2
+        ends = f"{low:g}, {high:g}"
+    else:
+        ends = f"numpy.percentile(values, [{first.replace('%-', ', ').removesuffix('%')}])"
+    return (*(line.format(ends=ends) for line in WINDOWED), *FITTED[inputs["fit"]])
 
 
 def save_state(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -215,7 +242,7 @@ def write_onnx(folder: Path, exported: Exported) -> list[str]:
     return [
         "import numpy, onnxruntime",
         "from PIL import Image, ImageOps",
-        *(line.format(**inputs) for line in PICTURE[inputs["fit"]]),
+        *(line.format(**inputs) for line in picture_lines(inputs)),
         "images = numpy.asarray(picture, numpy.float32).transpose(2, 0, 1)[None] / 255  # mean and std are inside",
         'session = onnxruntime.InferenceSession(FOLDER + "/model.onnx")',
         '(scores,) = session.run(None, {"images": images})',
@@ -225,8 +252,11 @@ def write_onnx(folder: Path, exported: Exported) -> list[str]:
 def write_monai(folder: Path, exported: Exported) -> list[str]:
     """Write a bundle of MONAI's; return the lines that use it."""
     saved = exported.saved
-    if saved.sim.model.encoder.slices is not None or saved.sim.config.model.amplitude_norm is not None:
-        raise UserError("--format", "monai of a run on volumes or with model.amplitude_norm", "weights or onnx")
+    sim = saved.sim
+    unread = (sim.model.encoder.slices, sim.config.model.amplitude_norm, sim.config.data.window)
+    if any(one is not None for one in unread):
+        found = "monai of a run on volumes, or with model.amplitude_norm or data.window"
+        raise UserError("--format", found, "weights or onnx")
     return write_bundle(folder, saved, exported.net, exported.card)
 
 

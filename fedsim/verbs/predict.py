@@ -1,6 +1,7 @@
 """``launch.py predict``: what a run's saved model says about image files.
 
-Files are prepared as the run's own were: upright, 8 bits, made square as data.fit says, by bicubic interpolation.
+Files are prepared as the run's own were: upright, to 8 bits as data.window says, made square as data.fit says, by
+bicubic interpolation.
 
 Shapes: S side of an image in pixels, C classes.
 """
@@ -16,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from fedsim.data.datasets.folder import SUFFIXES
-from fedsim.data.folders import files_with, require_file, subfolders
-from fedsim.data.images import fitted, placed, read_rgb
+from fedsim.data.folders import require_file, walked
+from fedsim.data.images import fitted, placed
+from fedsim.data.windowed import reader_of
 from fedsim.errors import UserError
 from fedsim.machine.files import csv_text, naming_files, write_atomic
 from fedsim.machine.output import showing
@@ -105,18 +107,17 @@ def find_images(places: Sequence[Path]) -> list[ImageFile]:
     return list(files.values())
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    yield from files_with(folder, SUFFIXES)
-    for inner in subfolders(folder):
-        yield from _below(inner)
+def _below(folder: Path) -> list[Path]:
+    return [path for path in walked(folder) if path.suffix.lower() in SUFFIXES]
 
 
 def answers(saved: SavedModel, files: Sequence[ImageFile]) -> Iterator[Answer]:
     """Yield the answers for ``files``, in order, computed in batches of ``evaluate.batch_size``."""
     model, data, size = saved.sim.model, saved.sim.config.data, saved.sim.config.evaluate.batch_size
+    read = reader_of(data.window)
     for start in range(0, len(files), size):
         some = files[start : start + size]
-        pictures = [read_rgb(file.path) for file in some]
+        pictures = [read(file.path) for file in some]
         pixels = torch.from_numpy(np.stack([fitted(picture, data.image_size, data.fit) for picture in pictures]))
         with torch.no_grad():
             fixed = model.prefix(pixels.to(model.device).float() / 255)

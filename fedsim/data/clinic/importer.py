@@ -8,7 +8,7 @@ import codecs
 import csv
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -19,7 +19,7 @@ from fedsim.data.clinic.labels import read_labels
 from fedsim.data.clinic.manifest import Known, Written, write_manifest
 from fedsim.data.clinic.render import Settings
 from fedsim.data.clinic.workers import Bad, converted
-from fedsim.data.folders import visible
+from fedsim.data.folders import walked
 from fedsim.errors import UserError, reading
 from fedsim.machine.files import parse_json, replacing, write_json
 
@@ -102,22 +102,14 @@ def _sources(order: Order) -> tuple[list[str], int]:
     if order.out.resolve().is_relative_to(order.folder.resolve()):
         raise UserError(f"--out {order.out}", f"a place in {order.folder}", "one beside it")
     found, num_others = [], 0
-    for path in _walk(order.folder, set()):
+    for path in walked(order.folder):
+        if not path.is_file():
+            continue
         if reader_of(path) is None:
             num_others += 1
         else:
             found.append(path.relative_to(order.folder).as_posix())
     return sorted(found), num_others
-
-
-def _walk(folder: Path, above: set[Path]) -> Iterator[Path]:
-    """Yield all files below a folder; a link to a folder that it lies in leads nowhere new."""
-    real = folder.resolve()
-    for path in visible(folder) if real not in above else []:
-        if path.is_dir():
-            yield from _walk(path, above | {real})
-        elif path.is_file():
-            yield path
 
 
 def _salt(order: Order) -> bytes:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from fedsim.data.clinic.convert import COLUMNS, FROM_LABELS
+from fedsim.data.clinic.convert import COLUMNS, FROM_LABELS, SUFFIXES
 from fedsim.data.datasets.tables import csv_rows
 from fedsim.data.folders import require_file
 from fedsim.errors import UserError
@@ -50,6 +50,7 @@ def _by_name(sources: Sequence[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for source in sources:
         name = PurePosixPath(source).name
-        for word in {name, name.split(".")[0], PurePosixPath(name).stem}:
+        suffixes = [suffix for suffix in SUFFIXES if name.lower().endswith(suffix)]  # what is behind a dot may be none
+        for word in {name, *(name[: -len(suffix)] for suffix in suffixes)}:
             found.setdefault(word, []).append(source)
     return found | {source: [source] for source in sources}

@@ -15,8 +15,8 @@ from fedsim.errors import UserError, reading
 GREY_MODES = ("1", "L")
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
 MM_PER_INCH = 25.4
-#: What cameras write into the others says nothing about the size of anything.
-WITH_SPACING = ("PNG", "TIFF")
+#: What cameras and screens write into the others says nothing about the size of anything.
+WITH_SPACING = "TIFF"
 TURNED = (5, 6, 7, 8)
 ORIENTATION = 0x0112
 
@@ -49,9 +49,9 @@ def _tags(path: Path) -> tuple[tuple[float, float] | None, bool]:
         path.open("rb") as file,
         Image.open(file, formats=FORMATS) as image,
     ):
-        if image.format not in WITH_SPACING:
+        if image.format != WITH_SPACING:
             return None, False
-        is_inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
+        is_inverted = image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
         across, down = (float(dots) for dots in image.info.get("dpi") or (0, 0))
         if not (0 < across < np.inf and 0 < down < np.inf):
             return None, is_inverted

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fedsim.data.clinic.scan import Frame, Scan, Shares, Values
-from fedsim.data.clinic.windows import parse_window, shown, windows_of
+from fedsim.data.clinic.windows import levels_of, parse_window, shown, windows_of
 from fedsim.data.datasets.med import evenly_spaced
 from fedsim.errors import UserError
 
@@ -118,7 +118,7 @@ def _volume(where: str, scan: Scan, settings: Settings) -> list[Made]:
         volume = np.stack([_stretched(layer, side, side) for layer in volume])
         volume = _stretched(volume.reshape(depth, -1), side * side, side).reshape(side, side, side)
     out = io.BytesIO()
-    levels = _levels(volume, settings.bits)
+    levels = levels_of(volume, settings.bits)
     np.save(out, levels, allow_pickle=False)
     facts = {
         "bits": _bits(levels),
@@ -146,7 +146,8 @@ def _resized(picture: Values, settings: Settings) -> Values:
             picture = _stretched(picture, small[1], small[0])
     if picture.ndim == 3 and picture.dtype == np.uint8:
         return picture  # a PNG of Pillow's has colours of 8 bits alone
-    return _levels(_shares_of(picture), settings.bits) if settings.bits == 16 or picture.dtype != np.uint8 else picture
+    is_ready = settings.bits == 8 and picture.dtype == np.uint8
+    return picture if is_ready else levels_of(_shares_of(picture), settings.bits)
 
 
 def _stretched(shares: Shares, width: int, height: int) -> Shares:
@@ -157,13 +158,6 @@ def _stretched(shares: Shares, width: int, height: int) -> Shares:
 
 def _shares_of(picture: Values) -> Shares:
     return np.asarray(picture / np.float32(255) if picture.dtype == np.uint8 else picture, np.float32)
-
-
-def _levels(shares: Shares, bits: int) -> Values:
-    """Return the nearest of the levels of 8 or 16 bits."""
-    white = 2**bits - 1
-    levels: Values = np.rint(np.clip(shares, 0, 1) * np.float32(white))
-    return levels.astype(np.uint8) if bits == 8 else levels.astype(np.uint16)
 
 
 def _png(image: Values) -> bytes:

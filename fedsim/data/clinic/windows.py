@@ -131,3 +131,10 @@ def shown(frame: Frame, window: OwnWindow) -> Shares:
     if frame.padding is not None:
         shares[frame.padding] = 0
     return shares
+
+
+def levels_of(shares: Shares, bits: int) -> Values:
+    """Return the nearest of the levels of 8 or 16 bits."""
+    white = 2**bits - 1
+    levels: Values = np.rint(np.clip(shares, 0, 1) * np.float32(white))
+    return levels.astype(np.uint8) if bits == 8 else levels.astype(np.uint16)

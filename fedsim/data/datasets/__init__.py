@@ -12,8 +12,10 @@ from fedsim.data.splits import drawn, split, with_external_sites
 from fedsim.errors import UserError
 
 
-def load_dataset(config: DataConfig) -> Dataset:
+def load_dataset(config: DataConfig, *, is_outside: bool = False) -> Dataset:
     """Load, resize and split the set that ``config`` names; UserError for all that is missing or unreadable.
+
+    One from outside is only measured on: it needs no images to train and none to validate on.
 
     Safe to call from many processes at once: what has to be downloaded or decoded is done by one of them and
     kept in the cache folder, where the pixels are mapped into memory that processes of one machine share.
@@ -25,7 +27,7 @@ def load_dataset(config: DataConfig) -> Dataset:
         raise UserError(f"data {config.root or config.name}", "an empty set", "images or texts")
     arrays = describe_arrays(source) if is_import_path(config.name) else None
     source, external_sites = with_external_sites(source, config.external_sites)
-    train, val, test = split(source, config, external_sites)
+    train, val, test = split(source, config, external_sites, may_be_empty=is_outside)
     images = torch.from_numpy(source.images)
     repeats = repeated_texts(source.texts, train, {"val": val, "test": test}) if source.texts is not None else ()
     return Dataset(

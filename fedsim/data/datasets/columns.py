@@ -4,6 +4,7 @@ N rows, D distinct cells of a column.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,11 +34,15 @@ class Column(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Columns by name; ``numbers`` (N,) of their rows in the file, and of ``odd`` rows that have no place in them."""
+    """Columns by name; ``numbers`` (N,) of their rows in the file, and of ``odd`` rows that have no place in them.
+
+    Of several files the numbers go on from one to the next; ``ends``: the last number of each.
+    """
 
     by_name: dict[str, Column]
     numbers: Codes
     odd: Codes
+    ends: tuple[int, ...] = ()
 
 
 class Fault(NamedTuple):
@@ -52,8 +57,8 @@ class Fault(NamedTuple):
 class Faults:
     """What is wrong with the rows of a table, told in one line."""
 
-    def __init__(self, path: Path, columns: Columns) -> None:
-        self._path, self._numbers = path, columns.numbers
+    def __init__(self, paths: Sequence[Path], columns: Columns) -> None:
+        self._paths, self._numbers, self._ends = paths, columns.numbers, columns.ends
         self._num_rows = len(columns.numbers) + len(columns.odd)
         self._faults: list[Fault] = []
         if len(columns.odd):
@@ -78,19 +83,60 @@ class Faults:
             return
         rows = np.unique(np.concatenate([fault.rows for fault in self._faults]))
         shown = [
-            (f"row {row}" if fault.column is None else f"row {row}, column {fault.column}", found, fault.expected)
+            (self._place(row, fault.column), found, fault.expected)
             for row in rows[:NUM_SHOWN].tolist()
             for fault in self._faults
             for at, found in zip(fault.rows[:NUM_SHOWN].tolist(), fault.found, strict=False)
             if at == row
         ]
         expected = "; ".join(dict.fromkeys(right for _, _, right in shown))
+        whole = ", ".join(map(str, self._paths))
         if len(shown) == len(rows) == 1:
-            raise UserError(f"{self._path} {shown[0][0]}", shown[0][1], expected)
+            raise UserError(f"{whole} {shown[0][0]}" if len(self._paths) == 1 else shown[0][0], shown[0][1], expected)
         texts = [f"{place}: {found}" for place, found, _ in shown]
         more = [f"and {len(rows) - NUM_SHOWN:,} more"] if len(rows) > NUM_SHOWN else []
-        where = f"{self._path}, {len(rows):,} of {self._num_rows:,} rows"
+        where = f"{whole}, {len(rows):,} of {self._num_rows:,} rows"
         raise UserError(where, "; ".join([*texts, *more]), expected)
+
+    def _place(self, row: int, column: str | None) -> str:
+        """Return in words where a row is, by its number in its file, which is named where there are several."""
+        place = f"row {row}"
+        if len(self._paths) > 1:
+            table = bisect_left(self._ends, row)
+            place = f"{self._paths[table]} row {row - (self._ends[table - 1] if table else 0)}"
+        return place if column is None else f"{place}, column {column}"
+
+
+def read_tables(paths: Sequence[Path], wanted: Sequence[str]) -> tuple[Columns, Indices]:
+    """Return the columns ``wanted`` of several tables as one's, and of which table each row is, (N,).
+
+    UserError as ``read_columns``, and for a table without a row.
+    """
+    reads = [read_columns(path, wanted) for path in paths]
+    for path, read in zip(paths, reads, strict=True):
+        if len(read.numbers) == 0 and len(read.odd) == 0:
+            raise UserError(str(path), "no row", "a row for every image")
+    of_table = np.repeat(np.arange(len(reads)), [len(read.numbers) for read in reads])
+    if len(reads) == 1:
+        return reads[0], of_table
+    ends = np.cumsum([len(read.numbers) + len(read.odd) for read in reads]).tolist()
+    starts = [0, *ends[:-1]]
+    numbers, odd = (
+        np.concatenate([rows + start for rows, start in zip(own, starts, strict=True)])
+        for own in ([read.numbers for read in reads], [read.odd for read in reads])
+    )
+    by_name = {name: _joined([read.by_name[name] for read in reads]) for name in reads[0].by_name}
+    return Columns(by_name, numbers, odd, tuple(ends)), of_table
+
+
+def _joined(columns: Sequence[Column]) -> Column:
+    """Return the rows of several columns one behind the other, with the distinct cells of all."""
+    known: dict[tuple[type, Any], int] = {}  # by their type, since 1 is true, and a text says something else
+    codes = []
+    for column in columns:
+        places = [known.setdefault((type(cell), cell), len(known)) for cell in column.cells]
+        codes.append(np.array(places, np.int32)[column.codes])
+    return Column([cell for _, cell in known], np.concatenate(codes))
 
 
 def read_columns(path: Path, wanted: Sequence[str]) -> Columns:

@@ -12,8 +12,8 @@ from fedsim.config.data import DataConfig
 from fedsim.config.mistakes import show
 from fedsim.data.dataset import Indices, Source
 from fedsim.data.folders import files_with, subfolders
-from fedsim.data.images import prepared_files
 from fedsim.data.splits import NAMES, SPLIT_WORDS, TRAIN
+from fedsim.data.windowed import prepared
 from fedsim.errors import UserError
 from fedsim.machine.cache import load_mapped
 
@@ -37,7 +37,8 @@ def image_folder(config: DataConfig) -> Source:
     ``SPLIT_WORDS``, in any case; of val and test, the one that is missing is drawn from train. Where every folder of
     ``root`` holds folders and no image, these are sites, such as hospitals, each of which has one of these layouts, all
     with the same splits; drawn splits then have each site's classes in proportion. Classes are the names of the
-    training subfolders in alphabetical order; hidden files and files that are no images are passed over.
+    training subfolders in alphabetical order, or ``data.classes``; hidden files and files that are no images are passed
+    over.
 
     ``data.patient`` tells by a regular expression on files' paths which images belong together; without it nothing is
     known about that, and where one patient has several images, use a layout with splits.
@@ -49,7 +50,7 @@ def image_folder(config: DataConfig) -> Source:
     if not base.is_dir():
         raise UserError(f"data.root {base}", "no such folder", LAYOUT)
     folders = _class_folders(base)
-    class_names = _class_names(base, folders)
+    class_names = _class_names(base, folders, config.classes)
     images = [image_files(one.folder) for one in folders]
     paths = [path for own in images for path in own]
     site_names = tuple(sorted({one.site for one in folders} - {""}))
@@ -62,7 +63,7 @@ def image_folder(config: DataConfig) -> Source:
     sites = each([site_names.index(one.site) for one in folders]) if site_names else None
     names = names_below(base, paths)
     return Source(
-        images=load_mapped(prepared_files("image_folder", base, paths, config.image_size, config.fit)),
+        images=load_mapped(prepared("image_folder", base, paths, config)),
         labels=labels,
         class_names=class_names,
         groups=None if config.patient is None else patients_of(config.patient, names),
@@ -105,15 +106,16 @@ def _holds_folders(folder: Path) -> bool:
     return bool(subfolders(folder)) and not files_with(folder, SUFFIXES)
 
 
-def _class_names(base: Path, folders: Sequence[ClassFolder]) -> tuple[str, ...]:
-    """Return the classes of the training folders; UserError for fewer than two, and for others elsewhere."""
-    names = tuple(sorted({one.folder.name for one in folders if one.split == TRAIN}))
-    if len(names) < 2:
+def _class_names(base: Path, folders: Sequence[ClassFolder], known: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return ``known``, or the classes of the training folders; UserError for fewer than two, and for other folders."""
+    names = known or tuple(sorted({one.folder.name for one in folders if one.split == TRAIN}))
+    if known is None and len(names) < 2:
         where = _parts(base)[TRAIN]
         raise UserError(f"data.root {where}", f"{len(names)} class folders", f"at least two: {LAYOUT}")
     for one in folders:
         if one.folder.name not in names:
-            raise UserError(str(one.folder), "a class that train does not have", ", ".join(names))
+            found = "a class that train does not have" if known is None else "a class that is none of data.classes"
+            raise UserError(str(one.folder), found, ", ".join(names))
     return names
 
 

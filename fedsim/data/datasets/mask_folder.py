@@ -12,6 +12,7 @@ from fedsim.data.datasets.folder import SUFFIXES, image_files, names_below, pati
 from fedsim.data.folders import by_stem, files_with, subfolders
 from fedsim.data.images import fitted, listing, read_opaque, write_images
 from fedsim.data.masks import fitted_mask, main_classes, read_white_or_marked, require_size
+from fedsim.data.windowed import reader_of, window_key
 from fedsim.errors import UserError
 from fedsim.machine.cache import cached_folder, load_mapped
 
@@ -35,7 +36,7 @@ def mask_folder(config: DataConfig) -> Source:
     which images belong together. Splits are drawn at each site.
 
     UserError for a site without images, an image without its mask and the other way round, two of one name, two sizes,
-    transparency, and images of more than 8 bits.
+    transparency, and images of more than 8 bits without ``data.window``.
     """
     base = config.folder
     sites = [base] if _pair_of(base) else [folder for folder in subfolders(base) if _pair_of(folder)]
@@ -45,8 +46,8 @@ def mask_folder(config: DataConfig) -> Source:
     pairs = [_pairs(site) for site in sites]
     flat = [pair for own in pairs for pair in own]
     files = [path for pair in flat for path in pair]
-    key = [*listing(base, files), config.image_size, config.fit]
-    folder = cached_folder("mask_folder", key, partial(_prepare, flat, config.image_size, config.fit))
+    key = [*listing(base, files), config.image_size, config.fit, *window_key(config)]
+    folder = cached_folder("mask_folder", key, partial(_prepare, flat, config))
     of_site = np.repeat(np.arange(len(sites)), [len(own) for own in pairs])
     has_sites, names = sites != [base], names_below(base, [pair.image for pair in flat])
     return Source(
@@ -84,12 +85,13 @@ def _pairs(site: Path) -> list[Pair]:
     return [Pair(image, masks[name]) for name, image in images.items()]
 
 
-def _prepare(pairs: list[Pair], side: int, fit: str, folder: Path) -> None:
+def _prepare(pairs: list[Pair], config: DataConfig, folder: Path) -> None:
     """Write images.npy (N, 3, side, side), masks.npy (N, side, side) and labels.npy."""
+    side, fit, read = config.image_size, config.fit, reader_of(config.window, read_opaque)
     masks = np.zeros((len(pairs), side, side), np.uint8)
 
     def produce(index: int) -> Pixels:
-        image, mask = read_opaque(pairs[index].image), read_white_or_marked(pairs[index].mask)
+        image, mask = read(pairs[index].image), read_white_or_marked(pairs[index].mask)
         require_size(pairs[index].mask, mask.shape[::-1], image.size)
         masks[index] = fitted_mask(mask, side, fit)
         return fitted(image, side, fit)

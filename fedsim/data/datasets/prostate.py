@@ -1,41 +1,26 @@
-"""Prostate MRI of six sites (Liu et al., SAML, MICCAI 2020), prepared as HarmoFL's released code does.
-
-X, Y, Z voxels of a volume; H = Y rows and W = X columns of a slice; N slices that are kept.
-"""
+"""Prostate MRI of six sites (Liu et al., SAML, MICCAI 2020), prepared as HarmoFL's released code does."""
 
 import re
-from dataclasses import dataclass
-from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from fedsim.config.data import DataConfig
-from fedsim.data.dataset import Indices, Pixels, Source
+from fedsim.data.dataset import Indices, Source
 from fedsim.data.datasets.folder import site_folders
+from fedsim.data.datasets.volume_slices import Case, Slicing, sliced
 from fedsim.data.folders import require_file, visible
-from fedsim.data.images import listing, resized
-from fedsim.data.masks import resized_mask
 from fedsim.data.splits import TEST, TRAIN, VAL
-from fedsim.data.volumes import CANONICAL, Voxels, open_volume, read_foreground, read_turned, require_grid
 from fedsim.errors import UserError
-from fedsim.machine.cache import cached_folder, load_mapped
+from fedsim.machine.cache import load_mapped
 
+CLASS_NAMES = ("background", "prostate")
 LAYOUT = "<root>/<site>/Case00.nii.gz with <root>/<site>/Case00_segmentation.nii.gz"
 SPLIT_FILES = "<root>/<site>-dir.npy and <root>/<site>-index.npy for every site, or for none"
 MASK_NAME = re.compile(r"(.+)_segmentation(\.nii(?:\.gz)?)", re.IGNORECASE)
-WHITE_QUANTILE = 0.99
-
-
-@dataclass(frozen=True)
-class Case:
-    """The files of one patient."""
-
-    image: Path
-    mask: Path
 
 
 def prostate(config: DataConfig) -> Source:
@@ -60,9 +45,9 @@ def prostate(config: DataConfig) -> Source:
     is_split = any(file.is_file() for file in files)
     volumes = [_volumes(site, _read_array(base / f"{site.name}-dir.npy", "U") if is_split else None) for site in sites]
     flat = [volume for own in volumes for volume in own]
-    paths = [path for volume in flat for path in (volume.image, volume.mask)]
-    key = [*listing(base, paths), config.image_size, is_split]
-    folder = cached_folder("prostate", key, partial(_prepare, flat, config.image_size, is_split))
+    codes = attrgetter("axial_codes") if is_split else None
+    slicing = Slicing(CLASS_NAMES, codes, is_merged=True, with_neighbours=True)
+    folder = sliced("prostate", base, flat, config.image_size, slicing, key=is_split)
     volume_of = np.load(folder / "volumes.npy", allow_pickle=False)
     site_of = np.repeat(np.arange(len(sites)), [len(own) for own in volumes])[volume_of]
     fixed = None
@@ -72,14 +57,14 @@ def prostate(config: DataConfig) -> Source:
     return Source(
         images=load_mapped(folder / "images.npy"),
         labels=np.ones(len(site_of), np.int64),  # every slice that is kept shows some prostate
-        class_names=("background", "prostate"),
+        class_names=CLASS_NAMES,
         groups=None if is_split else volume_of,
         sites=site_of,
         site_names=tuple(site.name for site in sites),
         fixed=fixed,
         strata=site_of,
         masks=load_mapped(folder / "masks.npy"),
-        files=(*paths, *(files if is_split else ())),
+        files=(*(path for case in flat for path in (case.image, case.mask)), *(files if is_split else ())),
     )
 
 
@@ -130,40 +115,3 @@ def _read_array(path: Path, kinds: str) -> npt.NDArray[Any]:
     if array.ndim != 1 or array.dtype.kind not in kinds:
         raise UserError(str(path), f"an array {array.dtype}{array.shape}", SPLIT_FILES)
     return array
-
-
-def _prepare(volumes: list[Case], side: int, as_stored: bool, folder: Path) -> None:
-    """Write images.npy (N, 3, side, side), masks.npy (N, side, side) and volumes.npy, the volume of each slice."""
-    grids, kept, masks = [], [], []
-    for volume in volumes:
-        codes = open_volume(volume.image).axial_codes if as_stored else CANONICAL
-        foreground, grid = read_foreground(open_volume(volume.mask), codes)
-        mask = foreground.T
-        slices = np.flatnonzero(mask[1:-1].any((1, 2))) + 1
-        if len(slices) == 0:
-            raise UserError(str(volume.mask), "no prostate between the first and the last slice", "some in every mask")
-        grids.append((codes, grid))
-        kept.append(slices)
-        masks += [resized_mask(mask[z].astype(np.uint8), side, side) for z in slices]
-    images = np.lib.format.open_memmap(
-        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(masks), 3, side, side)
-    )
-    rows = iter(range(len(masks)))
-    for volume, (codes, grid), slices in zip(volumes, grids, kept, strict=True):
-        voxels, own = read_turned(open_volume(volume.image), codes)
-        require_grid(grid, own)
-        grey = _scaled(voxels.T, volume.image)
-        for z in slices:
-            images[next(rows)] = resized(Image.fromarray(grey[z - 1 : z + 2].transpose(1, 2, 0)), side, side)
-    images.flush()
-    np.save(folder / "masks.npy", np.stack(masks))
-    np.save(folder / "volumes.npy", np.repeat(np.arange(len(volumes)), [len(slices) for slices in kept]))
-
-
-def _scaled(voxels: Voxels, path: Path) -> Pixels:
-    """Map the minimum to 0 and the 99th percentile to 255, cutting off what is above it."""
-    black, white = voxels.min(), np.quantile(voxels, WHITE_QUANTILE)
-    if black == white:
-        raise UserError(str(path), f"the value {black:g} in 99 % of the voxels", "a volume with contrast")
-    grey: Pixels = ((voxels.clip(max=white) - black) / (white - black) * 255).astype(np.uint8)
-    return grey

@@ -4,9 +4,11 @@ N rows, D distinct cells of a column, F files.
 """
 
 import os
+import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,19 +16,27 @@ from fedsim.config.columns import ColumnsConfig
 from fedsim.config.data import DataConfig
 from fedsim.config.mistakes import show
 from fedsim.data.dataset import Indices, Source
-from fedsim.data.datasets.columns import Column, Faults, numbered, read_columns, word_of, words_of
+from fedsim.data.datasets.columns import Column, Faults, numbered, read_tables, word_of, words_of
 from fedsim.data.datasets.folder import SUFFIXES, names_below, patients_of
 from fedsim.data.datasets.text_files import in_order
-from fedsim.data.findings import Targets, rarest_findings, target_of
-from fedsim.data.folders import is_file, require_file
-from fedsim.data.images import prepared_files
+from fedsim.data.findings import (
+    BAR,
+    EXPECTED,
+    NOTHING,
+    Targets,
+    listed_in,
+    rarest_findings,
+    targets_of_cells,
+    targets_of_listed,
+)
+from fedsim.data.folders import require_file, walked
 from fedsim.data.splits import SPLIT_WORDS, TRAIN
+from fedsim.data.windowed import prepared
 from fedsim.errors import UserError
 from fedsim.machine.cache import load_mapped
 
 CLASSES_SHOWN = 12
-#: How NIH ChestX-ray14 lists the findings of an image, and what it writes where there is none.
-BAR, NOTHING = "|", "No Finding"
+GRADE = re.compile("[-+]?[0-9]+")
 
 
 class Files(NamedTuple):
@@ -39,10 +49,11 @@ class Files(NamedTuple):
 def table(config: DataConfig) -> Source:
     """Read the table ``file`` in ``root``: CSV or TSV with a header, or Parquet; ``columns`` says what is in which.
 
-    A path is relative to ``root``, or the name alone, with or without its suffix, of an image anywhere below. Classes
-    and sites are in alphabetical order, numbers in theirs. A file that several rows name is one image with several
-    rows, which stay together. Images of one patient stay together too: told by a column, or by ``data.patient``, a
-    regular expression. Drawn splits have each site's classes in proportion.
+    Several tables are one for each split, with the same columns. A path is relative to ``root``, whole, or the name
+    alone, with or without its suffix, of an image anywhere below; it may lead anywhere, as its table is the user's own.
+    Classes and sites are in alphabetical order, numbers in theirs. A file that several rows name, by whatever name, is
+    one image with several rows, which stay together. Images of one patient stay together too: told by a column, or by
+    ``data.patient``, a regular expression. Drawn splits have each site's classes in proportion.
 
     UserError for a table that cannot be read, and one for all rows in which something is wrong: their number, the
     first of them with their columns, and what is expected.
@@ -50,23 +61,23 @@ def table(config: DataConfig) -> Source:
     base, columns = config.folder.absolute(), config.columns
     assert columns is not None, "DataConfig asks for them"
     assert config.file is not None, "as above"
-    path = base / config.file
-    require_file(path, "a table")
-    read = read_columns(path, columns.of_table)
-    if len(read.numbers) == 0 and len(read.odd) == 0:
-        raise UserError(str(path), "no row", "a row for every image")
-    faults = Faults(path, read)
+    tables = _tables(base, config.file)
+    read, of_table = read_tables(list(tables), columns.of_table)
+    faults = Faults(list(tables), read)
     files = _files(base, columns.path, read.by_name[columns.path], faults)
     fixed = _splits(columns, read.by_name, faults)
-    class_names, labels, targets = _truths(columns, read.by_name, fixed, faults)
+    if isinstance(config.file, Mapping):
+        fixed = np.array(list(tables.values()), np.int64)[of_table]
+    class_names, labels, targets = _truths(config, read.by_name, fixed, faults)
     sites, site_names = _names(columns.site, read.by_name, "a site", faults)
     owners, owner_names = _names(columns.client, read.by_name, "a client", faults)
     patients, num_alone = _patients(columns, read.by_name, faults)
     faults.refuse()
-    if len(class_names) < (2 if targets is None else 1):
-        raise UserError(
-            f"{path}, column {columns.label or columns.listed}", f"{len(class_names)} classes in train", "at least two"
-        )
+    if config.classes is None and len(class_names) < (2 if targets is None else 1):
+        where = f"{', '.join(map(str, tables))}, column {columns.label or columns.listed}"
+        raise UserError(where, f"{len(class_names)} classes in train", "at least two")
+    if columns.graded and config.classes is None:
+        _check_grades(f"{', '.join(map(str, tables))}, column {columns.label}", class_names)
     if config.patient is not None:
         patients = patients_of(config.patient, names_below(base, files.paths))[files.of_row]
     is_shared = len(files.paths) < len(labels)
@@ -76,7 +87,7 @@ def table(config: DataConfig) -> Source:
     if num_alone:
         remarks.append(f"{num_alone:,} rows name no {columns.patient}; each counts as one by itself")
     return Source(
-        images=load_mapped(prepared_files("table", _common(files.paths), files.paths, config.image_size, config.fit)),
+        images=load_mapped(prepared("table", _common(files.paths), files.paths, config)),
         labels=labels,
         class_names=class_names,
         groups=_groups(patients, files.of_row if is_shared else None),
@@ -85,8 +96,9 @@ def table(config: DataConfig) -> Source:
         fixed=fixed,
         targets=targets,
         strata=labels if sites is None else sites * (labels.max() + 1) + labels,
-        files=(path, *files.paths),
+        files=(*tables, *files.paths),
         remarks=tuple(remarks),
+        is_graded=columns.graded,
         owners=owners,
         owner_names=owner_names,
         pictures=files.of_row if is_shared else None,
@@ -94,15 +106,27 @@ def table(config: DataConfig) -> Source:
     )
 
 
+def _tables(base: Path, file: str | Mapping[Any, str]) -> dict[Path, int]:
+    """Return the tables with their splits; a single one has those that a column says, or none."""
+    named = {"train": file} if isinstance(file, str) else file
+    tables = {base / name: SPLIT_WORDS[split] for split, name in named.items()}
+    if len(tables) < len(named):
+        raise UserError("data.file", show(file), "each table once")
+    for path in tables:
+        require_file(path, "a table")
+    return tables
+
+
 def _common(paths: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([path.parent for path in paths]))
 
 
 def _files(base: Path, name: str, column: Column, faults: Faults) -> Files:
-    """Find the files that the rows name; those that are not there are noted."""
-    expected = f"an image file in {base}, each once by its name; a path is relative to it"
+    """Find the files that the rows name, each once whatever it is called; those that are not there are noted."""
+    expected = f"an image file in {base}, each once by its name; a path is relative to it, or begins with /"
     below: Mapping[str, list[Path]] | None = None
-    found: dict[str, int] = {}
+    paths: list[Path] = []
+    known: dict[tuple[int, int], int] = {}
     wrong: dict[int, str] = {}
     places = np.zeros(len(column.cells), np.int64)
     for code, cell in enumerate(column.cells):
@@ -111,29 +135,40 @@ def _files(base: Path, name: str, column: Column, faults: Faults) -> Files:
             wrong[code] = fault
             continue
         path = Path(os.path.normpath(base / word))
-        if not is_file(path):
+        identity = _identity(path)
+        if identity is None:
             below = _below(base) if below is None else below
             named = below.get(word, [])
-            if len(named) != 1:
+            identity = _identity(named[0]) if len(named) == 1 else None
+            if identity is None:
                 several = f"{len(named)} files of the name {show(word)}, such as {' and '.join(map(str, named[:2]))}"
-                wrong[code] = several if named else f"no file {show(word)}"
+                wrong[code] = several if len(named) > 1 else f"no file {show(word)}"
                 continue
             path = named[0]
-        places[code] = found.setdefault(str(path), len(found))
+        place = known.setdefault(identity, len(paths))
+        if place == len(paths):
+            paths.append(path)
+        places[code] = place
     faults.add_cells(name, column, wrong, expected)
-    return Files(list(map(Path, found)), places[column.codes])
+    return Files(paths, places[column.codes])
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a regular file from others, also by a link's name; None where there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
 
 def _below(base: Path) -> dict[str, list[Path]]:
     """Return the image files in all folders below ``base`` by their names, with and without suffix."""
     found: dict[str, list[Path]] = {}
-    for folder, _, names in os.walk(base):
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)  # noqa: PTH122  # a path for each of a million names takes seconds
-            if suffix.lower() in SUFFIXES and name[0] != ".":
-                path = Path(folder, name)
-                found.setdefault(name, []).append(path)
-                found.setdefault(stem, []).append(path)
+    for path in walked(base):
+        if path.suffix.lower() in SUFFIXES:
+            found.setdefault(path.name, []).append(path)
+            found.setdefault(path.stem, []).append(path)
     return found
 
 
@@ -150,12 +185,17 @@ def _splits(columns: ColumnsConfig, cells: Mapping[str, Column], faults: Faults)
 
 
 def _truths(
-    columns: ColumnsConfig, cells: Mapping[str, Column], fixed: Indices | None, faults: Faults
+    config: DataConfig, cells: Mapping[str, Column], fixed: Indices | None, faults: Faults
 ) -> tuple[tuple[str, ...], Indices, Targets | None]:
     """Return the classes with the rows' labels (N,), or the findings with the rows' targets (N, F) beside them."""
+    columns, known = config.columns, config.classes
+    assert columns is not None, "DataConfig asks for them"
     if columns.label is not None:
-        return *_classes(columns, cells, fixed, faults), None
-    names, targets = _findings(columns, cells, faults) if columns.findings else _listed(columns, cells, faults)
+        return *_classes(columns.label, known, cells, fixed, faults), None
+    if columns.listed is not None:
+        names, targets = _listed(columns.listed, known, cells, faults)
+    else:
+        names, targets = _findings(columns, cells, faults)
     return names, rarest_findings(targets), targets
 
 
@@ -164,39 +204,54 @@ def _findings(columns: ColumnsConfig, cells: Mapping[str, Column], faults: Fault
     assert columns.findings is not None, "_truths looks at this"
     found = []
     for name in columns.findings:
-        values = [target_of(cell, columns.unsure, columns.blank) for cell in cells[name].cells]
-        wrong = {place: show(cells[name].cells[place]) for place, value in enumerate(values) if value is None}
-        faults.add_cells(name, cells[name], wrong, "1, 0, -1 where it is not sure, or nothing")
-        found.append(np.array([value or 0 for value in values], np.float32)[cells[name].codes])
+        column = cells[name]
+        targets, wrong = targets_of_cells(column.cells, columns.unsure, columns.blank)
+        faults.add_cells(name, column, {place: show(column.cells[place]) for place in wrong}, EXPECTED)
+        found.append(targets[column.codes])
     return columns.findings, np.stack(found, 1)
 
 
-def _listed(columns: ColumnsConfig, cells: Mapping[str, Column], faults: Faults) -> tuple[tuple[str, ...], Targets]:
+def _listed(
+    name: str, known: tuple[str, ...] | None, cells: Mapping[str, Column], faults: Faults
+) -> tuple[tuple[str, ...], Targets]:
     """Return the findings that a column lists, as NIH's table does, and the rows' targets (N, F)."""
-    assert columns.listed is not None, "one of the targets is given"
-    column = cells[columns.listed]
-    words = words_of(columns.listed, column, faults, f"findings with {BAR} between them, or {NOTHING}")
-    lists = [{part.strip() for part in (word or "").split(BAR)} - {"", NOTHING} for word in words]
-    names = tuple(sorted(set().union(*lists)))
-    of_cell = np.array([[name in own for name in names] for own in lists], np.float32).reshape(len(lists), len(names))
+    column = cells[name]
+    words = words_of(name, column, faults, f"findings with {BAR} between them, or {NOTHING}")
+    lists = [listed_in(word or "") for word in words]
+    names = known or tuple(sorted(set().union(*lists)))
+    lacking = {code: show(words[code]) for code, own in enumerate(lists) if not set(own) <= {*names}}
+    faults.add_cells(name, column, lacking, f"findings of data.classes: {_shown(names)}")
+    of_cell = targets_of_listed([[] if code in lacking else own for code, own in enumerate(lists)], names)
     return names, of_cell[column.codes]
 
 
 def _classes(
-    columns: ColumnsConfig, cells: Mapping[str, Column], fixed: Indices | None, faults: Faults
+    name: str, known: tuple[str, ...] | None, cells: Mapping[str, Column], fixed: Indices | None, faults: Faults
 ) -> tuple[tuple[str, ...], Indices]:
-    """Return the classes of the training rows, and the rows' labels (N,); a class that train lacks is noted."""
-    assert columns.label is not None, "a table has no score"
-    column = cells[columns.label]
-    words = words_of(columns.label, column, faults, "a class: a text or a whole number")
+    """Return the ``known`` classes, or those of the training rows, and the rows' labels (N,); others are noted."""
+    column = cells[name]
+    words = words_of(name, column, faults, "a class: a text or a whole number")
     trained = np.ones(len(column.codes), np.bool_) if fixed is None else fixed == TRAIN
     is_trained = np.bincount(column.codes[trained], minlength=len(words)) > 0
-    names = in_order({word for word, is_one in zip(words, is_trained, strict=True) if is_one and word is not None})
-    shown = ", ".join(names[:CLASSES_SHOWN]) + (" ..." if len(names) > CLASSES_SHOWN else "")
-    known = {*names, None}
-    lacking = {code: show(word) for code, word in enumerate(words) if word not in known}
-    faults.add_cells(columns.label, column, lacking, f"a class of train: {shown}")
+    own = {word for word, is_one in zip(words, is_trained, strict=True) if is_one and word is not None}
+    names = known or in_order(own)
+    taken = {*names, None}
+    lacking = {code: show(word) for code, word in enumerate(words) if word not in taken}
+    faults.add_cells(
+        name, column, lacking, f"a class of {'train' if known is None else 'data.classes'}: {_shown(names)}"
+    )
     return names, numbered(column, [None if code in lacking else word for code, word in enumerate(words)], names)
+
+
+def _check_grades(where: str, names: Sequence[str]) -> None:
+    """UserError for a grade that is no whole number: in which order such ones come cannot be told."""
+    odd = [name for name in names if not GRADE.fullmatch(name)]
+    if odd:
+        raise UserError(where, f"the grade {show(odd[0])}", "whole numbers, or data.classes from the lowest grade up")
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:CLASSES_SHOWN]) + (" ..." if len(names) > CLASSES_SHOWN else "")
 
 
 def _names(

@@ -143,6 +143,16 @@ def test_the_guard_goes_again(tmp_path: Path) -> None:
     assert sys.meta_path == before
 
 
+def test_the_path_does_not_grow_with_every_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write(tmp_path / "mine", "beside.Method", "beside")
+    monkeypatch.chdir(tmp_path)
+    load_own(config, [])
+    before = [*sys.path]
+    load_own(config, [])
+    assert sys.path == before
+    assert str(config.parent) in before
+
+
 @pytest.mark.parametrize("section", KEYS)
 def test_method_data_and_model_are_all_code(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"theirs.{KEYS[section]}"

@@ -46,8 +46,8 @@ def own_data(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """Let the config's digits be a set of three sites; sets from outside are read as they are."""
     own = sited(make_dataset([60])[0])
 
-    def load(words: DataConfig) -> Dataset:
-        return own if words.name == "digits" else load_dataset(words)
+    def load(words: DataConfig, **options: Any) -> Dataset:
+        return own if words.name == "digits" else load_dataset(words, **options)
 
     monkeypatch.setattr(build, "load_dataset", load)
     monkeypatch.setattr(report, "load_dataset", load)

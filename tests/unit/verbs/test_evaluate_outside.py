@@ -72,19 +72,44 @@ def test_a_split_that_it_brings_is_kept(tmp_path: Path, data: Dataset) -> None:
     assert "image_folder: its own test 6 images" in parts
 
 
+@pytest.mark.usefixtures("cache")
+def test_it_may_lack_classes_and_images_to_train_on(tmp_path: Path, data: Dataset) -> None:
+    """A ward that has two of the three kinds, a table in which every row is for the test, and a single image."""
+    finished(tmp_path)
+    write_folder(tmp_path / "clinic", data.class_names[1:])
+    report = measured(tmp_path, outside(tmp_path))
+    assert (report["images"], sum(map(sum, report["confusion"]))) == (12, 12)
+    assert [sum(row) for row in report["confusion"]] == [0, 6, 6]
+    assert report["scores"][0]["metrics"]["auroc"]["value"] is not None
+    rows = ["file,kind,part", *(f"class {n % 2 + 1}/{n // 2}.png,class {n % 2 + 1},test" for n in range(8))]
+    (tmp_path / "clinic/labels.csv").write_text("\n".join(rows))
+    columns = {"path": "file", "label": "kind", "split": "part"}
+    words = {"name": "table", "file": "labels.csv", "columns": columns}
+    assert [sum(row) for row in measured(tmp_path, outside(tmp_path, **words))["confusion"]] == [0, 4, 4]
+    (tmp_path / "clinic/labels.csv").write_text("\n".join(rows[:2]).replace(",test", ",train"))
+    assert [sum(row) for row in measured(tmp_path, outside(tmp_path, **words))["confusion"]] == [0, 1, 0]
+
+
+def measured(folder: Path, words: Path) -> Any:
+    """The report on the set from outside."""
+    evaluate_run(folder / "run", "best", data=words)
+    (one,) = json.loads((folder / "run/evaluation/best-clinic/evaluation.json").read_text())["sets"]
+    return one
+
+
 @pytest.mark.usefixtures("cache", "data")
 @pytest.mark.parametrize(
     ("names", "words", "message"),
     [
         (
             ("class 0", "class 1"),
-            {},
-            r"the classes class 0, class 1; expected those of the run, in their order: class 0",
+            {"classes": ["class 1", "class 0"]},
+            r"the classes class 1, class 0; expected those of the run, in their order: class 0",
         ),
         (
             ("class 0", "class 1", "other"),
             {},
-            r"clinic.yaml: data image_folder: found the classes class 0, class 1, o",
+            r"clinic/other: found a class that is none of data.classes; expected class 0, class 1, class 2",
         ),
         (("a",), {"image_size": 28}, r"clinic.yaml: data.image_size: found 28; expected 14, as the run has it"),
         (("a",), {"root": "nowhere"}, r"clinic.yaml: data.root: found no folder 'nowhere'"),

@@ -52,6 +52,6 @@ def make(root: Path, rows: list[dict[str, Any]] | None = None, file: str = "labe
     return root
 
 
-def load(root: Path, columns: dict[str, str] | None = None, file: str = "labels.csv", **words: Any) -> Any:
+def load(root: Path, columns: dict[str, Any] | None = None, file: Any = "labels.csv", **words: Any) -> Any:
     columns = COLUMNS if columns is None else columns
     return load_set("table", root=str(root), file=file, columns=columns, image_size=8, **words)

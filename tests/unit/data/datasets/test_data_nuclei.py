@@ -143,7 +143,7 @@ IMAGES = [f"TNBC/images/{number}.png" for number in range(8)]
             lambda root: (
                 Image.fromarray(mask(np.uint16)).save((root / IMAGES[2]).with_suffix(".tif")) or delete(IMAGES[2])(root)
             ),
-            r"images/2.tif: found pixels of mode I;16; expected an image with 8 bits per channel; convert it",
+            r"images/2.tif: found pixels of mode I;16; expected an image with 8 bits per channel, or grey",
         ),
         (delete(*IMAGES), r"TNBC/images: found no image; expected files that end in"),
         (rename("TNBC/masks", "TNBC/labels"), r"TNBC/masks: found no such folder; expected <root>/<site>/images"),

@@ -92,6 +92,21 @@ def chexpert(root: Path) -> None:
     write(root, "CheXpert-v1.0-small/train.csv", header, rows, paths)
 
 
+def chexpert_and_valid(root: Path) -> None:
+    """The same, whose last quarter is the table of patients that three readers have seen: all is known of them."""
+    chexpert(root)
+    table = root / "CheXpert-v1.0-small/train.csv"
+    header, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([header, *rows[:36]]) + "\n")
+    seen = [row.replace("small/train/", "small/valid/").replace(",-1.0", ",0.0") for row in rows[36:]]
+    (root / "CheXpert-v1.0-small/valid.csv").write_text("\n".join([header, *seen]) + "\n")
+    for row in rows[36:]:
+        old = root / row.split(",")[0]
+        new = Path(str(old).replace("small/train/", "small/valid/"))
+        new.parent.mkdir(parents=True, exist_ok=True)
+        old.rename(new)
+
+
 #: The name in the page's table, what writes it, and its classes, sites and groups.
 SETS: dict[str, tuple[Any, int, int, int | None]] = {
     "HAM10000": (ham10000, 2, 2, 24),
@@ -99,6 +114,7 @@ SETS: dict[str, tuple[Any, int, int, int | None]] = {
     "ISIC 2019, lesions of HAM10000 and BCN20000": (isic2019, 3, 0, 28),
     "NIH ChestX-ray14": (chestxray14, 2, 0, 24),
     "CheXpert": (chexpert, 5, 0, 24),
+    "CheXpert with its own validation": (chexpert_and_valid, 5, 0, 24),
 }
 
 
@@ -135,6 +151,9 @@ def test_a_published_layout_is_read(tmp_path: Path, name: str) -> None:
         parts = [set(data.groups[part].tolist()) for part in (data.train, data.val, data.test)]
         assert parts[0].isdisjoint(parts[1] | parts[2])
         assert parts[1].isdisjoint(parts[2])
+    if make is chexpert_and_valid:
+        assert data.drawn == ("test",)
+        assert data.val.tolist() == list(range(36, 48))
 
 
 def test_findings_are_those_of_the_tables(tmp_path: Path) -> None:
@@ -154,5 +173,5 @@ def test_findings_are_those_of_the_tables(tmp_path: Path) -> None:
     assert data.targets[:4].tolist() == [[1, 1], [1, 1], [0, 0], [0, 0]]
     table = tmp_path / "a/CheXpert-v1.0-small/train.csv"
     table.write_text(table.read_text().replace("-1.0", "perhaps", 1))
-    with pytest.raises(UserError, match=r"row 3, column Cardiomegaly: found 'perhaps'; expected 1, 0, -1 where it is"):
+    with pytest.raises(UserError, match=r"row 3, column Cardiomegaly: found 'perhaps'; expected 1, 0, -1 or nothing"):
         load_set(**words)
