@@ -106,9 +106,7 @@ def parts_of(results: Results, found: Sequence[Comparison], wish: Wish) -> list[
 def table(one: Comparison, wish: Wish) -> Table:
     """Return a comparison as the page shows it."""
     as_text = shown(one, wish)
-    return Table(
-        as_text.title, from_shown(as_text), verdict(one), one.notes, legend(one, wish), min(one.scores.shape) > 1
-    )
+    return Table(one.metric, from_shown(as_text), verdict(one), one.notes, legend(one, wish), min(one.scores.shape) > 1)
 
 
 def seeds_of(one: Comparison, names: Sequence[str]) -> dict[str, Any]:
