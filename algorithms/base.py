@@ -81,6 +81,8 @@ class Algorithm:
     shifts_base: ClassVar[bool] = False
     #: What the server reads of a single client where a sum lets it, in words; secure aggregation refuses such a method.
     reads_alone: str | None = None
+    #: Why the server cannot add what clients learned from its older states, in words; asynchronous rounds refuse it.
+    assumes_fresh: str | None = None
 
     def __init__(self, config: Any, facts: Facts) -> None:
         """Take the checked ``Config``; UserError where the model has not what the method is about."""

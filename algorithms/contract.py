@@ -71,13 +71,15 @@ class ServerState:
     """What the server holds after ``round`` rounds; equal on every rank.
 
     ``params``: the global model's trainable part, by name; ``extra``: the method's own tensors (moments ...);
-    ``layers``: those of the privacy layers, which no method touches.
+    ``layers``: those of the privacy layers; ``older``: of asynchronous rounds, the states by their rounds that clients
+    on the way began from. No method touches these two.
     """
 
     round: int
     params: dict[str, Tensor]
     extra: dict[str, Tensor] = field(default_factory=dict)
     layers: dict[str, Tensor] = field(default_factory=dict)
+    older: dict[int, "ServerState"] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "ServerState":
         """Return the state with its tensors on ``device``."""
@@ -85,7 +87,8 @@ class ServerState:
             {name: value.to(device) for name, value in tensors.items()}
             for tensors in (self.params, self.extra, self.layers)
         )
-        return replace(self, params=params, extra=extra, layers=layers)
+        older = {round: state.to(device) for round, state in self.older.items()}
+        return replace(self, params=params, extra=extra, layers=layers, older=older)
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,8 @@ class Batch(Step):
 class Update:
     """What K clients bring back from a phase.
 
-    ``after``: their trained parameters, (K, ...) or (K, M, ...). ``before``: the server's that they were given; one
-    with a client axis where clients began from different rounds. ``context``: see ``Start``. ``weights``: float64 (K,),
+    ``after``: their trained parameters, (K, ...) or (K, M, ...). ``before``: the server's that they were given, without
+    a client axis: a block's clients begin from one state. ``context``: see ``Start``. ``weights``: float64 (K,),
     summing to one over all clients of the round, ``cohort``. ``kept``: one mapping per client, which outlives the
     round, see ``recall`` and ``keep``. ``round`` counts from 1. ``num_steps``: the steps that each client took, int64
     (K,), with learning rate ``lr`` and this ``momentum``, zero for optimisers that have none.

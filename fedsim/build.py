@@ -33,6 +33,7 @@ from fedsim.privacy.choose import expected_clients, privacy_layers
 from fedsim.privacy.layer import Layer
 from fedsim.privacy.refusals import check_claims
 from fedsim.schedule.block_size import choose_block_size
+from fedsim.schedule.buffer import open_clock
 from fedsim.schedule.client_ranks import client_ranks
 from fedsim.schedule.pace import Pace
 from fedsim.simulation import Simulation
@@ -158,6 +159,7 @@ def assemble(
         trainer=trainer,
         store=store,
         pace=Pace(config.train, sizes, group.num_ranks),
+        clock=open_clock(config, sizes),
         public=public,
     )
 

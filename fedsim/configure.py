@@ -46,6 +46,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), *, imports: boo
     source.check_paths(config.model, config.data)
     if config.clients.partition.name == "file":
         require_file(Path(config.clients.partition.path), source.where("clients.partition.path"))
+    if config.clock is not None and config.clock.trace is not None:
+        require_file(Path(config.clock.trace), source.where("clock.trace"))
     if imports:
         find_own(config, source)
     elif is_import_path(config.algorithm.name):

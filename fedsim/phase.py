@@ -28,7 +28,10 @@ from fedsim.method_checks import check_kept, check_payload
 from fedsim.models.specs import ParamSpec
 from fedsim.privacy.secured_phase import SecuredCosts, SecuredPhase, require_messages, require_sums, sends
 from fedsim.schedule.cohort import Cohort
+from fedsim.schedule.ranks import assign_blocks
 from fedsim.simulation import Simulation
+
+NONE_OLDER: Mapping[range, ServerState] = {}
 
 
 @dataclass(frozen=True)
@@ -121,10 +124,28 @@ class Sums:
         self.released.add_sum(total, clients)
 
 
+def share_blocks(sim: Simulation, cohort: Cohort, blocks: Sequence[range]) -> list[range]:
+    """Return which of the blocks this rank trains, and bring here what their clients keep; every rank calls this."""
+    shares = assign_blocks(sim.pace.expected_seconds(cohort, blocks), sim.pace.expected_busy())
+    plan = [[blocks[index] for index in share] for share in shares]
+    if sim.store.is_used:
+        sim.store.move({cohort.clients[p]: rank for rank, own in enumerate(plan) for block in own for p in block})
+    return plan[sim.group.rank]
+
+
 def train_blocks(
-    sim: Simulation, state: ServerState, phase: Phase, cohort: Cohort, mine: Sequence[range], scores: ClientScores
+    sim: Simulation,
+    state: ServerState,
+    phase: Phase,
+    cohort: Cohort,
+    mine: Sequence[range],
+    scores: ClientScores,
+    begun: Mapping[range, ServerState] = NONE_OLDER,
 ) -> Sums:
-    """Train the blocks ``mine``, ranges of positions in the cohort, and add up what they let out."""
+    """Train the blocks ``mine``, ranges of positions in the cohort, and add up what they let out.
+
+    ``begun``: the server's states that blocks began from, where that is not ``state``.
+    """
     secured = secured_phase(sim, state, phase, cohort)
     sums = Sums(cohort, sim.group, sim.held.specs, secured, scales_of(sim.algorithm.facts, cohort.clients))
     # A method on sums of products says itself what becomes of them.
@@ -132,18 +153,18 @@ def train_blocks(
     # A rank without blocks trains one without clients.
     for block in mine or [range(0)]:
         started = time.perf_counter()
-        clients = cohort.clients[block.start : block.stop]
+        clients, start = cohort.clients[block.start : block.stop], begun.get(block, state)
         with sim.store.open(clients) as kept:
-            update, losses = sim.trainer.train(clients, cohort, state, phase, kept)
+            update, losses = sim.trainer.train(clients, cohort, start, phase, kept)
             payload = sim.algorithm.pre_aggregate(update)
             check_payload(sim.algorithm, payload, len(clients))
             check_kept(sim.algorithm, kept)
             raw = payload
             for layer in sim.layers:
-                payload = layer.pre_aggregate(state, update, payload)
+                payload = layer.pre_aggregate(start, update, payload)
             if secured is not None:
                 require_sums(sim.algorithm, payload)
-            scores.measure_before(block, update, state.params)
+            scores.measure_before(block, update, start.params)
             factors = client_factors(sim.algorithm, update, raw)
         sums.add(block, update, raw, payload, losses)
         sums.observe_factors(block, factors, products=has_products, spans=sim.config.evaluates(state.round + 1))

@@ -1,5 +1,7 @@
 """START HERE. ``run`` is the whole program and ``run_round`` one communication round; read them like pseudocode.
 
+Asynchronous rounds, where the config has a clock for them, lie in ``buffered.py``: the same parts, another order.
+
 Every rank runs this file. Each computes the same server state from the same aggregate, so the state is never
 sent; rank 0 alone writes the run folder.
 """
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import ServerState
 from fedsim.algorithms.parts.abilities import Aligning
+from fedsim.buffered import asynchronous
 from fedsim.build import build_simulation
 from fedsim.comm.group import open_group
 from fedsim.config.experiment import Config
@@ -22,21 +25,19 @@ from fedsim.distill.alignment import align
 from fedsim.errors import UserError
 from fedsim.machine.sealed import digest_tensors
 from fedsim.measure.client_scores import ClientScores
-from fedsim.measure.costs import costs
+from fedsim.measure.costs import costs, round_load
 from fedsim.measure.global_model import global_model
 from fedsim.measure.scores import evaluate, worth
 from fedsim.measure.spending import spending
 from fedsim.method_checks import check_phases, check_state
 from fedsim.models.tuned_tower import TunedModel
-from fedsim.phase import meet, train_blocks
+from fedsim.phase import meet, share_blocks, train_blocks
 from fedsim.runfolder.adapter import export_adapter
 from fedsim.runfolder.partition import describe_partition
 from fedsim.runfolder.pictures import draw_predictions
 from fedsim.runfolder.records import RoundRecord
 from fedsim.runfolder.runlog import RunLog
 from fedsim.runfolder.start import first_state
-from fedsim.schedule.cohort import draw_cohort
-from fedsim.schedule.ranks import assign_blocks
 from fedsim.simulation import Simulation
 from fedsim.storage.checkpoint import Checkpoints, Progress, server_tensors
 from fedsim.storage.store import scratch_folder
@@ -55,6 +56,9 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
         describe_partition(sim, log)
         checkpoints = Checkpoints(out / "checkpoints", config, group)
         state, progress = start_or_resume(sim, checkpoints, log, resume)
+        # A round waits for its clients; under an asynchronous clock it is one step of the server.
+        sim.clock.start(progress.clock, lambda: round_load(sim))
+        take_round = asynchronous(sim) if config.is_asynchronous else run_round
         log.open_trackers(config)
         best_by = sim.task.decisive(config.evaluate.best_by)
         first, last = state.round + 1, last_round(sim)
@@ -62,8 +66,8 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
         while state.round < last and not out_of_patience(config, progress):
             log.start_round(state.round + 1)
             record = RoundRecord(sim, state.round + 1)
-            state = run_round(sim, state, record, log)
-            record.row |= spending(sim, state)
+            state = take_round(sim, state, record, log)
+            record.row |= spending(sim, state) | sim.clock.row
             if sim.trainer.agreement is not None and state.round == first:
                 log.message(f"a step in one batch is each client's own to {sim.trainer.agreement:.0e}")
 
@@ -89,16 +93,12 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
     """Run one communication round and return the server's new state."""
     round = state.round + 1
     # Every rank draws the same clients and cuts the same blocks; only who trains a block depends on the ranks.
-    cohort = draw_cohort(sim.config.clients, sim.config.train, sim.sizes, sim.config.seed, round)
+    cohort = sim.clock.cohort(round)
     if not cohort.clients and not sim.layers:
         # Noise hides that nobody was there; without it nothing happens.
         return replace(state, round=round)
     blocks = cohort.blocks(sim.per_block)
-    shares = assign_blocks(sim.pace.expected_seconds(cohort, blocks), sim.pace.expected_busy())
-    plan = [[blocks[index] for index in share] for share in shares]
-    mine = plan[sim.group.rank]
-    if sim.store.is_used:
-        sim.store.move({cohort.clients[p]: rank for rank, own in enumerate(plan) for block in own for p in block})
+    mine = share_blocks(sim, cohort, blocks)
 
     phases = sim.algorithm.phases(round)
     check_phases(sim.algorithm, phases)

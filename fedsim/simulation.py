@@ -16,6 +16,7 @@ from fedsim.inputs.images import ImageSource
 from fedsim.inputs.public import PublicInputs
 from fedsim.models.stacked import StackedModel
 from fedsim.privacy.layer import Layer
+from fedsim.schedule.clock import Clock
 from fedsim.schedule.pace import Pace
 from fedsim.storage.store import ClientStore
 from fedsim.tasks.task import Task
@@ -48,6 +49,7 @@ class Simulation:
     trainer: BlockTrainer
     store: ClientStore
     pace: Pace
+    clock: Clock
     public: PublicInputs | None = None
 
     @property

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedsim.algorithms import METHODS, resolve
 from fedsim.algorithms.base import Algorithm, Batch, Facts, Payload, Phase, ServerState, Step, Tensors, Update
 from fedsim.algorithms.parts.by_products import ByProducts
+from fedsim.buffered import asynchronous
 from fedsim.build import Parts, assemble
 from fedsim.comm.group import open_group
 from fedsim.config.data import DataConfig
@@ -22,6 +23,7 @@ from fedsim.config.words import ModelConfig
 from fedsim.data import Dataset, load_dataset
 from fedsim.inputs.public import PublicInputs
 from fedsim.inputs.texts import input_source
+from fedsim.measure.costs import round_load
 from fedsim.models.build import build_models
 from fedsim.models.specs import ParamSpec
 from fedsim.models.stacked import StackedModel
@@ -151,9 +153,12 @@ def play(sim: Simulation, num_rounds: int, state: ServerState | None = None) -> 
     state = state or sim.initial_state()
     records = []
     log: Any = SimpleNamespace(progress=str)
+    sim.clock.start(sim.clock.hands, lambda: round_load(sim))
+    take_round = asynchronous(sim) if sim.config.is_asynchronous else run_round
     for _ in range(num_rounds):
         records.append(RoundRecord(sim, state.round + 1))
-        state = run_round(sim, state, records[-1], log)
+        state = take_round(sim, state, records[-1], log)
+        records[-1].row |= sim.clock.row
     return state, records
 
 

@@ -38,6 +38,8 @@ class FedSVD(base.Algorithm):
     def __init__(self, config: Any, facts: base.Facts) -> None:
         super().__init__(config, facts)
         self.pairs = factor_pairs(self.specs, "fedsvd")
+        if config.interval is not None:
+            self.assumes_fresh = "its server changes the A that clients' B are about"
         for a, b in self.pairs:
             (rank, width_in), width_out = self.specs[a].shape[-2:], self.specs[b].shape[-2]
             if rank > min(width_in, width_out):

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from fedsim.config.amplitude import AmplitudeNormConfig
 from fedsim.config.base import Count, Name, Seed, Words
+from fedsim.config.clock import ClockConfig, FedBuff, Synchronous
 from fedsim.config.data import ClientsConfig, DataConfig, FractionsConfig
 from fedsim.config.mistakes import KeyedError, show
 from fedsim.config.partitions import PartitionConfig
@@ -20,6 +21,7 @@ __all__ = [
     "AmplitudeNormConfig",
     "CheckpointConfig",
     "ClientsConfig",
+    "ClockConfig",
     "Config",
     "DataConfig",
     "EvaluateConfig",
@@ -55,6 +57,9 @@ class Config(Words):
     privacy: PrivacyConfig | None = Field(
         default=None, description="Differential privacy and secure aggregation; null: none."
     )
+    clock: ClockConfig | None = Field(
+        default=None, description="Simulated devices, faults and asynchronous rounds; null: no clock, all arrive."
+    )
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Saving the state.")
     store: StoreConfig = Field(default=StoreConfig(), description="Memory for what clients keep between rounds.")
     track: TrackConfig | None = Field(default=None, description="MLflow, Weights & Biases; null: TensorBoard alone.")
@@ -62,6 +67,11 @@ class Config(Words):
     def evaluates(self, round: int) -> bool:
         """Whether models are measured after a round (counted from 1)."""
         return round == self.rounds or round % self.evaluate.every == 0
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether the server goes on without waiting for all clients that train."""
+        return self.clock is not None and not isinstance(self.clock.aggregation, Synchronous)
 
     @model_validator(mode="after")
     def _sites_to_truncate(self) -> Self:
@@ -83,6 +93,27 @@ class Config(Words):
         if self.privacy is not None and self.train.class_weights == "balanced":
             expected = "numbers of your own: the clients' counts would be told without being accounted for"
             raise KeyedError("train.class_weights", "balanced with privacy", expected)
+        return self
+
+    @model_validator(mode="after")
+    def _clock_fits_the_cohorts(self) -> Self:
+        if self.clock is None:
+            return self
+        if self.privacy is not None:
+            found = "a section with privacy, whose statements are about cohorts of which nobody is missing"
+            raise KeyedError("clock", found, "null, or privacy: null")
+        how, clients = self.clock.aggregation, self.clients
+        if isinstance(how, Synchronous):
+            if how.over_selection > 1 and (clients.sampling == "poisson" or clients.num_per_round == clients.count):
+                found = f"{how.over_selection:g} with sampling: {clients.sampling}, per_round: {clients.per_round}"
+                raise KeyedError("clock.aggregation.over_selection", found, "1: there is no number to exceed")
+            return self
+        if clients.sampling in ("poisson", "multinomial"):
+            found = f"{clients.sampling} with clock.aggregation: {how.name}, which replaces one client by one"
+            raise KeyedError("clients.sampling", found, "uniform or volume")
+        if isinstance(how, FedBuff) and how.buffer_size > clients.count:
+            found = f"{how.buffer_size}, each of another client"
+            raise KeyedError("clock.aggregation.buffer_size", found, f"at most clients.count = {clients.count}")
         return self
 
     @model_validator(mode="after")

@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.algorithms.base import Payload, Phase, ServerState
-from fedsim.measure.traffic import sent_by_client
+from fedsim.measure.traffic import Size, sent_by_client, told_to_client
 from fedsim.models.stacked import StackedModel
 from fedsim.models.submodel.model import HeldModel
 from fedsim.schedule.cohort import Cohort
+from fedsim.schedule.devices import Load
 from fedsim.simulation import Simulation
 
 # Parameters that are no part of the network itself, whatever a client does with them.
@@ -37,6 +39,35 @@ def payload_of(sim: Simulation, state: ServerState, phase: Phase) -> Payload:
     nobody = Cohort((), torch.zeros(0, dtype=torch.float64))
     update, _ = sim.trainer.train((), nobody, state, phase, [])
     return sim.algorithm.pre_aggregate(update)
+
+
+def round_load(sim: Simulation) -> Load:
+    """Return what the first round asks of every client, for its simulated clock.
+
+    Down go what the method tells of the server's parameters and its context; between two phases as much as the phase
+    before has sent up. Up goes what is sent, as layers leave it.
+    """
+    state = sim.initial_state()
+    down, up = list[Size](), list[Size]()
+    for number, phase in enumerate(phases := sim.algorithm.phases(1)):
+        update, _ = sim.trainer.train((), Cohort((), torch.zeros(0, dtype=torch.float64)), state, phase, [])
+        payload = sim.algorithm.pre_aggregate(update)
+        for layer in sim.layers:
+            payload = layer.pre_aggregate(state, update, payload)
+        known = state.params if number else {}
+        told = told_to_client(sim.algorithm, state.params, known, update.context)
+        down += [told, *up[-1:]]
+        up.append(sent_by_client(payload, sim.held.specs))
+    return Load(sum(phase.models for phase in phases), _by_client(sim, down), _by_client(sim, up))
+
+
+def _by_client(sim: Simulation, messages: list[Size]) -> np.ndarray:
+    """The bytes of messages together, of every client, float64 (N,)."""
+    ranks = sim.algorithm.facts.ranks
+    if ranks is None:
+        return np.full(len(sim.sizes), float(sum(message.full for message in messages)))
+    own = [sum(message.of_all([client], ranks) for message in messages) for client in range(len(sim.sizes))]
+    return np.array(own, dtype=np.float64)
 
 
 def _costs(model: StackedModel, payloads: list[Payload]) -> dict[str, int]:

@@ -29,6 +29,8 @@ IDLE = (
     "config.evaluate.batch_size",
 )
 BYTES, STEPS = "bytes", "client_steps"
+#: Simulated seconds since a run began, of runs with a clock.
+CLOCK = "clock.seconds"
 DEVIATION = re.compile(r"diagnostics\.(?:.+\.)?aggregation_deviation")
 
 
@@ -153,7 +155,7 @@ def table(
     by_run = dict(iter(rounds.groupby("run", sort=False)))
     within = {column: at_equal(runs, by_run, metric, column) for column in (BYTES, STEPS)}
     deviations = runs["run"].map(lambda name: deviation(by_run[name]))
-    reached = None if wish.reach is None else bytes_to_reach(runs, by_run, wish.reach)
+    reached = {} if wish.reach is None else spent_to_reach(runs, by_run, wish.reach)
     rows = []
     for name in scores.columns:
         own = runs["contender"] == name
@@ -169,8 +171,10 @@ def table(
         for column, (budget, found) in within.items():
             row |= {f"budget_{column}": budget, f"mean_at_equal_{column}": found[own].mean()}
             row[f"spread_at_equal_{column}"] = found[own].std(ddof=1)
-        if reached is not None:
-            row |= {"bytes_to_reach": reached[own].mean(), "seeds_that_reach": int(reached[own].count())}
+        for column, found in reached.items():
+            row |= {f"{column}_to_reach": found[own].mean()}
+        if BYTES in reached:
+            row["seeds_that_reach"] = int(reached[BYTES][own].count())
         rows.append(row)
     holds = best is not None and is_best(best, scores, differences)
     known = [*notes, *what_to_know(runs, scores)]
@@ -205,15 +209,21 @@ def deviation(rounds: pd.DataFrame) -> float:
     return float(rounds[columns].astype(float).stack().mean()) if columns else float("nan")
 
 
-def bytes_to_reach(runs: pd.DataFrame, rounds: dict[str, pd.DataFrame], reach: float) -> pd.Series:
-    """Return the bytes up and down until a run's validation is as good as ``reach``; nan where it never is."""
-    found = []
+def spent_to_reach(runs: pd.DataFrame, rounds: dict[str, pd.DataFrame], reach: float) -> dict[str, pd.Series]:
+    """Return the bytes up and down until a run's validation is as good as ``reach``, and seconds of simulated clocks.
+
+    nan where it never is, and for a run without a clock; no seconds where no run has one.
+    """
+    bytes_spent, seconds = [], []
     for name, best_by in zip(runs["run"], runs["best_by"], strict=True):
         own = rounds[name]
         validation = own[f"val.{best_by}"].astype(float)
         is_there = validation <= reach if best_by in LESS_IS_BETTER else validation >= reach
-        found.append(float(own[BYTES].cumsum()[is_there].iloc[0]) if is_there.any() else np.nan)
-    return pd.Series(found, index=runs.index, dtype=float)
+        first = own.assign(spent=own[BYTES].cumsum())[is_there].head(1)
+        bytes_spent.append(float(first["spent"].sum(min_count=1)))
+        seconds.append(float(first[CLOCK].sum(min_count=1)) if CLOCK in own else np.nan)
+    found = {BYTES: bytes_spent} | ({CLOCK: seconds} if any(CLOCK in rounds[name] for name in runs["run"]) else {})
+    return {column: pd.Series(values, index=runs.index, dtype=float) for column, values in found.items()}
 
 
 def what_to_know(runs: pd.DataFrame, scores: pd.DataFrame) -> list[str]:

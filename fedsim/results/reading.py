@@ -69,7 +69,7 @@ def round_rows(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for row in read_rows(folder / "metrics.jsonl"):
         timing = {key: value for key, value in timings.get(row["round"], {}).items() if key != "phases"}
-        measured = {key: row.get(key) or {} for key in ("val", "test", "diagnostics")}
+        measured = {key: row.get(key) or {} for key in ("val", "test", "diagnostics", "clock")}
         plain = {key: value for key, value in row.items() if key not in (*measured, "simulation_only")}
         rows.append({**plain, **{k: v for k, v in flatten(measured, ".").items() if v != {}}, **timing})
     return rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from fedsim.results.comparing import BYTES, STEPS, Comparison, Wish
+from fedsim.results.comparing import BYTES, CLOCK, STEPS, Comparison, Wish
 
 BIG, SMALL = 1e6, 1e4
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -54,6 +54,9 @@ def shown(one: Comparison, wish: Wish) -> Shown:
     if wish.reach is not None:
         header.append(f"MB to validation {wish.reach:g}")
         makers.append(lambda row: reach_text(row))
+        if f"{CLOCK}_to_reach" in numbers:
+            header.append(f"simulated seconds to validation {wish.reach:g}")
+            makers.append(lambda row: amount(row[f"{CLOCK}_to_reach"]))
     rows = [[make(row) for make in makers] for _, row in numbers.iterrows()]
     names = list(numbers["contender"])
     bold = (names.index(one.best), 2) if one.holds and one.best is not None else None

@@ -109,6 +109,7 @@ def summary(row: Mapping[str, Any]) -> str:
     parts = [f"train_loss {number(row['train_loss'])}"]
     validation = row.get("val") or {}
     parts += [f"val_{name} {number(validation.get(name))}" for name in ("loss", *METRICS) if name in validation]
+    parts += [f"clock_seconds {row['clock']['seconds']:.6g}"] if "clock" in row else []
     return "  ".join(parts)
 
 

@@ -42,6 +42,13 @@ class Cohort:
         is_among = torch.tensor([client in set(clients) for client in self.clients], dtype=torch.bool)
         return torch.where(is_among, self.weights, 0) * self.growth(clients)
 
+    def of_places(self, places: Sequence[int]) -> "Cohort":
+        """Return the clients at some of the places, in this order, with weights among themselves."""
+        if list(places) == list(range(len(self.clients))):
+            return self
+        weights = self.weights[list(places)]
+        return Cohort(tuple(self.clients[place] for place in places), weights / weights.sum())
+
     @cached_property
     def _places(self) -> dict[int, int]:
         return {client: place for place, client in enumerate(self.clients)}

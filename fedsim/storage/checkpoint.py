@@ -30,6 +30,7 @@ from fedsim.config.plain_yaml import to_yaml
 from fedsim.errors import UserError
 from fedsim.machine.files import sync_folder, write_atomic
 from fedsim.machine.sealed import read_record, write_record
+from fedsim.schedule.clock import Hands
 from fedsim.storage.packed import StatesFile, file_digest, write_states
 from fedsim.storage.rows import Seal
 from fedsim.storage.store import ClientStore
@@ -42,13 +43,14 @@ CLIENTS_FILE = re.compile(r"clients-\d{5}\.safetensors")
 
 @dataclass
 class Progress:
-    """What the round loop remembers beside the model: the best evaluation so far, and whether to stop."""
+    """What the round loop remembers beside the model: the best evaluation so far, whether to stop, and the clock."""
 
     best_round: int = 0
     best_value: float | None = None
     evaluations_since_best: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     best_metrics: dict[str, Any] = field(default_factory=dict)
+    clock: Hands = field(default_factory=Hands)
 
 
 class Record(BaseModel, strict=True, extra="forbid"):
@@ -193,9 +195,8 @@ class Checkpoints:
             raise UserError(*damages[0])
         if record.config_sha256 != self._config_digest:
             raise UserError(str(folder), "a checkpoint of another config", "one of this run's config")
-        params, extra, layers = (_below(tensors, start) for start in ("params/", "extra/", "layers/"))
         clients = [StatesFile(folder / name) for name in files]
-        return Saved(ServerState(record.round, params, extra, layers), clients, record.progress, record.log)
+        return Saved(_state_of(record.round, tensors), clients, record.progress, record.log)
 
 
 def _read_record(folder: Path) -> Record:
@@ -230,7 +231,17 @@ def server_tensors(state: ServerState) -> dict[str, Tensor]:
     named = {f"params/{name}": value for name, value in state.params.items()}
     named |= {f"extra/{name}": value for name, value in state.extra.items()}
     named |= {f"layers/{name}": value for name, value in state.layers.items()}
+    for round, older in state.older.items():
+        # What no round has changed since is the same tensor, and safetensors takes each once.
+        named |= {f"older/{round}/{name}": value.clone() for name, value in server_tensors(older).items()}
     return {name: value.cpu().contiguous() for name, value in named.items()}
+
+
+def _state_of(round: int, tensors: Mapping[str, Tensor]) -> ServerState:
+    """Return the state that ``server_tensors`` took apart."""
+    params, extra, layers, older = (_below(tensors, start) for start in ("params/", "extra/", "layers/", "older/"))
+    rounds = sorted({int(name.partition("/")[0]) for name in older})
+    return ServerState(round, params, extra, layers, {r: _state_of(r, _below(older, f"{r}/")) for r in rounds})
 
 
 def _below(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from fedsim.algorithms.base import Phase, ServerState
+from fedsim.buffered import asynchronous
 from fedsim.build import build_simulation
 from fedsim.comm.group import open_group
 from fedsim.config.experiment import Config
@@ -12,11 +13,12 @@ from fedsim.data.dataset import Dataset
 from fedsim.data.doubts import doubts
 from fedsim.data.overlap import overlaps
 from fedsim.machine.memory import own_pages
-from fedsim.measure.costs import costs, payload_of
+from fedsim.measure.costs import costs, payload_of, round_load
 from fedsim.measure.traffic import Size, sent_by_client
 from fedsim.phase import secured_phase
 from fedsim.runfolder.partition import notes
 from fedsim.runfolder.tracking import require_packages
+from fedsim.schedule.clock import Hands
 from fedsim.schedule.cohort import draw_cohort, num_local_steps
 from fedsim.simulation import Simulation
 from fedsim.verbs.trial import trial_rows
@@ -29,6 +31,9 @@ def describe(config: Config) -> list[tuple[str, str]]:
     require_packages(config.track)
     with open_group() as group:
         sim = build_simulation(config, group)
+    sim.clock.start(Hands(), lambda: round_load(sim))
+    if config.is_asynchronous:
+        asynchronous(sim)  # refuses methods
     sizes = sim.sizes
     cohort = draw_cohort(sim.config.clients, sim.config.train, sizes, sim.config.seed, 1)
     state, phases = sim.initial_state(), sim.algorithm.phases(1)
@@ -50,6 +55,7 @@ def describe(config: Config) -> list[tuple[str, str]]:
             "cohort",
             f"{len(cohort.clients)} clients in {len(cohort.blocks(sim.per_block))} blocks of up to {sim.per_block}",
         ),
+        *sim.clock.rows(),
         ("local steps", f"{min(steps, default=0)} to {max(steps, default=0)} per client and phase"),
         ("model", f"{config.model.name}, {sum(p.numel() for p in sim.model.net.parameters()):,} parameters"),
     ]

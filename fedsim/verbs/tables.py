@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from fedsim.algorithms import METHODS, resolve
 from fedsim.catalogue.functions import is_import_path
+from fedsim.config.clock import ClockConfig
 from fedsim.config.data import ClientsConfig, DataConfig
 from fedsim.config.distill import DistillConfig
 from fedsim.config.experiment import Config
@@ -33,6 +34,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "clients": ClientsConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "clock": ClockConfig,
     "checkpoint": CheckpointConfig,
     "store": StoreConfig,
     "track": TrackConfig,

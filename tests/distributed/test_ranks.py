@@ -131,6 +131,15 @@ def test_volumes_on_any_number_of_ranks(tmp_path, monkeypatch):
     compare(write_config(tmp_path), [volumes, "clients.partition={name: iid}"], (1, 2, 3), tmp_path)
 
 
+@pytest.mark.slow
+def test_asynchronous_rounds_on_any_number_of_ranks(tmp_path):
+    """Clients that keep something between rounds and begin from several states; some of them drop."""
+    devices = "[{name: fast, speed: 4.0}, {name: slow, speed: 0.3, up_mbps: 1.0, dropout: 0.2}]"
+    clock = f"{{example_seconds: 0.1, devices: {devices}, aggregation: {{name: fedbuff, buffer_size: 3}}}}"
+    options = ["algorithm.name=fedsa_lora", "rounds=4", "clients.per_round=5", f"clock={clock}"]
+    compare(write_config(tmp_path), options, (1, 2, 3), tmp_path)
+
+
 def compare(config, options, counts, folder):
     """Run two rounds on each number of ranks."""
     for ranks in counts:

@@ -26,6 +26,7 @@ FLOORS = (
     ("build", "distill", "measure"),
     ("phase",),
     ("runfolder",),
+    ("buffered",),
     ("server",),
     ("verbs",),
     ("launch",),

@@ -6,21 +6,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedsim.results.comparing import BYTES, DEVIATION, Comparison, labels
+from fedsim.results.comparing import BYTES, CLOCK, DEVIATION, Comparison, labels
 from fedsim.results.figures.style import line_style, new_figure
 from fedsim.results.reading import UNFINISHED, Results
 
-AXES = {"round": "round", BYTES: "MB up and down", "seconds": "seconds"}
+AXES = {"round": "round", BYTES: "MB up and down", "seconds": "seconds", CLOCK: "simulated seconds"}
 #: What is drawn over the rounds, where runs have it.
 RETROGRESS, DEVIATIONS, EPSILON = "retrogress, test", "aggregation deviation", "epsilon"
 
 
 def score_figure(results: Results, one: Comparison) -> Any:
-    """Return the test's score over rounds, bytes and seconds; None where no round has it."""
+    """Return the test's score over rounds, bytes, seconds, and simulated ones where runs have them.
+
+    None where no round has it.
+    """
     curves = pd.concat([own.assign(contender=name) for name, own in evaluated(results, one)] or [pd.DataFrame()])
     if curves.empty:
         return None
-    return drawn(curves, {title: (column, "score") for column, title in AXES.items()}, f"{one.metric}, test", one)
+    panels = {title: (column, "score") for column, title in AXES.items() if curves[column].notna().any()}
+    return drawn(curves, panels, f"{one.metric}, test", one)
 
 
 def round_figure(results: Results, one: Comparison) -> Any:
@@ -47,12 +51,13 @@ def by_run(results: Results, one: Comparison) -> list[tuple[str, pd.DataFrame]]:
 
 
 def evaluated(results: Results, one: Comparison) -> list[tuple[str, pd.DataFrame]]:
-    """Return contender and evaluated rounds of each run: round, MB and seconds so far, score."""
+    """Return contender and evaluated rounds of each run: round, MB, seconds and simulated ones so far, score."""
     found = []
     for name, own in by_run(results, one):
         spent = (own["bytes_up"] + own["bytes_down"]).cumsum() / 1e6
         score = own[f"test.{one.metric}"].astype(float)
-        table = pd.DataFrame({"round": own["round"], BYTES: spent, "seconds": own["seconds"].cumsum(), "score": score})
+        so_far = {BYTES: spent, "seconds": own["seconds"].cumsum(), CLOCK: own.get(CLOCK, np.nan)}
+        table = pd.DataFrame({"round": own["round"], **so_far, "score": score})
         found.append((name, table[np.isfinite(score)]))
     return found
 

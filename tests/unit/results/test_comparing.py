@@ -11,6 +11,7 @@ import yaml
 
 from fedsim.errors import UserError
 from fedsim.results.comparing import Comparison, Wish, compare
+from fedsim.results.figures.curves import score_figure
 from fedsim.results.reading import load
 from fedsim.results.tables import csv, latex, markdown, shown, web
 
@@ -119,6 +120,21 @@ def test_bytes_to_reach_a_score(tmp_path: Path) -> None:
     assert numbers["bytes_to_reach"].tolist() == [4e6, 2e6]
     assert numbers["seeds_that_reach"].tolist() == [1, 2]
     assert "| 4 (1 of 2) |" in markdown([shown(table, Wish(reach=0.6))])
+
+
+def test_simulated_seconds_to_reach_a_score(tmp_path: Path) -> None:
+    """A run with a clock of 5 seconds a round reaches the score in its second one; another has no clock."""
+    runs = write_runs(tmp_path, {"fedavg": [0.65], "deer": [0.65]})
+    rows = [json.loads(line) for line in (runs[0] / "metrics.jsonl").read_text().splitlines()]
+    timed = [row | {"clock": {"seconds": 5.0 * row["round"], "arrived": 3}} for row in rows]
+    (runs[0] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in timed))
+    table = one_table(runs, reach=0.6)
+    numbers = table.numbers.set_index("contender")["clock.seconds_to_reach"]
+    assert numbers["fedavg"] == 10.0
+    assert pd.isna(numbers["deer"])
+    assert "| simulated seconds to validation 0.6 |" in markdown([shown(table, Wish(reach=0.6))])
+    panels = [axes.get_xlabel() for axes in score_figure(load(*runs), table).axes]
+    assert panels == ["round", "MB up and down", "seconds", "simulated seconds"]
 
 
 @pytest.mark.parametrize("key", sorted(DIGESTS))
