@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from fedsim.comm.launcher import Place, find_place
+from fedsim.comm.leave import Leave, ToldToLeave
 from fedsim.comm.meeting import Meeting, meet
 from fedsim.errors import UserError
 
@@ -43,6 +44,7 @@ class Group:
         self.backend = backend
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.leave = Leave()
         self._met_at = time.perf_counter()
         self._meeting = meeting
 
@@ -155,11 +157,12 @@ class Group:
     ) -> None:
         """Close the group, or end every rank: the first to fail prints its cause, the others follow silently.
 
-        Exit codes: 2 for a UserError, 1 for anything else. A single process just lets the exception pass.
+        Exit codes: 2 for a UserError, 1 for anything else. A single process just lets the exception pass, and all
+        ranks do where they leave together.
         """
         if self._meeting is None:
             return
-        if error is None:
+        if error is None or isinstance(error, ToldToLeave):
             dist.barrier()
             self._meeting.watch.stop()
             dist.destroy_process_group()

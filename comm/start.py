@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
 from fedsim.comm.launcher import find_place
+from fedsim.comm.leave import LEFT, hearing
 from fedsim.errors import UserError
 
 #: How long ranks may take to end by themselves once one has failed, and how long when they are told to.
@@ -47,10 +48,11 @@ def run_ranks(
 ) -> tuple[int, str]:
     """Run ``python -m module arguments...`` on ranks of this machine to the end; return exit code and errors.
 
-    The code is 0, or 2 where a rank met a mistake of the user's, else 1. Without ``tell`` the ranks write to this
-    process's own streams, and there are no errors to return. With it rank 0's lines are told one by one, from this
-    thread, and what the ranks write to standard error is returned. Whatever ends this call, such as Ctrl-C, ends all
-    ranks. UserError where this process is itself one of several ranks.
+    The code is 0, or 2 where a rank met a mistake of the user's, or 75 where all left as they were told, else 1.
+    Without ``tell`` the ranks write to this process's own streams, there are no errors to return, and a signal to leave
+    is passed on to them. With it rank 0's lines are told one by one, from this thread, and what the ranks write to
+    standard error is returned. Whatever ends this call, such as Ctrl-C, ends all ranks. UserError where this process is
+    itself one of several ranks.
     """
     place = find_place()
     if place.num_ranks > 1:
@@ -65,7 +67,10 @@ def run_ranks(
             ranks.append(
                 subprocess.Popen(command, env=variables, text=True, stdin=subprocess.PIPE, stdout=out, stderr=error)
             )
-        return _follow(ranks, tell)
+        if tell is not None:
+            return _follow(ranks, tell)
+        with hearing(lambda: _terminate(ranks)):
+            return _follow(ranks, tell)
     finally:
         _end(ranks)
 
@@ -106,6 +111,8 @@ def _follow(ranks: Sequence["subprocess.Popen[str]"], tell: Callable[[str], obje
         elif tell is not None:
             tell(line.rstrip("\n"))
     codes = [rank.poll() for rank in ranks]
+    if set(codes) == {LEFT}:
+        return LEFT, errors
     return (2 if 2 in codes else 1 if any(code != 0 for code in codes) else 0), errors
 
 
@@ -124,11 +131,15 @@ def _read(ranks: Sequence["subprocess.Popen[str]"], lines: queue.Queue[tuple[boo
     return len(streams)
 
 
+def _terminate(ranks: Sequence["subprocess.Popen[str]"]) -> None:
+    for rank in ranks:
+        rank.terminate()
+
+
 def _end(ranks: Sequence["subprocess.Popen[str]"]) -> None:
     """End whoever is left, first by asking."""
     left = [rank for rank in ranks if rank.poll() is None]
-    for rank in left:
-        rank.terminate()
+    _terminate(left)
     for rank in left:
         try:
             rank.wait(GRACE_SECONDS)

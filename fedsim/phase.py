@@ -20,6 +20,7 @@ from fedsim.algorithms.parts.by_products import ByProducts
 from fedsim.algorithms.parts.own_ranks import scales_of
 from fedsim.comm.exact import NUM_COUNTS, ExactSum
 from fedsim.comm.group import Group
+from fedsim.comm.rows import as_int64, from_int64
 from fedsim.measure.client_scores import ClientScores
 from fedsim.measure.costs import payload_of
 from fedsim.measure.factor_sums import Factors, FactorSums, Trained, block_products, block_spans, client_factors
@@ -30,6 +31,7 @@ from fedsim.privacy.secured_phase import SecuredCosts, SecuredPhase, require_mes
 from fedsim.schedule.cohort import Cohort
 from fedsim.schedule.ranks import assign_blocks
 from fedsim.simulation import Simulation
+from fedsim.training.diverged import has_diverged, require_few, without
 
 NONE_OLDER: Mapping[range, ServerState] = {}
 
@@ -40,9 +42,9 @@ class Observed:
 
     ``losses``, ``seconds``, ``squared_norms``: float64 (K,) in the cohort's order; the norms are of the changes that
     clients send to be averaged, but for running statistics. ``busy``: every rank's seconds from the last meeting to its
-    training. ``factors``: those of LoRA, added up. ``below_grid``: share of the numbers sent, unlike zero, that the
-    exact sum could not hold. ``sent``: by a client. ``context``: of no client, for its shapes. ``secured``: what secure
-    aggregation took on this rank, where there is some.
+    training. ``factors``: those of LoRA, added up; none where clients have ``diverged`` and are left out, whose losses
+    are nan. ``below_grid``: share of the numbers sent, unlike zero, that the exact sum could not hold. ``sent``: by a
+    client. ``context``: of no client, for its shapes. ``secured``: what secure aggregation took on this rank, if any.
     """
 
     losses: Tensor
@@ -54,6 +56,7 @@ class Observed:
     sent: Size
     context: Groups
     secured: SecuredCosts | None
+    diverged: tuple[int, ...] = ()
 
 
 class Sums:
@@ -66,8 +69,10 @@ class Sums:
         specs: Mapping[str, ParamSpec],
         secured: SecuredPhase | None = None,
         scales: Tensor | None = None,
+        max_diverged: float = 0.0,
     ) -> None:
         """``scales`` (K,): of the clients' products of factors beside the server's; None: one."""
+        self.max_diverged = max_diverged
         self.cohort = cohort
         self.scales = torch.ones(len(cohort.clients), dtype=torch.float64) if scales is None else scales
         self.secured = secured
@@ -87,25 +92,33 @@ class Sums:
         self.context: Groups = {}
         self.layers: dict[str, Trained] = {}
 
-    def add(self, block: range, update: Update, raw: Payload, payload: Payload, losses: Tensor) -> None:
-        """Take in a block, in which there may be no client: that tells the names and shapes of everything.
+    def add(self, places: Sequence[int], update: Update, raw: Payload, payload: Payload, losses: Tensor) -> None:
+        """Take in the clients at some places of the cohort; without any it tells names and shapes of everything.
 
         ``payload``: what is released; ``raw``: the same before the layers, which is observed.
         """
         self._release(update, payload)
+        at = torch.tensor(places, dtype=torch.int64)
         for name, value in flattened(payload.gather).items():
             if name not in self.rows:
                 self.rows[name] = value.new_zeros(len(self.cohort.clients), *value.shape[1:])
-            self.rows[name][block.start : block.stop] = value
-        self.table[0, block.start : block.stop] = losses
-        self.table[1, block.start : block.stop] = squared_norms(raw, len(update.clients), self.specs)
+            self.rows[name][at] = value
+        self.table[0, at] = losses
+        self.table[1, at] = squared_norms(raw, len(update.clients), self.specs)
         self.payload = payload
         self.context = {group: {n: v[:0] for n, v in tensors.items()} for group, tensors in update.context.items()}
 
-    def observe_factors(self, block: range, factors: Mapping[str, Factors], *, products: bool, spans: bool) -> None:
+    def leave_out(self, block: range, is_out: Sequence[bool]) -> list[int]:
+        """Note who has diverged, by a squared norm that is none, and return the places of the others."""
+        self.table[:2, block.start : block.stop][:, torch.tensor(is_out)] = math.nan
+        return [place for place, out in zip(block, is_out, strict=True) if not out]
+
+    def observe_factors(
+        self, places: Sequence[int], factors: Mapping[str, Factors], *, products: bool, spans: bool
+    ) -> None:
         """Take in a block's LoRA factors, and add up of these what is wanted."""
-        first = self.cohort.clients[block.start : block.stop][:1] or (0,)
-        weights, scales = (values[block.start : block.stop] for values in (self.weights, self.scales))
+        first = [self.cohort.clients[place] for place in places[:1]] or [0]
+        weights, scales = (values[torch.tensor(places, dtype=torch.int64)] for values in (self.weights, self.scales))
         if products:
             self.observed.add_sum(block_products(factors, weights, scales), first)
         if spans:
@@ -147,27 +160,35 @@ def train_blocks(
     ``begun``: the server's states that blocks began from, where that is not ``state``.
     """
     secured = secured_phase(sim, state, phase, cohort)
-    sums = Sums(cohort, sim.group, sim.held.specs, secured, scales_of(sim.algorithm.facts, cohort.clients))
+    scales = scales_of(sim.algorithm.facts, cohort.clients)
+    sums = Sums(cohort, sim.group, sim.held.specs, secured, scales, sim.config.clients.max_diverged)
     # A method on sums of products says itself what becomes of them.
     has_products = not isinstance(sim.algorithm, ByProducts)
     # A rank without blocks trains one without clients.
-    for block in mine or [range(0)]:
+    for number, block in enumerate(mine or [range(0)]):
+        if number and sim.group.leave.breaks_off:
+            break
         started = time.perf_counter()
         clients, start = cohort.clients[block.start : block.stop], begun.get(block, state)
         with sim.store.open(clients) as kept:
+            before = [dict(own) for own in kept]
             update, losses = sim.trainer.train(clients, cohort, start, phase, kept)
+            places: Sequence[int] = block
+            if sums.max_diverged and any(is_out := has_diverged(update)):
+                places = sums.leave_out(block, is_out)
+                update, losses = without(update, losses, before, is_out)
             payload = sim.algorithm.pre_aggregate(update)
-            check_payload(sim.algorithm, payload, len(clients))
+            check_payload(sim.algorithm, payload, len(update.clients))
             check_kept(sim.algorithm, kept)
             raw = payload
             for layer in sim.layers:
                 payload = layer.pre_aggregate(start, update, payload)
             if secured is not None:
                 require_sums(sim.algorithm, payload)
-            scores.measure_before(block, update, start.params)
+            scores.measure_before(block, places, update, start.params)
             factors = client_factors(sim.algorithm, update, raw)
-        sums.add(block, update, raw, payload, losses)
-        sums.observe_factors(block, factors, products=has_products, spans=sim.config.evaluates(state.round + 1))
+        sums.add(places, update, raw, payload, losses)
+        sums.observe_factors(places, factors, products=has_products, spans=sim.config.evaluates(state.round + 1))
         sums.table[2, block.start : block.stop] = (time.perf_counter() - started) / max(1, len(clients))
     return sums
 
@@ -175,11 +196,13 @@ def train_blocks(
 def meet(group: Group, sums: Sums) -> tuple[Aggregate, Observed]:
     """Bring the ranks' sums together: a maximum that decides on the grids of the exact sums, then one sum.
 
-    Numbers of single clients and ranks travel as their bits, and are zero on all other ranks.
+    Numbers of single clients and ranks travel as their bits, and are zero on all other ranks. ToldToLeave, on every
+    rank, where one was asked to leave and the round may be given up.
     """
     released, observed = sums.released, sums.observed
-    peaks = [released.peaks, observed.peaks]
-    agreed = group.max_exact(torch.cat(peaks)).split([len(part) for part in peaks])
+    peaks = [released.peaks, observed.peaks, torch.tensor([group.leave.is_asked], dtype=torch.float64)]
+    *agreed, asked = group.max_exact(torch.cat(peaks)).split([len(part) for part in peaks])
+    group.leave.agree(bool(asked))
     released.agree(agreed[0])
     observed.agree(agreed[1])
     device = released.flat.device
@@ -196,23 +219,28 @@ def meet(group: Group, sums: Sums) -> tuple[Aggregate, Observed]:
     losses, norms, seconds, busy = numbers.split([num_clients] * 3 + [len(sums.busy)])
     exact, costs = unmasked(sums, exact)
     # Only now is it known whose weights should sum to one.
-    values = released.read(exact, sums.cohort.growth(sums.arrived))
+    diverged = require_few(sums.cohort.clients, norms.isnan(), sums.max_diverged)
+    arrived = tuple(client for client in sums.arrived if client not in diverged)
+    stay = ~norms.isnan() if diverged else slice(None)
+    values = released.read(exact, sums.cohort.growth(arrived))
+    rows_of = {name: value[stay] for name, value in from_int64(gathered, sums.rows).items()}
     aggregate = Aggregate(
-        sums.arrived,
+        arrived,
         regrouped(sums.payload.mean, values),
         regrouped(sums.payload.total, values),
-        regrouped(sums.payload.gather, from_int64(gathered, sums.rows)),
+        regrouped(sums.payload.gather, rows_of),
     )
     return aggregate, Observed(
         losses=losses,
-        squared_norms=norms,
+        squared_norms=norms.nan_to_num(0.0),
         seconds=seconds,
         busy=busy.tolist(),
-        factors=FactorSums(sums.layers, observed.read(seen)),
+        factors=FactorSums({}, {}) if diverged else FactorSums(sums.layers, observed.read(seen)),
         below_grid=released.below_grid(exact),
         sent=sent_by_client(sums.payload, sums.specs),
         context=sums.context,
         secured=costs,
+        diverged=diverged,
     )
 
 
@@ -264,19 +292,3 @@ def flattened(groups: Groups) -> dict[str, Tensor]:
 def regrouped(groups: Groups, values: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Return the values of the names that ``groups`` has, in its groups."""
     return {group: {name: values[f"{group}/{name}"] for name in tensors} for group, tensors in groups.items()}
-
-
-def as_int64(parts: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Return bytes side by side, as int64."""
-    data = torch.cat([torch.zeros(0, dtype=torch.uint8, device=device), *(part.to(device) for part in parts)])
-    return torch.cat([data, data.new_zeros(-len(data) % 8)]).view(torch.int64)
-
-
-def from_int64(data: Tensor, shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Cut what ``as_int64`` returned for tensors like ``shapes`` back into these."""
-    sizes = [value.nbytes for value in shapes.values()]
-    parts = data.view(torch.uint8)[: sum(sizes)].split(sizes)
-    return {
-        name: part.clone().view(value.dtype).view(value.shape)
-        for (name, value), part in zip(shapes.items(), parts, strict=True)
-    }

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from fedsim.algorithms.parts.abilities import Aligning
 from fedsim.buffered import asynchronous
 from fedsim.build import build_simulation
 from fedsim.comm.group import open_group
+from fedsim.comm.leave import ToldToLeave, hearing
 from fedsim.config.experiment import Config
 from fedsim.distill.alignment import align
 from fedsim.errors import UserError
@@ -46,9 +47,15 @@ from fedsim.storage.store import scratch_folder
 def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
     """Run the experiment in the folder ``out`` and return its results, the content of results.json.
 
-    ``resume`` continues from the last checkpoint in ``out``, or starts where there is none.
+    ``resume`` continues from the last checkpoint in ``out``, or starts where there is none. ToldToLeave where a signal
+    asks to end sooner; the last round's state is saved then.
     """
-    with open_group() as group, RunLog(out, config, group, resume) as log, scratch_folder(out, group) as scratch:
+    with (
+        open_group() as group,
+        RunLog(out, config, group, resume) as log,
+        scratch_folder(out, group) as scratch,
+        hearing(group.leave.ask),
+    ):
         sim = build_simulation(log.config, group, scratch, log.progress)
         config = sim.config  # says what the file left open
         log.record_config(config)
@@ -66,7 +73,13 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
         while state.round < last and not out_of_patience(config, progress):
             log.start_round(state.round + 1)
             record = RoundRecord(sim, state.round + 1)
-            state = take_round(sim, state, record, log)
+            # What clients keep has changed by the middle of a round, and so has the clock.
+            changes = sim.store.is_used or config.clock is not None
+            group.leave.may_break_off = checkpoints.saved_round == state.round or not changes
+            try:
+                state = take_round(sim, state, record, log)
+            except ToldToLeave:
+                break
             record.row |= spending(sim, state) | sim.clock.row
             if sim.trainer.agreement is not None and state.round == first:
                 log.message(f"a step in one batch is each client's own to {sim.trainer.agreement:.0e}")
@@ -86,6 +99,10 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
             is_last = is_last or out_of_patience(config, progress)
             if is_last or state.round % config.checkpoint.every == 0:
                 checkpoints.save(state, sim.store, progress, log.seals)
+            if group.leave.is_agreed:
+                break
+        if state.round < last and not out_of_patience(config, progress):
+            leave(sim, state, progress, checkpoints, log)
         return finish(sim, state, progress, checkpoints, log)
 
 
@@ -108,6 +125,9 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
         log.progress(f"phase {phase.name}: {len(blocks)} blocks of up to {sim.per_block} clients")
         sums = train_blocks(sim, state, phase, cohort, mine, scores)
         released, observed = meet(sim.group, sums)
+        if observed.diverged:
+            who = ", ".join(map(str, observed.diverged))
+            log.message(f"round {round}: left out, since their training diverged: clients {who}")
         for layer in reversed(sim.layers):
             state, released = layer.post_aggregate(state, phase, released)
         # Same input, same output on every rank: the new state needs no broadcast.
@@ -173,6 +193,13 @@ def out_of_patience(config: Config, progress: Progress) -> bool:
     """Whether the last ``evaluate.patience`` evaluations brought nothing better."""
     patience = config.evaluate.patience
     return patience is not None and progress.evaluations_since_best >= patience
+
+
+def leave(sim: Simulation, state: ServerState, progress: Progress, checkpoints: Checkpoints, log: RunLog) -> NoReturn:
+    """End before the last round, as a signal has asked for: save what is not saved yet, and raise ToldToLeave."""
+    if checkpoints.saved_round != state.round:
+        checkpoints.save(state, sim.store, progress, log.seals)
+    raise ToldToLeave(f"told to leave: round {state.round} of {sim.config.rounds} is saved, --resume goes on from it")
 
 
 def finish(

@@ -152,7 +152,7 @@ def play(sim: Simulation, num_rounds: int, state: ServerState | None = None) -> 
     """Run rounds from the initial state, or from ``state``."""
     state = state or sim.initial_state()
     records = []
-    log: Any = SimpleNamespace(progress=str)
+    log: Any = SimpleNamespace(progress=str, message=str)
     sim.clock.start(sim.clock.hands, lambda: round_load(sim))
     take_round = asynchronous(sim) if sim.config.is_asynchronous else run_round
     for _ in range(num_rounds):

@@ -205,6 +205,11 @@ class ClientsConfig(Words):
         default=None,
         description="Clients with fewer training images are left out, such as those too small for BatchNorm.",
     )
+    max_diverged: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="Largest share of a round's clients that may be left out of it since their training diverged: a "
+        "parameter is not finite, or has changed by more than 2^21. With more the run ends. 0: at the first.",
+    )
     per_block: Literal["auto"] | Count = Field(default="auto", description="Clients trained together as one batch.")
     partition: PartitionConfig = Field(
         description="How the training images are divided among the clients.", json_schema_extra=with_their_names

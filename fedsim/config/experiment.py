@@ -89,6 +89,14 @@ class Config(Words):
         return self
 
     @model_validator(mode="after")
+    def _who_may_diverge(self) -> Self:
+        if self.clients.max_diverged > 0 and (self.privacy is not None or self.is_asynchronous):
+            beside = "asynchronous rounds" if self.privacy is None else "privacy"
+            why = "a buffer counts on all" if self.privacy is None else "nothing accounts for telling who is left out"
+            raise KeyedError("clients.max_diverged", f"{self.clients.max_diverged:g} with {beside}", f"0: {why}")
+        return self
+
+    @model_validator(mode="after")
     def _counts_stay_private(self) -> Self:
         if self.privacy is not None and self.train.class_weights == "balanced":
             expected = "numbers of your own: the clients' counts would be told without being accounted for"

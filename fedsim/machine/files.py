@@ -19,17 +19,20 @@ def naming_files(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise_named(error, folder)
-        raise
+        refusal = named(error, folder)
+        if refusal is None:
+            raise
+        raise refusal from error
 
 
-def raise_named(error: OSError, folder: Path) -> None:
-    """Raise the UserError that ``naming_files`` makes of an error, if it is about ``folder``."""
+def named(error: OSError, folder: Path) -> UserError | None:
+    """Return the UserError that ``naming_files`` makes of an error; None where it is not about ``folder``."""
     if isinstance(error.filename, str | bytes | os.PathLike):
         name = os.fsdecode(error.filename)
         if Path(name).absolute().is_relative_to(folder.absolute()):
             expected = "files and folders as a run made them, and room for more; --resume goes on from what is there"
-            raise UserError(name, error.strerror or str(error), expected) from error
+            return UserError(name, error.strerror or str(error), expected)
+    return None
 
 
 @contextlib.contextmanager

@@ -43,10 +43,11 @@ class ClientScores:
         sizes = (len(axis) for axis in (cohort.clients, self._models, MOMENTS, SPLITS, self._metrics))
         self._table = torch.zeros(*sizes, dtype=torch.float64)
 
-    def measure_before(self, block: range, update: Update, params: Mapping[str, Tensor]) -> None:
-        """Take in what a block of this rank has learned, from the server's ``params``."""
+    def measure_before(self, block: range, places: Sequence[int], update: Update, params: Mapping[str, Tensor]) -> None:
+        """Take in what the clients at some places of a block have learned, from the server's ``params``."""
         if update.phase == self._phase:
-            self._measure("before", block, update.kept, params, update)
+            self._table[block.start : block.stop, :, MOMENTS.index("before")] = torch.nan
+            self._measure("before", places, update.kept, params, update)
 
     def measure_after(self, state: ServerState) -> None:
         """Take in what the blocks of this rank hold now that the round is over, and bring all ranks together."""
@@ -61,18 +62,18 @@ class ClientScores:
     def _measure(
         self,
         moment: str,
-        block: range,
+        places: Sequence[int],
         kept: Sequence[Mapping[str, Tensor]],
         params: Mapping[str, Tensor],
         update: Update | None,
     ) -> None:
-        clients = self._cohort.clients[block.start : block.stop]
+        clients = [self._cohort.clients[place] for place in places]
         models = self._sim.algorithm.client_params(kept, params, update)
         for which, own in enumerate(models.values()):
             for place, split in enumerate(SPLITS):
                 theirs = self._sim.trainer.ranks.given(clients, {**params, **own})
                 rows, labels = self._sim.trainer.own.rows(split, clients, theirs)
-                for position, row, truth in zip(block, rows.cpu(), labels.cpu(), strict=True):
+                for position, row, truth in zip(places, rows.cpu(), labels.cpu(), strict=True):
                     self._table[position, which, MOMENTS.index(moment), place] = own_metrics(self._sim.task, row, truth)
 
     def rows(self) -> list[dict[str, Any]]:

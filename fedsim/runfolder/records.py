@@ -51,8 +51,13 @@ class RoundRecord:
         """Take in a phase: ``before`` and ``after`` are the server's states around it."""
         row, method = self.row, self._sim.algorithm
         if cohort.clients and self._observes:
-            self._losses.append(float((cohort.weights * observed.losses).sum()))
+            weights, losses = cohort.weights, observed.losses
+            if observed.diverged:
+                weights, losses = cohort.weights_among(released.clients), losses.nan_to_num(0.0)
+            self._losses.append(float((weights * losses).sum()))
             row["train_loss"] = sum(self._losses) / len(self._losses)
+        if self._sim.config.clients.max_diverged:
+            row["diverged"] = row.get("diverged", 0) + len(observed.diverged)
         bytes_up = observed.sent.of_all(cohort.clients, method.facts.ranks)
         row["bytes_up"] += bytes_up
         row["bytes_down"] += self._bytes_down(before, cohort, bytes_up, observed)
@@ -81,7 +86,9 @@ class RoundRecord:
                     "train_loss": loss,
                 }
             )
-            if client not in arrived:
+            if client in observed.diverged:
+                self.client_rows[-1] |= {"train_loss": None, "diverged": True}
+            elif client not in arrived:
                 self.client_rows[-1]["lost"] = True
         seconds = dict(zip(cohort.clients, observed.seconds.tolist(), strict=True))
         self.timing["phases"].append({"name": phase.name, "train_seconds_per_client": seconds})

@@ -5,7 +5,7 @@ every second and every byte on the wire goes to timings.jsonl.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -19,9 +19,10 @@ from fedsim.configure import load_config
 from fedsim.data import Dataset
 from fedsim.errors import UserError
 from fedsim.kernels import build
-from fedsim.machine.files import naming_files, raise_named, write_atomic, write_json
+from fedsim.machine.files import naming_files, write_atomic, write_json
+from fedsim.runfolder.claim import claim_folder, leave_folder
 from fedsim.runfolder.environment import environment, note_data, write_environment
-from fedsim.runfolder.lock import LOCK_FILE, FolderLock
+from fedsim.runfolder.lock import FolderLock
 from fedsim.runfolder.messages import ENDED, keep_message
 from fedsim.runfolder.scalars import Scalars
 from fedsim.runfolder.screen import Screen, metrics_table
@@ -192,54 +193,6 @@ class RunLog:
             close_trackers(self._trackers, error)
         finally:
             leave_folder(self._group, self.folder, self._lock, error)
-
-
-def claim_folder(folder: Path, config: str, resume: bool, say: Callable[[str], object]) -> tuple[FolderLock, bool]:
-    """Lock the folder, and create it with this content of config.yaml where it is not in use.
-
-    Return the lock and whether it is. UserError where somebody is at work there, where it is in use and ``resume`` is
-    false, and where it is no run's.
-    """
-    lock = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _require_run_folder(folder)  # before anything is written there
-        lock = FolderLock(folder, say)
-        is_used = _require_run_folder(folder)
-        if is_used and not resume:
-            raise UserError(str(folder), "a folder that is in use", "--resume to go on with it, or another --out DIR")
-        if not is_used:
-            write_atomic(folder / "config.yaml", config.encode())
-    except BaseException as error:
-        if lock is not None:
-            lock.release()
-        if isinstance(error, OSError):
-            raise UserError(str(folder), error.strerror or str(error), "a folder that can be written") from None
-        raise
-    return lock, is_used
-
-
-def _require_run_folder(folder: Path) -> bool:
-    """Return whether a folder is in use; UserError where no run uses it."""
-    # A start that was killed early leaves a temporary file or a lock, and nothing else.
-    is_used = any(entry.suffix != ".tmp" and entry.name != LOCK_FILE for entry in folder.iterdir())
-    if is_used and not (folder / "config.yaml").is_file():
-        raise UserError(str(folder), "files, but no config.yaml", "a run folder, or another --out DIR")
-    return is_used
-
-
-def leave_folder(group: Group, folder: Path, lock: FolderLock | None, error: BaseException | None) -> None:
-    """Let others into a folder when no rank writes there any more. Every rank calls this.
-
-    ``error``: what ends the work before its time; UserError in its place where it is about the folder's files.
-    """
-    if error is None:
-        group.broadcast("all ranks have left the folder")
-    # Where one of several ranks fails the others may write for another moment, so the lock goes with the process.
-    if lock is not None and (error is None or group.num_ranks == 1):
-        lock.release()
-    if isinstance(error, OSError):
-        raise_named(error, folder)
 
 
 def require_same_run(config: Config, file: Path) -> tuple[int | None, float | None]:

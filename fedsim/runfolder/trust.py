@@ -19,6 +19,7 @@ from fedsim.config.experiment import Config
 from fedsim.config.mistakes import show
 from fedsim.configure import load_config, load_data, load_distillation, own_names
 from fedsim.errors import UserError
+from fedsim.runfolder.place import default_folder
 
 
 def load_own(file: Path, overrides: Sequence[str], out: Path | None = None, *, trust: bool = False) -> Config:
@@ -29,7 +30,7 @@ def load_own(file: Path, overrides: Sequence[str], out: Path | None = None, *, t
     config = load_config(file, overrides, imports=False)
     if not own_names(config):
         return config
-    with importing([file.parent, Path.cwd()], None if trust else out or Path("runs") / config.name):
+    with importing([file.parent, Path.cwd()], None if trust else out or default_folder(config.name)):
         return load_config(file, overrides)
 
 
@@ -38,7 +39,7 @@ def load_own_distillation(file: Path, overrides: Sequence[str], out: Path | None
     config = load_distill_config(file, overrides)
     if not own_names(config):
         return config
-    with importing([file.parent, Path.cwd()], out or Path("runs") / config.name):
+    with importing([file.parent, Path.cwd()], out or default_folder(config.name)):
         return load_distillation(file, overrides)
 
 

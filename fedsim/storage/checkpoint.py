@@ -86,10 +86,13 @@ class Checkpoints:
         self._group = group
         # The best round so far: its number, this rank's file of clients' states in it, and the file's sha256.
         self._best_clients: tuple[int, Path, str] | None = None
+        #: The latest round that a resume would go on from; before the first one nothing is lost.
+        self.saved_round = 0
 
     def save(self, state: ServerState, store: ClientStore, progress: Progress, log: Mapping[str, Seal]) -> None:
         """Write the state after a round, then drop all but the latest ``keep``. ``log``: rank 0's tables."""
         self._write(self.folder / f"round-{state.round:06d}", state, store, progress, log)
+        self.saved_round = state.round
         if self._group.is_server:
             self._prune()
 
@@ -170,6 +173,7 @@ class Checkpoints:
             return None
         saved = self._read(rounds[-1])
         if which == "last":
+            self.saved_round = saved.state.round
             return saved
         if saved.progress.best_round == 0:
             found = f"no best round: no evaluation up to round {saved.state.round} gave a number to compare"

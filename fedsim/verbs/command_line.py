@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from fedsim import __version__
+from fedsim.comm.leave import LEFT, ToldToLeave
 from fedsim.errors import RankError, UserError
 
 IS_FIRST_RANK = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
@@ -21,7 +22,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Changes, such as rounds=1 train.lr=1e-3."),
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder of what is made; runs/<name> if not given.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder of what is made; runs/NAME if not given, runs/NAME_INDEX in a job array.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, if any.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Run code of the user's that the run folder names or holds.")]
 Ranks = Annotated[int | None, typer.Option(min=1, help="Start so many ranks on this machine, in place of torchrun.")]
@@ -52,5 +55,9 @@ class Verbs(TyperGroup):
             if IS_FIRST_RANK or isinstance(error, RankError):
                 print(f"error: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
+        except ToldToLeave as told:
+            if IS_FIRST_RANK:
+                print(told, file=sys.stderr)
+            raise typer.Exit(LEFT) from None
         except EOFError as error:  # which click takes for a closed terminal, and shows as "Aborted." alone
             raise RuntimeError("a file or stream that ended too soon") from error

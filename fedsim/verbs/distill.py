@@ -32,9 +32,10 @@ from fedsim.models.specs import PROXIES
 from fedsim.models.submodel.folder import CONFIG_FILE, FACTS_FILE, Submodel, fingerprint, make_submodel, save_submodel
 from fedsim.models.submodel.model import BLOCKS, HeldModel
 from fedsim.models.tuned_tower import tune
+from fedsim.runfolder.claim import claim_folder, leave_folder
 from fedsim.runfolder.environment import environment, note_data, write_environment
 from fedsim.runfolder.lock import FolderLock
-from fedsim.runfolder.runlog import claim_folder, leave_folder, require_same
+from fedsim.runfolder.runlog import require_same
 from fedsim.runfolder.screen import Screen
 from fedsim.storage.rows import NO_ROWS, Seal, Table
 
