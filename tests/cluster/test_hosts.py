@@ -1,71 +1,17 @@
 """torchrun on two hosts, which are two network namespaces joined by a cable."""
 
-import contextlib
-import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.hosts import CARD, HOSTS, PORT, RUN_SECONDS, cut, kill_all, start, worsen
 from tests.distributed.runs import ROOT, environment, launch, results, same_log, write_config
 from tests.distributed.test_failures import wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-HOSTS = {f"fedsim{os.getpid()}{letter}": f"10.213.77.{place}" for place, letter in enumerate("ab", start=1)}
-CARD = "cable0"
-RUN_SECONDS = 240
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=30)
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[dict[str, str]]:
-    """The addresses of two hosts by name. Whatever still runs on them is killed in the end."""
-    if shutil.which("ip") is None:
-        pytest.skip("not installed: ip (Debian, Ubuntu: apt-get install iproute2)")
-    first, second = HOSTS
-    try:
-        try:
-            for host in HOSTS:
-                ip("netns", "add", host)
-            ip("link", "add", CARD, "netns", first, "type", "veth", "peer", "name", CARD, "netns", second)
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"network namespaces are not allowed here: {error.stderr.strip()}")
-        for host, address in HOSTS.items():
-            ip("-n", host, "address", "add", f"{address}/24", "dev", CARD)
-            for card in ("lo", CARD):
-                ip("-n", host, "link", "set", card, "up")
-        yield HOSTS
-    finally:
-        for host in HOSTS:
-            inside = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True, timeout=30)
-            for process in inside.stdout.split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(process), signal.SIGKILL)
-            subprocess.run(["ip", "netns", "delete", host], capture_output=True, timeout=30)
-
-
-def start(host: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start one rank on a host under torchrun; the first host keeps the rendezvous."""
-    is_first = host == next(iter(HOSTS))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    meet = [f"--rdzv-endpoint={next(iter(HOSTS.values()))}:29400", f"--rdzv-conf=is_host={int(is_first)}"]
-    words = [*torchrun, "--rdzv-backend=c10d", *meet, f"--local-addr={HOSTS[host]}", "launch.py", *map(str, arguments)]
-    return subprocess.Popen(
-        ["ip", "netns", "exec", host, *words],
-        cwd=ROOT,
-        env=environment(GLOO_SOCKET_IFNAME=CARD),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def start_bare(folder: Path) -> list[subprocess.Popen[str]]:
@@ -73,7 +19,7 @@ def start_bare(folder: Path) -> list[subprocess.Popen[str]]:
 
     PyTorch's warnings are off as under launch.py: hosts here have no names to look up.
     """
-    meet = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": next(iter(HOSTS.values())), "MASTER_PORT": "29400"}
+    meet = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": next(iter(HOSTS.values())), "MASTER_PORT": str(PORT)}
     ranks = [
         subprocess.Popen(
             ["ip", "netns", "exec", host, sys.executable, "-m", "tests.distributed.waiting", str(folder)],
@@ -106,18 +52,18 @@ def test_ranks_listen_at_the_addresses_where_they_meet_alone(hosts: dict[str, st
 def test_hosts_that_no_longer_hear_each_other_end(hosts: dict[str, str], tmp_path: Path) -> None:
     ranks = start_bare(tmp_path)
     first, second = hosts
-    ip("-n", second, "link", "set", CARD, "down")
-    try:
+    with cut(second):
         errors = [rank.communicate(timeout=60)[1].splitlines() for rank in ranks]
-    finally:
-        ip("-n", second, "link", "set", CARD, "up")
     assert [rank.returncode for rank in ranks] == [1, 1]
     silent = "has given no sign of life for 3 seconds: it is stopped, or its host hangs"
     assert errors[0] == [f"rank 1 on {socket.gethostname()} {silent}"]
     assert errors[1] == [f"rank 1: rank 0, which keeps the store at {hosts[first]}, {silent}"]
 
 
-def test_two_hosts_give_the_bits_of_one_process(hosts: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("cable", ["good", "bad"])
+def test_two_hosts_give_the_bits_of_one_process(hosts: dict[str, str], tmp_path: Path, cable: str) -> None:
+    if cable == "bad":
+        worsen(hosts)
     config, run, alone = write_config(tmp_path), tmp_path / "run", tmp_path / "alone"
     ranks = [start(host, "run", config, "--out", run) for host in hosts]
     for rank in ranks:
@@ -135,9 +81,7 @@ def test_a_host_that_is_lost_ends_the_other(hosts: dict[str, str], tmp_path: Pat
     for line in first.stdout or ():
         if " round 1/" in line:
             break
-    inside = subprocess.run(["ip", "netns", "pids", list(hosts)[1]], capture_output=True, text=True, timeout=30)
-    for process in inside.stdout.split():
-        os.kill(int(process), signal.SIGKILL)
+    kill_all(list(hosts)[1])
     second.communicate(timeout=30)
     first.communicate(timeout=30)
     assert first.returncode != 0
