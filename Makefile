@@ -50,9 +50,9 @@ $(BENCH)/.installed: requirements-bench.txt | $(BENCH)/bin/python
 
 # What the demo needs, and what the tests need.
 $(VENV)/.demo: fedsim/data/assets/__init__.py $(VENV)/.installed
-	$(VENV)/bin/python -m fedsim.data.assets vit_small_dino brain_mri
+	$(VENV)/bin/python launch.py assets fetch vit_small_dino brain_mri
 	@touch $@
 
 $(VENV)/.assets: fedsim/data/assets/__init__.py $(VENV)/.installed
-	$(VENV)/bin/python -m fedsim.data.assets
+	$(VENV)/bin/python launch.py assets fetch
 	@touch $@

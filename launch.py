@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 import typer
 
 from fedsim.machine.output import fill_closed_streams, show_rows, showing
+from fedsim.runfolder.place import default_folder
 from fedsim.runfolder.trust import load_own, load_own_distillation
 from fedsim.verbs import take_out
+from fedsim.verbs.assets import assets
 from fedsim.verbs.cache import cache
 from fedsim.verbs.command_line import (
     IS_FIRST_RANK,
@@ -31,6 +33,7 @@ from fedsim.verbs.command_line import (
 from fedsim.verbs.commands import compare, report, splits, sweep, watch
 from fedsim.verbs.importing import import_set
 from fedsim.verbs.listing import LISTINGS
+from fedsim.verbs.submit import submit
 
 # A warning of PyTorch's C++ side, as when another rank is gone, carries 15 lines of frames; errors are still shown.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -43,7 +46,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("import")(import_set)
-for verb in (sweep, compare, report, watch, splits, take_out.predict, take_out.export, cache):
+app.add_typer(assets, name="assets")
+for verb in (sweep, compare, report, watch, splits, take_out.predict, take_out.export, cache, submit):
     app.command()(verb)
 
 
@@ -71,7 +75,7 @@ def run(
     settings = load_own(config, overrides or [], out, trust=trust)
     from fedsim import server
 
-    server.run(settings, out or Path("runs") / settings.name, resume)
+    server.run(settings, out or default_folder(settings.name), resume)
 
 
 @app.command()
@@ -100,7 +104,7 @@ def distill(config: ConfigPath, overrides: Overrides = None, out: Out = None, re
     settings = load_own_distillation(config, overrides or [], out)
     from fedsim.verbs.distill import run as make_submodel
 
-    make_submodel(settings, out or Path("runs") / settings.name, resume)
+    make_submodel(settings, out or default_folder(settings.name), resume)
 
 
 @app.command("list")

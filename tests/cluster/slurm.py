@@ -18,9 +18,14 @@ from tests.distributed.runs import ROOT
 TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "sinfo", "unshare")
 START_SECONDS = 30
 NODES = ("node01", "node02")
+SCRIPTS = ROOT / "configs" / "slurm"
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1")
+JOB_SECONDS = 240
+#: Files in the place of a node's GPUs.
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
 
 # linuxproc: control groups cannot be had in most containers. cred_expire: how long a job rests before it is
-# started again. Each node has a GPU that is none, so that the batch scripts for GPUs can be run.
+# started again. Each node has GPUs that are none, so that the batch scripts for GPUs can be run.
 CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -43,8 +48,8 @@ SlurmdParameters=config_overrides
 GresTypes=gpu
 ReturnToService=2
 KillWait=5
-NodeName=node01 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 Gres=gpu:1 State=UNKNOWN
-NodeName=node02 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 Gres=gpu:1 State=UNKNOWN
+NodeName=node01 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 Gres=gpu:4 State=UNKNOWN
+NodeName=node02 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 Gres=gpu:4 State=UNKNOWN
 PartitionName=all Nodes=node[01-02] Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
 
@@ -120,7 +125,7 @@ class Slurm:
         """What SLURM knows about a job."""
         return dict(word.split("=", 1) for word in self.ask("scontrol", "show", "job", job).split() if "=" in word)
 
-    def finish(self, job: str, seconds: float) -> str:
+    def finish(self, job: str, seconds: float = JOB_SECONDS) -> str:
         """Wait for the end of a job and return its last state, such as COMPLETED or FAILED."""
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self.wait(lambda: self.state(job)["JobState"] in ended, self.log(job), seconds)
@@ -139,8 +144,8 @@ class Slurm:
         (self.folder / "state").mkdir()
         conf = CONF.format(folder=self.folder, host=socket.gethostname().split(".")[0], ports=free_ports(3))
         (self.folder / "slurm.conf").write_text(conf)
-        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
-        # The nodes' GPU is none, but SLURM would have the job use the first one of this machine.
+        (self.folder / "gres.conf").write_text(f"Name=gpu File={','.join(DEVICES)}\n")
+        # The nodes' GPUs are none, but SLURM would have the job use the first one of this machine.
         python = self.folder / "python"
         python.write_text(f'#!/bin/sh\nexport CUDA_VISIBLE_DEVICES=\nexec {sys.executable} "$@"\n')
         python.chmod(0o755)

