@@ -33,7 +33,6 @@ EARLY_SECONDS = 5.0
 MOMENTS = ("start", "training", "checkpoint", "results")
 #: What clients keep, what the server keeps, and what both hold besides: each must survive.
 METHODS = ("deer", "fedrep", "ditto", "fedadam")
-KILLS_PER_RUN = 5
 LOGS = ("metrics.jsonl", "clients.jsonl")
 CONFIG = """
 name: killed
@@ -80,19 +79,16 @@ def draw(stream: random.Random, moment: str) -> Kill:
     num_ranks = stream.choice((2, 3))
     victim, is_node = stream.randrange(num_ranks), stream.random() < 0.4
     victims = tuple(rank for rank in range(num_ranks) if rank == victim or (is_node and rank % 2 == victim % 2))
-    delay = stream.uniform(0, EARLY_SECONDS if moment == "start" else 0.2)
+    delay = stream.uniform(0, {"start": EARLY_SECONDS, "results": 0.05}.get(moment, 0.2))
     return Kill(num_ranks, victims, moment, stream.choice((0, 1, 1, 2)), delay)
 
 
 def plan(seed: int, count: int) -> Iterator[tuple[str, list[Kill]]]:
-    """Yield each run's method and its kills, the moments in turn."""
+    """Yield each run's method and its kills: one at every moment, in an order of its own, the end last."""
     stream = random.Random(seed)
-    moments = [MOMENTS[number % len(MOMENTS)] for number in range(count)]
-    stream.shuffle(moments)
-    for number, first in enumerate(range(0, count, KILLS_PER_RUN)):
-        kills = [draw(stream, moment) for moment in moments[first : first + KILLS_PER_RUN]]
-        # Behind its last round a run has nothing to be killed in but the end.
-        yield METHODS[number % len(METHODS)], sorted(kills, key=lambda kill: kill.moment == "results")
+    for number, first in enumerate(range(0, count, len(MOMENTS))):
+        moments = [*stream.sample(MOMENTS[:-1], len(MOMENTS) - 1), MOMENTS[-1]]
+        yield METHODS[number % len(METHODS)], [draw(stream, moment) for moment in moments[: count - first]]
 
 
 def start(config: Path, out: Path, num_ranks: int, log: Path) -> "subprocess.Popen[bytes]":
