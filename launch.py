@@ -28,7 +28,7 @@ from fedsim.verbs.command_line import (
     Verbs,
     Version,
 )
-from fedsim.verbs.commands import compare, report, splits, sweep, watch
+from fedsim.verbs.commands import compare, plan, report, splits, sweep, watch
 from fedsim.verbs.importing import import_set
 from fedsim.verbs.listing import LISTINGS
 
@@ -43,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("import")(import_set)
-for verb in (sweep, compare, report, watch, splits, take_out.predict, take_out.export, cache):
+for verb in (sweep, compare, plan, report, watch, splits, take_out.predict, take_out.export, cache):
     app.command()(verb)
 
 
