@@ -30,7 +30,7 @@ from fedsim.verbs.command_line import (
     Verbs,
     Version,
 )
-from fedsim.verbs.commands import compare, report, splits, sweep, watch
+from fedsim.verbs.commands import compare, plan, report, splits, sweep, watch
 from fedsim.verbs.importing import import_set
 from fedsim.verbs.listing import LISTINGS
 from fedsim.verbs.submit import submit
@@ -47,7 +47,7 @@ app = typer.Typer(
 )
 app.command("import")(import_set)
 app.add_typer(assets, name="assets")
-for verb in (sweep, compare, report, watch, splits, take_out.predict, take_out.export, cache, submit):
+for verb in (sweep, compare, plan, report, watch, splits, take_out.predict, take_out.export, cache, submit):
     app.command()(verb)
 
 

@@ -89,7 +89,8 @@ def aggregate(
     """Train the clients of a buffer, each from its own of the ``states``, and return the server's after the step."""
     cohort, blocks = buffer.cohort, list(buffer.blocks)
     (phase,) = sim.algorithm.phases(state.round + 1)
-    mine = share_blocks(sim, cohort, blocks)
+    plan = share_blocks(sim, cohort, blocks)
+    mine = plan[sim.group.rank]
     measures = sim.config.evaluates(state.round + 1) and sim.config.evaluate.clients
     scores = ClientScores(sim, state, cohort, mine, phase if measures else None)
     log.progress(f"buffer of {len(cohort.clients)}: {len(blocks)} blocks of up to {sim.per_block} clients")
@@ -100,6 +101,7 @@ def aggregate(
     before, state = state, sim.algorithm.post_aggregate(state, weighed(sim, state, states, buffer, released))
     check_state(sim.algorithm, before, state)
     record.add_phase(phase, cohort, before, state, released, observed)
+    record.add_schedule(plan, observed)
     for row, flight in zip(record.client_rows, buffer.flights, strict=True):
         row |= {"staleness": before.round - flight.round, "arrived": flight.arrives}
     sim.pace.remember(cohort, observed.seconds, observed.busy)

@@ -18,7 +18,8 @@ from fedsim.client import BlockTrainer
 from fedsim.comm.group import Group
 from fedsim.config.experiment import Config, with_block_size, with_noise
 from fedsim.config.train import StoreConfig
-from fedsim.data import Dataset, load_dataset, partition_clients, without_small
+from fedsim.config.words import LoraConfig
+from fedsim.data import ClientImages, Dataset, load_dataset, partition_clients, without_small
 from fedsim.errors import UserError
 from fedsim.inputs.public import PublicInputs, load_public
 from fedsim.inputs.texts import input_source
@@ -52,7 +53,7 @@ class Parts:
     """What is read before a run: images, who has which of them, and the server's and the clients' models."""
 
     dataset: Dataset
-    clients: list[np.ndarray]
+    clients: ClientImages
     server_model: StackedModel
     client_model: StackedModel
     public: PublicInputs | None = None
@@ -121,7 +122,7 @@ def assemble(
     algorithm = make_algorithm(config, parts)
 
     # What is spent of privacy is known before anything is trained, and with it how much noise there is.
-    sizes = [len(part) for part in parts.clients]
+    sizes = parts.clients.sizes
     ledger = open_ledger(config, algorithm, sizes, progress)
     config = config if ledger is None else with_noise(config, ledger.multiplier)
 
@@ -179,7 +180,7 @@ def open_ledger(config: Config, algorithm: Algorithm, sizes: Sequence[int], prog
 def make_algorithm(config: Config, parts: Parts) -> Algorithm:
     """Make the method; UserError where the model has not what it is about."""
     method = resolve(config.algorithm.name)
-    sizes = [len(part) for part in parts.clients]
+    sizes = parts.clients.sizes
     lora = config.model.lora
     ranks = client_ranks(lora, sizes, config.seed)
     facts = Facts(
@@ -191,11 +192,17 @@ def make_algorithm(config: Config, parts: Parts) -> Algorithm:
         seed=config.seed,
         sums_alone=config.privacy is not None and config.privacy.sums_alone,
         ranks=ranks,
-        scales=tuple(lora.scaling(rank) / lora.scaling(lora.r) for rank in ranks) if lora and ranks else None,
+        scales=scales_of_clients(lora, ranks) if lora and ranks else None,
     )
     algorithm = method(method.Config(**config.algorithm.settings), facts)
     check_names(algorithm)
     return algorithm
+
+
+def scales_of_clients(lora: LoraConfig, ranks: Sequence[int]) -> tuple[float, ...]:
+    """Return each client's scale of its products of factors beside the server's, one number for all of a rank."""
+    by_rank = {rank: lora.scaling(rank) / lora.scaling(lora.r) for rank in set(ranks)}
+    return tuple(by_rank[rank] for rank in ranks)
 
 
 def new_state(client: int) -> dict[str, Tensor]:
@@ -229,12 +236,12 @@ def check_outputs(config: Config, model: StackedModel, dataset: Dataset) -> None
 
 def check_batches(config: Config, model: StackedModel, parts: Sequence[np.ndarray]) -> None:
     """UserError where a client would train on a batch of one image and the network's BatchNorm cannot."""
-    size = config.train.batch_size
-    lone = [client for client, part in enumerate(parts) if len(part) > 0 and (len(part) % size == 1 or size == 1)]
-    if lone and isinstance(model, WholeNet) and model.normalises_over_batch(config.data.image_size):
+    size, sizes = config.train.batch_size, np.asarray(ClientImages.of(parts).sizes)
+    lone = np.flatnonzero((sizes > 0) & ((sizes % size == 1) | (size == 1)))
+    if len(lone) and isinstance(model, WholeNet) and model.normalises_over_batch(config.data.image_size):
         raise UserError(
             "train.batch_size",
-            f"{size}, which leaves client {lone[0]} with its {len(parts[lone[0]])} images a batch of one",
+            f"{size}, which leaves client {lone[0]} with its {sizes[lone[0]]} images a batch of one",
             f"batches of two images or more, over which {config.model.name} normalises; "
             "clients.min_samples leaves small clients out",
         )

@@ -8,7 +8,7 @@ Shapes: K clients in a block, M models of a client, R = K M rows, client by clie
 step, P trained parameters of one model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from fedsim.algorithms.base import Algorithm, Batch, Phase, ServerState, Step, T
 from fedsim.algorithms.parts.abilities import ASSESSED, Assessing
 from fedsim.config.experiment import Config
 from fedsim.config.train import TrainConfig
-from fedsim.data import Dataset
+from fedsim.data import ClientImages, Dataset
 from fedsim.inputs.images import ImageSource
 from fedsim.method_checks import check_agreement, check_gradient, check_loss, check_start, refuse
 from fedsim.models.specs import NUM_TOKENS, RANK
@@ -46,7 +46,7 @@ class BlockTrainer:
         method: Algorithm,
         images: ImageSource,
         dataset: Dataset,
-        parts: Sequence[np.ndarray],
+        parts: ClientImages,
     ) -> None:
         self.config = config
         self.task = task
@@ -57,7 +57,7 @@ class BlockTrainer:
         self.own = OwnImages(config, self.task, model, images, dataset, parts)
         self.ranks = OwnRanks(method.facts)
         #: What protects single images; None where nothing does.
-        self.records = private_records(config, model, method, [len(part) for part in parts])
+        self.records = private_records(config, model, method, parts.sizes)
         #: How far the first step's gradient was from those of its clients one by one, see ``check_agreement``.
         self.agreement: float | None = None
 

@@ -137,13 +137,13 @@ class Sums:
         self.released.add_sum(total, clients)
 
 
-def share_blocks(sim: Simulation, cohort: Cohort, blocks: Sequence[range]) -> list[range]:
-    """Return which of the blocks this rank trains, and bring here what their clients keep; every rank calls this."""
+def share_blocks(sim: Simulation, cohort: Cohort, blocks: Sequence[range]) -> list[list[range]]:
+    """Return which of the blocks each rank trains, and bring there what their clients keep; every rank calls this."""
     shares = assign_blocks(sim.pace.expected_seconds(cohort, blocks), sim.pace.expected_busy())
     plan = [[blocks[index] for index in share] for share in shares]
     if sim.store.is_used:
         sim.store.move({cohort.clients[p]: rank for rank, own in enumerate(plan) for block in own for p in block})
-    return plan[sim.group.rank]
+    return plan
 
 
 def train_blocks(

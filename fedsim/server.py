@@ -115,7 +115,8 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
         # Noise hides that nobody was there; without it nothing happens.
         return replace(state, round=round)
     blocks = cohort.blocks(sim.per_block)
-    mine = share_blocks(sim, cohort, blocks)
+    plan = share_blocks(sim, cohort, blocks)
+    mine = plan[sim.group.rank]
 
     phases = sim.algorithm.phases(round)
     check_phases(sim.algorithm, phases)
@@ -137,6 +138,7 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
             with sim.store.open(cohort.clients[block.start : block.stop]) as kept:
                 sim.algorithm.receive(state, kept, released)
         record.add_phase(phase, cohort, before, state, released, observed)
+        record.add_schedule(plan, observed)
         sim.pace.remember(cohort, observed.seconds, observed.busy)
     if isinstance(sim.algorithm, Aligning) and sim.algorithm.aligns_after(round):
         # The sub-model that clients are given next is brought closer to the full model again.

@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from fedsim.algorithms.base import Algorithm, ServerState
 from fedsim.client import BlockTrainer
 from fedsim.comm.group import Group
 from fedsim.config.experiment import Config
-from fedsim.data import Dataset
+from fedsim.data import ClientImages, Dataset
 from fedsim.inputs.images import ImageSource
 from fedsim.inputs.public import PublicInputs
 from fedsim.models.stacked import StackedModel
@@ -38,7 +35,7 @@ class Simulation:
     config: Config
     group: Group
     dataset: Dataset
-    parts: list[np.ndarray]
+    parts: ClientImages
     task: Task
     model: StackedModel
     held: StackedModel
@@ -59,10 +56,10 @@ class Simulation:
         assert size != "auto", "assemble settles it"
         return size
 
-    @cached_property
-    def sizes(self) -> list[int]:
+    @property
+    def sizes(self) -> Sequence[int]:
         """Number of training images per client."""
-        return [len(part) for part in self.parts]
+        return self.parts.sizes
 
     def initial_state(self) -> ServerState:
         """Return the server's state before the first round."""

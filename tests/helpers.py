@@ -20,7 +20,7 @@ from fedsim.comm.group import open_group
 from fedsim.config.data import DataConfig
 from fedsim.config.experiment import Config
 from fedsim.config.words import ModelConfig
-from fedsim.data import Dataset, load_dataset
+from fedsim.data import ClientImages, Dataset, load_dataset
 from fedsim.inputs.public import PublicInputs
 from fedsim.inputs.texts import input_source
 from fedsim.measure.costs import round_load
@@ -132,7 +132,7 @@ def make_simulation(
         words = config.model.model_dump_json()
         model, held = shared_models(words, config.data.image_size, len(dataset.class_names), dataset.num_slices)
     public = PublicInputs(input_source(config, dataset, model), dataset.val)
-    return assemble(config, open_group(), Parts(dataset, parts, model, held or model, public))
+    return assemble(config, open_group(), Parts(dataset, ClientImages.of(parts), model, held or model, public))
 
 
 def with_method(sim: Simulation, method: type[Algorithm]) -> Simulation:

@@ -22,7 +22,7 @@ from fedsim.build import Parts, assemble
 from fedsim.comm.group import Group, open_group
 from fedsim.config.experiment import Config
 from fedsim.config.words import ModelConfig
-from fedsim.data import Dataset
+from fedsim.data import ClientImages, Dataset
 from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.machine.memory import keep_freed_memory, own_pages
 from fedsim.models.build import stack
@@ -109,7 +109,7 @@ def make_simulation(settings: Settings, group: Group, **sections: Any) -> Simula
     dataset = Dataset(regime.name, images, labels, names, everything, nothing, nothing, None, None, ())
     parts = np.split(everything, regime.num_clients)
     model = make_model(regime, config.model, group.device)
-    return assemble(config, group, Parts(dataset, parts, model, model))
+    return assemble(config, group, Parts(dataset, ClientImages.of(parts), model, model))
 
 
 def run(settings: Settings, group: Group) -> Outcome:

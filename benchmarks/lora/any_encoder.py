@@ -25,7 +25,7 @@ from benchmarks.machine import description
 from fedsim.build import Parts, assemble
 from fedsim.comm.group import Group, open_group
 from fedsim.config.experiment import Config
-from fedsim.data import Dataset
+from fedsim.data import ClientImages, Dataset
 from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.machine.memory import keep_freed_memory
 from fedsim.models.build import build_models
@@ -94,7 +94,7 @@ def rounds_of(
     )
     dataset, parts = make_data(arguments.clients, arguments.batch)
     server, client = build_models(config.model, SIZE, dataset.class_names, 0, group.device)
-    sim = assemble(config, group, Parts(dataset, parts, server, client))
+    sim = assemble(config, group, Parts(dataset, ClientImages.of(parts), server, client))
     state = sim.initial_state()
 
     def train() -> None:

@@ -1,5 +1,6 @@
 """Images, their split, and their partition among clients."""
 
+from fedsim.data.client_images import ClientImages
 from fedsim.data.dataset import Dataset, Source
 from fedsim.data.datasets import load_dataset
 from fedsim.data.findings import rarest_findings, target_of, targets_of_columns, targets_of_lists
@@ -7,6 +8,7 @@ from fedsim.data.held_out import divide_held_out
 from fedsim.data.partition import PartitionRow, partition_clients, partition_table, without_small
 
 __all__ = [
+    "ClientImages",
     "Dataset",
     "PartitionRow",
     "Source",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fedsim.data.client_images import ClientImages
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.data.overlap import Overlap
 from fedsim.data.whole_groups import has_whole_groups
@@ -20,16 +21,14 @@ def doubts(data: Dataset, parts: Sequence[Indices], found: Sequence[Overlap]) ->
     ``parts`` (K): the clients' training images; ``found``: what is said of images in several splits.
     """
     lines = []
-    sizes = np.array([len(part) for part in parts])
-    lines += _clients(sizes == 0, f"no training {data.unit[:-1]}")
+    owned = ClientImages.of(parts)
+    lines += _clients(np.asarray(owned.sizes) == 0, f"no training {data.unit[:-1]}")
     if data.targets is None and len(data.class_names) > 1:
-        labels = data.labels.numpy()
-        kinds = np.array([len(np.unique(labels[part])) for part in parts])
-        lines += _clients(kinds == 1, f"training {data.unit} of one class alone")
+        lines += _clients(_num_classes(data, owned) == 1, f"training {data.unit} of one class alone")
     for one in found:
         if one.num_shared:
             lines.append(f"{one.name}: {one.num_shared:,} held-out {data.unit} have one in another split")
-    if has_whole_groups(data) and (number := _shared_groups(data, parts)):
+    if has_whole_groups(data) and (number := _shared_groups(data, owned)):
         lines.append(f"same groups: {number:,} with training {data.unit} at several clients")
     return lines
 
@@ -45,10 +44,16 @@ def _clients(chosen: np.ndarray, what: str) -> list[str]:
     return [f"{len(numbers):,} of {len(chosen):,} clients {verb} {what}: {named}{more}"]
 
 
-def _shared_groups(data: Dataset, parts: Sequence[Indices]) -> int:
+def _num_classes(data: Dataset, owned: ClientImages) -> np.ndarray:
+    """Return how many classes each client has images of, (K,)."""
+    width = len(data.label_names)
+    pairs = np.unique(owned.owners() * width + data.labels.numpy()[owned.images])
+    return np.bincount(pairs // width, minlength=len(owned))
+
+
+def _shared_groups(data: Dataset, owned: ClientImages) -> int:
     """Return how many groups have images at more than one client."""
     assert data.groups is not None, "has_whole_groups says so"
-    owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    groups = np.unique(data.groups[np.concatenate(parts)], return_inverse=True)[1]
-    pairs = np.unique(groups * len(parts) + owners)
-    return int(np.count_nonzero(np.bincount(pairs // len(parts)) > 1))
+    groups = np.unique(data.groups[owned.images], return_inverse=True)[1]
+    pairs = np.unique(groups * len(owned) + owned.owners())
+    return int(np.count_nonzero(np.bincount(pairs // len(owned)) > 1))

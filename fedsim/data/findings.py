@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsim.config.mistakes import show
+from fedsim.data.client_images import ClientImages
 from fedsim.data.dataset import Indices
 
 PRESENT, ABSENT, UNKNOWN = KNOWN = (1, 0, -1)
@@ -121,5 +122,8 @@ def rarest_findings(targets: Targets) -> Indices:
 
 def num_lacking(targets: Targets, parts: Sequence[Indices]) -> list[int]:
     """Return for each finding (F) how many clients with images know of none of them whether it has it."""
-    known = np.array([(targets[part] != UNKNOWN).any(0) for part in parts if len(part)])
-    return [int(number) for number in (~known).sum(0)]
+    owned = ClientImages.of(parts)
+    owners, present = owned.owners(), int(np.count_nonzero(np.asarray(owned.sizes)))
+    # One finding after the other: all at once would take a number for each client and finding.
+    known = (np.unique(owners[column[owned.images] != UNKNOWN]) for column in targets.T)
+    return [present - len(clients) for clients in known]

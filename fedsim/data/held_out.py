@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.config.data import ClientsConfig
+from fedsim.data.client_images import ClientImages
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.data.partition_file import read_partition
 from fedsim.seeding import numpy_stream
@@ -17,7 +18,7 @@ from fedsim.seeding import numpy_stream
 
 def divide_held_out(
     dataset: Dataset, config: ClientsConfig, parts: Sequence[Indices], seed: int
-) -> Mapping[str, list[Indices]]:
+) -> Mapping[str, ClientImages]:
     """Return ``{"val": [...], "test": [...]}``: per client sorted indices into ``dataset.images``.
 
     Where sites are known, a client's images are of the sites that it trains on: with the ``sites`` partition all of its
@@ -28,17 +29,16 @@ def divide_held_out(
     that it leaves out is divided by sites, where they are known, or else not in the result.
     """
     words: Any = config.partition
-    found: dict[str, list[Indices]] = {}
+    found: dict[str, ClientImages] = {}
     if words.name == "file":
         brought = read_partition(words.path, dataset, config.count)
-        found = {name: list(map(np.sort, brought[name])) for name in ("val", "test") if name in brought}
+        found = {n: ClientImages.of(list(map(np.sort, brought[n]))) for n in ("val", "test") if n in brought}
     strata = _strata(dataset, words.name)
     if strata is None or len(found) == 2:
         return found
-    num_strata = int(strata.max()) + 1
-    counts_KS = np.stack([np.bincount(strata[part], minlength=num_strata) for part in parts])
+    trained = ClientImages.of(parts)
     return found | {
-        name: _divide(places, strata[places], counts_KS, numpy_stream(seed, f"data.held_out/{name}"))
+        name: _divide(places, strata, trained, numpy_stream(seed, f"data.held_out/{name}"))
         for name, places in (("val", dataset.val), ("test", dataset.test))
         if name not in found
     }
@@ -54,18 +54,27 @@ def _strata(dataset: Dataset, partition: str) -> Indices | None:
     return dataset.sites if partition in ("sites", "file") else dataset.sites * (labels.max() + 1) + labels
 
 
-def _divide(places: Indices, strata: Indices, counts_KS: Indices, stream: np.random.Generator) -> list[Indices]:
-    """Deal out ``places`` (N,) stratum by stratum, in proportion to the columns of ``counts_KS``."""
-    num_clients, num_strata = counts_KS.shape
-    by_stratum = np.argsort(strata, kind="stable")
-    bounds = np.searchsorted(strata[by_stratum], np.arange(num_strata + 1))
+def _divide(places: Indices, strata: Indices, trained: ClientImages, stream: np.random.Generator) -> ClientImages:
+    """Deal out ``places`` stratum by stratum, in proportion to the images of it that clients have ``trained`` on."""
+    num_clients, num_strata = len(trained), int(strata.max()) + 1
+    by_stratum, bounds = _sorted(strata[places], num_strata)
+    training, training_bounds = _sorted(strata[trained.images], num_strata)
+    trainers = trained.owners()[training]
     owners = np.full(len(places), num_clients)
-    for stratum, counts_K in enumerate(counts_KS.T):
+    for stratum in range(num_strata):
         members = stream.permutation(by_stratum[bounds[stratum] : bounds[stratum + 1]])
-        if counts_K.sum() == 0:
+        own = trainers[training_bounds[stratum] : training_bounds[stratum + 1]]
+        if not len(own):
             continue
         # Rounded together, so that the sizes add up to all members.
-        ends = np.rint(counts_K.cumsum() / counts_K.sum() * len(members)).astype(np.int64)
+        counts_K = np.bincount(own, minlength=num_clients)
+        ends = np.rint(counts_K.cumsum() / len(own) * len(members)).astype(np.int64)
         owners[members] = np.repeat(np.arange(num_clients), np.diff(ends, prepend=0))
-    sizes = np.bincount(owners, minlength=num_clients + 1)
-    return np.split(places[np.lexsort((places, owners))], sizes.cumsum()[:-1])[:num_clients]
+    is_owned = owners < num_clients
+    return ClientImages.owned(places[is_owned], owners[is_owned], num_clients)
+
+
+def _sorted(strata: Indices, num_strata: int) -> tuple[Indices, Indices]:
+    """Return the order that puts equal strata side by side, and where each begins in it, and the last ends."""
+    order = np.argsort(strata, kind="stable")
+    return order, np.searchsorted(strata[order], np.arange(num_strata + 1))

@@ -5,12 +5,13 @@ group, whose class is the one that most of its images have; then every image fol
 of images holds for groups: ``iid`` deals out equal numbers of patients, not of images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from fedsim.data.dataset import Dataset, Indices
+from fedsim.data.client_images import ClientImages
+from fedsim.data.dataset import Dataset
 from fedsim.data.splits import majority
 
 
@@ -19,7 +20,7 @@ def has_whole_groups(dataset: Dataset) -> bool:
     return dataset.groups is not None and not dataset.divisible
 
 
-def by_whole_groups(dataset: Dataset, draw: Callable[[Dataset], Sequence[Indices]], by_site: bool) -> list[Indices]:
+def by_whole_groups(dataset: Dataset, draw: Callable[[Dataset], ClientImages], by_site: bool) -> ClientImages:
     """Return the partition that ``draw`` makes of a set with one training image for each group, with all images.
 
     ``by_site``: a group's images at two sites are two groups, since sites are clients of their own.
@@ -38,10 +39,8 @@ def by_whole_groups(dataset: Dataset, draw: Callable[[Dataset], Sequence[Indices
     parts = draw(replace(dataset, train=np.sort(heads_G), labels=labels))
 
     # Every image takes the place of its group among all that were dealt out, which follow one another by client.
-    dealt = np.concatenate(parts)
     place = np.empty(len(dataset.labels), np.int64)
-    place[dealt] = np.arange(len(dealt))
+    place[parts.images] = np.arange(len(parts.images))
     places_N = place[heads_G][group_N]
-    clients = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    sizes_K = np.bincount(clients[places_N], minlength=len(parts))
-    return np.split(train[np.argsort(places_N, kind="stable")], sizes_K.cumsum()[:-1])
+    sizes_K = np.bincount(parts.owners()[places_N], minlength=len(parts))
+    return ClientImages(train[np.argsort(places_N, kind="stable")], sizes_K)

@@ -45,6 +45,12 @@ class ImageSource:
         self._prefixes = sample.new_empty((count, *sample.shape)) if pays else None
         self._known = np.zeros(count, dtype=bool)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the images, their targets and their prefixes on the device."""
+        kept = (self.images, self.targets, self._prefixes)
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept if tensor is not None)
+
     def training_batch(self, places_KB: Tensor, draws_KBU: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the prefixes (K, B, ...) and targets (K, B, ...) of the images at ``places_KB``.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +39,7 @@ def privacy_layers(config: Config, facts: Facts, sizes: Sequence[int]) -> list[L
 
 def expected_clients(clients: ClientsConfig, sizes: Sequence[int]) -> float:
     """Return how many clients with images take part in a round, on average."""
-    present = sum(size > 0 for size in sizes)
+    present = int(np.count_nonzero(np.asarray(sizes)))
     if clients.sampling == "poisson":
         return present * clients.num_per_round / clients.count
     return float(min(clients.num_per_round, present))
@@ -49,6 +50,7 @@ def fixed_weights(clients: ClientsConfig, sizes: Sequence[int]) -> Tensor:
 
     A client's share of all, over the expected fraction of clients in a round: in a round of all they are the mean's.
     """
-    present = torch.tensor([size > 0 for size in sizes]).double()
-    volume = torch.tensor(list(sizes)).double() if clients.weighting == "samples" else present
+    images = torch.from_numpy(np.array(sizes, np.int64))
+    present = (images > 0).double()
+    volume = images.double() if clients.weighting == "samples" else present
     return volume / volume.sum() * present.sum() / expected_clients(clients, sizes)

@@ -1,17 +1,23 @@
 """Which image of which file is in which split and at which client: a table in the run folder."""
 
+import csv
+import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from fedsim.data import Dataset, divide_held_out
 from fedsim.data.dataset import Indices
-from fedsim.machine.files import csv_text, write_atomic
+from fedsim.machine.files import replacing
 from fedsim.simulation import Simulation
 
 NAME = "images.csv"
 SPLITS = ("train", "val", "test")
+COLUMNS = ("index", "file", "split", "client", "label", "site", "group")
+#: So many rows are in memory as text and numbers of Python.
+ROWS_AT_ONCE = 2**16
 
 
 def write_members(sim: Simulation, folder: Path) -> None:
@@ -26,19 +32,29 @@ def write_members(sim: Simulation, folder: Path) -> None:
     for code, name in enumerate(SPLITS):
         split[vars(data)[name]] = code
         if own := sim.parts if name == "train" else held_out.get(name):
-            client[np.concatenate(own)] = np.repeat(np.arange(len(own)), [len(part) for part in own])
+            client[own.images] = own.owners()
     index = np.flatnonzero(split >= 0)
-    columns = {
-        "index": index.tolist(),
-        "file": _named(data.file_names, data.pictures_of(index)),
-        "split": _named(SPLITS, split[index]),
-        "client": ["" if number < 0 else number for number in client[index].tolist()],
-        "label": _labels(data, index),
-        "site": _numbered(data.site_names, data.sites, index),
-        "group": [""] * len(index) if data.groups is None else data.groups[index].tolist(),
-    }
-    rows = zip(*columns.values(), strict=True)
-    write_atomic(folder / NAME, csv_text([list(columns), *rows]).encode())
+    with replacing(folder / NAME, durable=True) as file:
+        _write(file, [COLUMNS])
+        for start in range(0, len(index), ROWS_AT_ONCE):
+            some = index[start : start + ROWS_AT_ONCE]
+            columns = (
+                some.tolist(),
+                _named(data.file_names, data.pictures_of(some)),
+                _named(SPLITS, split[some]),
+                ["" if number < 0 else number for number in client[some].tolist()],
+                _labels(data, some),
+                _numbered(data.site_names, data.sites, some),
+                [""] * len(some) if data.groups is None else data.groups[some].tolist(),
+            )
+            _write(file, zip(*columns, strict=True))
+
+
+def _write(file: BinaryIO, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows without None and nan, of which there may be millions."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    file.write(text.getvalue().encode())
 
 
 def _labels(data: Dataset, index: Indices) -> list[Any]:

@@ -15,6 +15,7 @@ from fedsim.measure.diagnostics import client_drift, lora_diagnostics
 from fedsim.measure.traffic import told_to_client, whole_model
 from fedsim.phase import Observed, drifting
 from fedsim.schedule.cohort import Cohort, num_local_steps
+from fedsim.schedule.ranks import lower_bound
 from fedsim.simulation import Simulation
 
 
@@ -94,6 +95,19 @@ class RoundRecord:
         self.timing["phases"].append({"name": phase.name, "train_seconds_per_client": seconds})
         if observed.secured is not None:
             self.timing["phases"][-1]["secure_aggregation"] = asdict(observed.secured)
+
+    def add_schedule(self, plan: Sequence[Sequence[range]], observed: Observed) -> None:
+        """Take in how well a phase's blocks were shared out, in measured seconds; ``plan``: each rank's blocks.
+
+        ``makespan``: of the rank that was at work longest; ``lower_bound``: what no plan for these blocks is below.
+        """
+        seconds, blocks = observed.seconds, [block for own in plan for block in own]
+        costs = {block: float(seconds[block.start : block.stop].sum()) for block in blocks}
+        works = [first + sum(costs[block] for block in own) for first, own in zip(observed.busy, plan, strict=True)]
+        self.timing["phases"][-1] |= {
+            "makespan": max(works),
+            "lower_bound": lower_bound(list(costs.values()), observed.busy),
+        }
 
     def _bytes_down(self, before: ServerState, cohort: Cohort, bytes_up: int, observed: Observed) -> int:
         """Bytes that the server sends all clients of a phase.

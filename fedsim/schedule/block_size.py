@@ -30,13 +30,21 @@ def choose_block_size(config: Config, num_elements: int, num_layers: int, device
     if config.clients.per_block != "auto":
         return config.clients.per_block
     cohort = config.clients.num_per_round
-    per_client = num_elements * config.train.batch_size
     if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory * CUDA_SHARE
-        fitting = memory / (per_client * num_layers * CUDA_BYTES_PER_ELEMENT_AND_LAYER)
-        sharing = math.ceil(cohort / torch.cuda.device_count())
-    else:
-        element_bytes = 2 if config.model.precision == "bf16" else 4
-        fitting = 1 if config.model.train == "all" else CPU_BYTES / (per_client * element_bytes)
-        sharing = math.ceil(cohort / CPU_MIN_BLOCKS)
-    return max(1, min(int(fitting), sharing))
+        memory = torch.cuda.get_device_properties(device).total_memory
+        needed = activation_bytes(config, num_elements, num_layers)
+        return gpu_block_size(cohort, needed, memory, torch.cuda.device_count())
+    element_bytes = 2 if config.model.precision == "bf16" else 4
+    per_client = num_elements * config.train.batch_size * element_bytes
+    fitting = 1 if config.model.train == "all" else CPU_BYTES / per_client
+    return max(1, min(int(fitting), math.ceil(cohort / CPU_MIN_BLOCKS)))
+
+
+def activation_bytes(config: Config, num_elements: int, num_layers: int) -> int:
+    """Return what a client's step is taken to need on a GPU, beside model and images."""
+    return num_elements * config.train.batch_size * num_layers * CUDA_BYTES_PER_ELEMENT_AND_LAYER
+
+
+def gpu_block_size(cohort: int, client_bytes: int, memory: int, num_gpus: int) -> int:
+    """Return how many clients of a cohort train as one batch on GPUs with so much memory, so many on a host."""
+    return max(1, min(int(memory * CUDA_SHARE / client_bytes), math.ceil(cohort / num_gpus)))

@@ -39,7 +39,8 @@ class Cohort:
 
     def weights_among(self, clients: Sequence[int]) -> Tensor:
         """Return the weights of all in a mean over some alone, float64 (K,): zero for the others, the sum the same."""
-        is_among = torch.tensor([client in set(clients) for client in self.clients], dtype=torch.bool)
+        among = set(clients)
+        is_among = torch.tensor([client in among for client in self.clients], dtype=torch.bool)
         return torch.where(is_among, self.weights, 0) * self.growth(clients)
 
     def of_places(self, places: Sequence[int]) -> "Cohort":
@@ -66,17 +67,17 @@ def draw_cohort(config: ClientsConfig, train: TrainConfig, sizes: Sequence[int],
     A client that is drawn several times, with ``multinomial``, takes part once and counts as often in the weights. With
     ``poisson`` there may be no client.
     """
-    present = [client for client, size in enumerate(sizes) if size > 0]
-    if not present:
+    # What goes over all clients are a few passes of numpy: milliseconds for a million.
+    present = drawn = np.flatnonzero(np.asarray(sizes))
+    if not len(present):
         raise UserError("clients.partition", "no client with training images", "at least one")
     number = min(config.num_per_round, len(present))
-    drawn = np.array(present)
     if config.sampling == "poisson":
         coins = numpy_stream(seed, "cohort", round=round).random(len(present))
         drawn = drawn[coins < config.num_per_round / config.count]
     elif number < len(present) or config.sampling == "multinomial":
         drawn = draw_clients(config, sizes, present, number, numpy_stream(seed, "cohort", round=round))
-    times = Counter(int(client) for client in drawn)
+    times = Counter(drawn.tolist())
     clients = sorted(times, key=lambda c: (-num_local_steps(train, sizes[c]), -sizes[c], c))
     return Cohort(tuple(clients), client_weights(config, sizes, clients, times))
 
@@ -84,14 +85,16 @@ def draw_cohort(config: ClientsConfig, train: TrainConfig, sizes: Sequence[int],
 def draw_clients(
     config: ClientsConfig,
     sizes: Sequence[int],
-    present: Sequence[int],
+    present: Sequence[int] | Indices,
     number: int,
     stream: np.random.Generator | np.random.RandomState,
 ) -> Indices:
     """Draw ``number`` of the clients ``present``, in the order of the draw; ``multinomial`` may repeat some."""
-    volume = np.array([sizes[client] for client in present], dtype=np.float64)
-    odds = None if config.sampling == "uniform" else volume / volume.sum()
-    return stream.choice(np.array(present), number, replace=config.sampling == "multinomial", p=odds)
+    odds = None
+    if config.sampling != "uniform":
+        volume = np.asarray(sizes)[present].astype(np.float64)
+        odds = volume / volume.sum()
+    return stream.choice(np.asarray(present), number, replace=config.sampling == "multinomial", p=odds)
 
 
 def client_weights(

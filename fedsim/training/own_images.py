@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsim.config.experiment import Config
-from fedsim.data import Dataset, divide_held_out
+from fedsim.data import ClientImages, Dataset, divide_held_out
 from fedsim.errors import UserError
 from fedsim.inputs.images import ImageSource
 from fedsim.models.stacked import StackedModel
@@ -29,7 +29,7 @@ class OwnImages:
         model: StackedModel,
         images: ImageSource,
         dataset: Dataset,
-        parts: Sequence[np.ndarray],
+        parts: ClientImages,
     ) -> None:
         self._config = config
         self._task = task
@@ -39,11 +39,11 @@ class OwnImages:
         self.parts = parts
 
     @cached_property
-    def held_out(self) -> Mapping[str, list[np.ndarray]]:
+    def held_out(self) -> Mapping[str, ClientImages]:
         """Each client's own validation and test images: ``{"val": [...], "test": [...]}``, indices like ``parts``."""
         return divide_held_out(self._dataset, self._config.clients, self.parts, self._config.seed)
 
-    def places(self, split: str) -> Sequence[np.ndarray]:
+    def places(self, split: str) -> ClientImages:
         """Return each client's own images of a split, as indices into the data set.
 
         UserError where a partition's file does not say whose the images of the split are.
@@ -58,13 +58,13 @@ class OwnImages:
 
     def require(self, split: str) -> None:
         """Raise UserError where a client that trains has no image of the split."""
-        for client, (trained, own) in enumerate(zip(self.parts, self.places(split), strict=True)):
-            if len(trained) and not len(own):
-                raise UserError(
-                    f"algorithm.decide_on, client {client}",
-                    f"{split} without an image of that split",
-                    "train, or a partition that leaves every client some",
-                )
+        trained, own = (np.asarray(parts.sizes) for parts in (self.parts, self.places(split)))
+        for client in np.flatnonzero((trained > 0) & (own == 0)):
+            raise UserError(
+                f"algorithm.decide_on, client {client}",
+                f"{split} without an image of that split",
+                "train, or a partition that leaves every client some",
+            )
 
     def rows(
         self, split: str, clients: Sequence[int], params: Mapping[str, Tensor], num_models: int = 1

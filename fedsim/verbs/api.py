@@ -106,7 +106,7 @@ def run(
         folder = Path(out) if out is not None else Path("runs") / str(data.get("name"))
         code, errors = run_ranks("fedsim.launch", words(file, changes, folder, resume, trust), ranks, show)
     if code == 2:
-        raise _mistake(errors)
+        raise mistake(errors)
     if code != 0:
         raise RuntimeError(f"a rank has failed\n{errors}")
     if errors:
@@ -129,7 +129,7 @@ def words(file: Path, changes: Sequence[str], out: Path | None, resume: bool, tr
     return ["run", *options, "--", str(file), *changes]
 
 
-def _mistake(errors: str) -> UserError:
+def mistake(errors: str) -> UserError:
     """The UserError that a rank has told in one line."""
     line = next((line for line in errors.splitlines() if line.startswith(ERROR)), errors.strip())
     where, _, rest = line.removeprefix(ERROR).partition(": found ")

@@ -8,7 +8,7 @@ import typer
 
 from fedsim.errors import UserError
 from fedsim.machine.output import show_rows, showing
-from fedsim.verbs.command_line import RunDir
+from fedsim.verbs.command_line import ConfigPath, Overrides, RunDir
 
 Folders = Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs or sweeps.")]
 Metrics = Annotated[list[str] | None, typer.Option("--metric", help="Test metric; given again: more tables.")]
@@ -122,3 +122,18 @@ def say(text: str) -> None:
     """Print one line at once."""
     with showing():
         print(text, flush=True)
+
+
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(min=1, max=1024, help="Of the run that is planned.")] = 8,
+    nodes: Annotated[int, typer.Option(min=1, help="That share the ranks evenly.")] = 1,
+    gpu: Annotated[str | None, typer.Option(help="One for each rank, such as h200; its rates are stated ones.")] = None,
+) -> None:
+    """Predict seconds, memory and bytes of a round on more ranks, from a few blocks that are trained here."""
+    from fedsim.runfolder.trust import load_own
+    from fedsim.verbs.planning.describe import describe
+
+    settings = load_own(config, overrides or [])
+    show_rows(describe(settings, config, overrides or [], ranks, nodes, gpu))

@@ -24,7 +24,7 @@ def describe(config: Config, progress: Callable[[str], object] = str) -> list[tu
     words = config.privacy
     with open_group() as group:
         parts = load_parts(config, group.device)
-        sizes = [len(part) for part in parts.clients]
+        sizes = parts.clients.sizes
         if words.mechanism is None:
             check_claims(config, sizes)
             return [("protects", "nothing: there is no mechanism, and epsilon is infinite"), *seen(words)]

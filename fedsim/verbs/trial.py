@@ -2,6 +2,7 @@
 
 import resource
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -47,13 +48,20 @@ def step_seconds(sim: Simulation, state: ServerState, cohort: Cohort, phase: Pha
     clients = cohort.clients[first.start : first.stop]
     seconds = {}
     for num_steps in (FEW, MORE):
-        train = sim.config.train.model_copy(update={"steps": num_steps, "epochs": None})
-        config = sim.config.model_copy(update={"train": train})
-        trainer = BlockTrainer(config, sim.task, sim.held, sim.algorithm, sim.images, sim.dataset, sim.parts)
+        trainer = with_steps(sim, num_steps).trainer
         started = time.perf_counter()
         trainer.train(clients, cohort, state, phase, [{} for _ in clients])
         seconds[num_steps] = time.perf_counter() - started
     return max(0.0, (seconds[MORE] - seconds[FEW]) / (MORE - FEW))
+
+
+def with_steps(sim: Simulation, num_steps: int) -> Simulation:
+    """Return a simulation whose clients take so many steps in each phase, and that shares all else with this one."""
+    train = sim.config.train.model_copy(update={"steps": num_steps, "epochs": None})
+    config = sim.config.model_copy(update={"train": train})
+    trainer = BlockTrainer(config, sim.task, sim.held, sim.algorithm, sim.images, sim.dataset, sim.parts)
+    trainer.agreement = sim.trainer.agreement
+    return replace(sim, config=config, trainer=trainer)
 
 
 def evaluation_seconds(sim: Simulation, state: ServerState) -> float:

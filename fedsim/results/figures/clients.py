@@ -98,18 +98,21 @@ def seed_of(results: Results, name: str) -> Any:
     return results.runs.set_index("run").loc[name, "config.seed"]
 
 
-def draw_bars(axes: Any, names: Sequence[str], counts_KC: npt.NDArray[np.int64]) -> None:
-    """Draw one horizontal bar per client, stacked by class; the x axis counts images."""
+def draw_bars(axes: Any, names: Sequence[str], counts_KC: npt.NDArray[np.int64], every: int = 1) -> None:
+    """Draw one horizontal bar per client, stacked by class; the x axis counts images.
+
+    ``every``: the counts are of one client in so many.
+    """
     from matplotlib.ticker import MaxNLocator  # late: only pictures need matplotlib
 
-    num_clients = len(counts_KC)
-    left = np.zeros(num_clients)
+    num_clients = len(counts_KC) * every
+    left = np.zeros(len(counts_KC))
     for label, name in enumerate(names):
         axes.barh(
-            np.arange(num_clients),
+            np.arange(0, num_clients, every),
             counts_KC[:, label],
             left=left,
-            height=0.8 if num_clients <= MAX_TICKS else 1.0,
+            height=0.8 if num_clients <= MAX_TICKS else float(every),
             color=COLOURS[label % len(COLOURS)],
             hatch=HATCHES[label // len(COLOURS) % len(HATCHES)],
             edgecolor="white",

@@ -10,6 +10,7 @@ import torch
 
 from fedsim.build import Parts, assemble
 from fedsim.comm.group import open_group
+from fedsim.data import ClientImages
 from fedsim.errors import UserError
 from fedsim.inputs.texts import input_source
 from fedsim.models.build import build_models
@@ -68,7 +69,7 @@ def simulate_volumes(model: str, per_block: int, **train: Any) -> Simulation:
     built = build(MODELS[model])
     if model == "batch norm":
         in_double(built)
-    return assemble(config, open_group(), Parts(dataset, parts, built, built))
+    return assemble(config, open_group(), Parts(dataset, ClientImages.of(parts), built, built))
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -167,7 +168,7 @@ def test_clients_are_measured_on_their_own_volumes() -> None:
     dataset, parts = make_volumes(SIZES)
     config = make_config(clients={"count": 3, "per_block": 2}, evaluate={"clients": True, "batch_size": 4})
     built = build(MODELS["lora"])
-    _, (record,) = play(assemble(config, open_group(), Parts(dataset, parts, built, built)), 1)
+    _, (record,) = play(assemble(config, open_group(), Parts(dataset, ClientImages.of(parts), built, built)), 1)
     scores = record.row["diagnostics"]["clients"]["val"].values()
     assert scores
     assert all(own["after"]["clients"] for own in scores)

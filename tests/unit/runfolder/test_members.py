@@ -1,8 +1,10 @@
 """images.csv: which image of which file is in which split and at which client."""
 
 import csv
+import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from fedsim.build import build_simulation
 from fedsim.comm.group import open_group
+from fedsim.runfolder import members, partition
 from fedsim.runfolder.members import write_members
 from tests.helpers import TINY_VIT, make_config, simulate
 
@@ -64,3 +67,26 @@ def test_what_is_not_known_stays_empty(tmp_path: Path) -> None:
     assert {(row["file"], row["site"], row["group"]) for row in rows} == {("", "", "")}
     assert {row["client"] for row in rows if row["split"] == "train"} == {"0", "2"}
     assert np.bincount([int(row["client"]) for row in rows if row["split"] == "train"]).tolist() == [3, 0, 2]
+
+
+def test_rows_are_the_same_however_many_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sim, written = simulate([3, 0, 2], 2), set()
+    for number in (1, 5, 2**16):
+        monkeypatch.setattr(members, "ROWS_AT_ONCE", number)
+        write_members(sim, tmp_path)
+        written.add((tmp_path / "images.csv").read_bytes())
+    assert len(written) == 1
+
+
+def test_many_clients_leave_a_small_table_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "MOST_ROWS", 3)
+    monkeypatch.setattr(partition, "MOST_BARS", 2)
+    sim = simulate([3, 0, 2, 4, 1, 1, 1], 2)
+    log: Any = SimpleNamespace(folder=tmp_path, message=str)
+    partition.describe_partition(sim, log)
+    table = json.loads((tmp_path / "partition.json").read_text())
+    assert table["num_clients"] == 7
+    assert [(row["client"], row["n"]) for row in table["clients"]] == [(0, 3), (3, 4), (6, 1)]
+    assert table["sha256"]["clients"] == partition.split_digests(sim.dataset, sim.config, sim.parts)["clients"]
+    with Image.open(tmp_path / "partition.png") as picture:
+        assert picture.format == "PNG"

@@ -1,8 +1,11 @@
 """Who takes part in a round, and with which weight."""
 
+import tracemalloc
+from array import array
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,6 +123,23 @@ def test_with_volume_the_mean_weight_is_that_of_draws_without_replacement(
 def test_the_default_weighting_counts_the_images_once(sampling: str) -> None:
     config = make_config(clients={"count": 3, "per_round": 2, "sampling": sampling}).clients
     assert config.weighting == ("samples" if sampling == "uniform" else "uniform")
+
+
+@pytest.mark.parametrize("sampling", ["multinomial", "poisson", "uniform", "volume"])
+def test_a_large_population_costs_some_bytes_for_each_and_is_drawn_as_a_list_is(sampling: str) -> None:
+    sizes = np.random.default_rng(0).integers(0, 9, 200_000)
+    as_array, found = array("q", sizes.tobytes()), []
+    config = make_config(clients={"count": len(sizes), "per_round": 100, "sampling": sampling})
+    for given in (sizes.tolist(), as_array):
+        tracemalloc.start()
+        try:
+            found.append(draw_cohort(config.clients, config.train, given, 0, 1))
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert found[0].clients == found[1].clients
+    assert torch.equal(found[0].weights, found[1].weights)
+    assert peak < 60 * len(sizes)
 
 
 def test_nobody_has_images() -> None:

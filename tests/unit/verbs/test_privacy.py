@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from fedsim.build import Parts
+from fedsim.data import ClientImages
 from fedsim.errors import UserError
 from fedsim.privacy.accounting import exact_epsilon
 from fedsim.verbs import privacy
@@ -19,7 +20,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, method: str = "deer", rounds: int = 5
     dataset, parts = make_dataset([8] * 11 + [16])
     config = make_config(algorithm={"name": method}, rounds=rounds, clients={"count": 12}, privacy=words)
     sim = make_simulation(make_config(algorithm={"name": method}, clients={"count": 12}), dataset, parts)
-    monkeypatch.setattr(privacy, "load_parts", lambda *_: Parts(dataset, parts, sim.model, sim.held))
+    monkeypatch.setattr(privacy, "load_parts", lambda *_: Parts(dataset, ClientImages.of(parts), sim.model, sim.held))
     return dict(privacy.describe(config))
 
 
