@@ -8,7 +8,7 @@ damaged. Imports them with two processes, which must end with all damaged files 
 the way and gone on with, which must end with the same bytes; and with a loop that names MONAI's reader for each file,
 in one process and in two. All write the same sizes of PNG, by percentiles, with Pillow's same level.
 
-The loop is timed twice. Plain, it reads, windows, resizes and writes. Recorded, it leaves what the import leaves of each
+The loop is timed twice. Plain, it reads, windows, resizes and writes. Recorded, it leaves what the import leaves of a
 file too: sha256 of the file and of each picture, and a row of a table. What it never does: see whether a PNG or gzip
 file is whole by its checksums, apply what DICOM says of slope, polarity and padding frame by frame, replace patients by
 pseudonyms, and leave what can be gone on with. The import's seconds have its start, the loop's have not that of MONAI:

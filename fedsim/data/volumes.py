@@ -6,6 +6,8 @@ X, Y, Z voxels along a volume's axes. Codes name the ends that the axes run to, 
 import gzip
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,20 +113,33 @@ def read_turned(volume: Volume, codes: str, moment: int | None = None) -> tuple[
 
     ``moment``: which place on the fourth axis, time, of a volume that has one.
     """
-    stored, grid = read_stored(volume, codes, moment)
-    return values_of(volume, stored), grid
+    with _unreadable(volume):
+        data = volume.image.dataobj
+        taken = data if moment is None else data[:, :, :, moment]
+        values = np.asarray(taken, np.float64).reshape(volume.image.shape[:3])
+    return _turned(volume, values, codes)
 
 
-def read_stored(volume: Volume, codes: str, moment: int | None = None) -> tuple[npt.NDArray[Any], Grid]:
+def read_stored(volume: Volume, codes: str) -> tuple[npt.NDArray[Any], Grid]:
     """Return the same before the header's slope and intercept, in the type of the file.
 
     That is an eighth of the memory where voxels have 8 bits; ``values_of`` gives the values of as many as are needed.
     """
+    with _unreadable(volume):
+        stored = np.asarray(volume.image.dataobj.get_unscaled()).reshape(volume.image.shape[:3])
+    return _turned(volume, stored, codes)
+
+
+@contextmanager
+def _unreadable(volume: Volume) -> Iterator[None]:
     try:
-        data = volume.image.dataobj.get_unscaled()
-        stored = np.asarray(data if moment is None else data[:, :, :, moment]).reshape(volume.image.shape[:3])
+        yield
     except Exception as error:  # as above
         raise UserError(str(volume.path), f"an unreadable volume ({error})", WHOLE) from error
+
+
+def _turned(volume: Volume, stored: npt.NDArray[Any], codes: str) -> tuple[npt.NDArray[Any], Grid]:
+    """Return finite voxels (X, Y, Z) turned as ``codes`` say, and where they lie."""
     num_bad = int((~np.isfinite(stored)).sum()) if stored.dtype.kind == "f" else 0
     if num_bad > 0:
         found = f"{num_bad} of {stored.size} voxels nan or infinite"

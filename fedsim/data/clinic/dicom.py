@@ -5,6 +5,7 @@ frame ("per frame") or for all of them ("shared").
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,9 @@ DERIVED = ("RTDOSE", "SEG")
 FORMS: tuple[Form, ...] = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 COMPRESSIONS = "none, or one that pydicom knows: JPEG, JPEG-LS, JPEG 2000 or RLE"
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
-#: What reads the compressions that no package does which comes with fedsim.
-PACKAGES = {
-    JPEG_EXTENDED: "pylibjpeg pylibjpeg-libjpeg",
-    **{f"1.2.840.10008.1.2.4.{number}": "pylibjpeg pylibjpeg-openjpeg" for number in (201, 202, 203)},
-}
+#: What may decode, the first that can. Not gdcm, which ends the whole process over some damaged files.
+PLUGINS = ("pillow", "pydicom", "pylibjpeg")
+PACKAGES = ("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 
@@ -49,7 +48,7 @@ def read_dicom(path: Path) -> Scan:
             raise UserError(str(path), f"no pixels ({modality or 'no modality'})", WHOLE)
         if kind not in (*MONOCHROME, *COLOURS):
             raise UserError(str(path), f"pixels of kind {kind!r}", f"one of {', '.join((*MONOCHROME, *COLOURS))}")
-        decoder = _decoder_of(path, data)
+        decode = _decoder_of(path, data)
         ids = {
             "patient": _text(data, "PatientID"),
             "study": _text(data, "StudyInstanceUID"),
@@ -58,7 +57,7 @@ def read_dicom(path: Path) -> Scan:
         }
         return Scan(
             num_frames=int(data.get("NumberOfFrames") or 1),
-            frame=partial(_frame, path, data, decoder),
+            frame=partial(_frame, path, data, decode),
             between=_millimetres(_group(_places(data, 0), "PixelMeasuresSequence").get("SpacingBetweenSlices")),
             modality=modality,
             ids=ids,
@@ -80,21 +79,24 @@ def _text(data: Any, name: str) -> str:
     return str(data.get(name) or "").strip()
 
 
-def _decoder_of(path: Path, data: Any) -> Any:
-    """Return what decodes the file's pixels; UserError where no installed package reads their compression."""
+def _decoder_of(path: Path, data: Any) -> Callable[[int], Values]:
+    """Return what decodes one frame of the file; UserError where no installed package reads its compression."""
     from pydicom.pixels import get_decoder
 
-    syntax = data.file_meta.TransferSyntaxUID
+    syntax, bits = data.file_meta.TransferSyntaxUID, data.get("BitsStored") or 0
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
         raise UserError(str(path), f"pixels compressed as {syntax.name}", COMPRESSIONS) from None
-    missing = PACKAGES.get(syntax, "python-gdcm")
-    # That one decodes 8 bits with what decodes JPEG's baseline, and 12 with a package alone.
-    is_deep = syntax == JPEG_EXTENDED and data.get("BitsStored") != 8 and "pylibjpeg" not in decoder.available_plugins
-    if is_deep or not decoder.is_available:
-        raise UserError(str(path), f"pixels compressed as {syntax.name}", f"pip install {missing}, which reads them")
-    return decoder
+    plugin = ""
+    if syntax.is_encapsulated:
+        is_beyond_pillow = bits > 8 and (syntax == JPEG_EXTENDED or data.get("SamplesPerPixel") != 1)
+        usable = [name for name in PLUGINS[is_beyond_pillow:] if name in decoder.available_plugins]
+        if not usable:
+            found = f"pixels compressed as {syntax.name}, {bits} bits"
+            raise UserError(str(path), found, f"pip install {' '.join(PACKAGES)}, which read them")
+        plugin = usable[0]
+    return lambda index: decoder.as_array(data, index=index, decoding_plugin=plugin)[0]
 
 
 def _places(data: Any, index: int) -> list[Any]:
@@ -112,12 +114,12 @@ def _group(places: list[Any], name: str) -> Any:
     return places[-1]
 
 
-def _frame(path: Path, data: Any, decoder: Any, index: int) -> Frame:
+def _frame(path: Path, data: Any, decode: Callable[[int], Values], index: int) -> Frame:
     """Decode one frame."""
     from pydicom.pixels import apply_color_lut, apply_modality_lut
 
     with reading(str(path), WHOLE):
-        stored: Values = decoder.as_array(data, index=index)[0]
+        stored = decode(index)
         places, kind = _places(data, index), data.PhotometricInterpretation
         spacing = _spacing(places)
         if kind == "PALETTE COLOR":
