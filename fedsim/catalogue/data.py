@@ -15,9 +15,9 @@ class DataRow:
     section names a folder. ``texts``: whether the set has texts in place of images; None where only reading it tells.
     ``columns``, ``file``, ``lesions``: whether it takes data.columns, data.file, and data.split, which tells lesions
     apart. ``volumes``: whether it has volumes, of which data.slices slices are read; optional where that key says so
-    itself. ``own_files``: whether the user's own image files are read, which data.fit, data.window and data.patient are about. ``classes``: whether it takes
-    data.classes, since its classes are what the user's own files are called. ``window``: whether it takes data.window,
-    as all with own files do.
+    itself. ``own_files``: whether the user's own image files are read, which data.fit, data.window and data.patient are
+    about. ``classes``: whether it takes data.classes, since its classes are what the user's own files are called.
+    ``window``: whether it takes data.window, as all with own files do.
     """
 
     name: str

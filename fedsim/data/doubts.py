@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedsim.data.dataset import Dataset, Indices
+from fedsim.data.numbering import counted, places_among
 from fedsim.data.overlap import Overlap
 from fedsim.data.whole_groups import has_whole_groups
 
@@ -49,6 +50,6 @@ def _shared_groups(data: Dataset, parts: Sequence[Indices]) -> int:
     """Return how many groups have images at more than one client."""
     assert data.groups is not None, "has_whole_groups says so"
     owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    groups = np.unique(data.groups[np.concatenate(parts)], return_inverse=True)[1]
-    pairs = np.unique(groups * len(parts) + owners)
+    groups = places_among(data.groups[np.concatenate(parts)])
+    pairs, _ = counted(groups * len(parts) + owners)
     return int(np.count_nonzero(np.bincount(pairs // len(parts)) > 1))

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedsim.data.dataset import Dataset, Indices
+from fedsim.data.numbering import places_among
 from fedsim.data.splits import majority
 
 
@@ -29,8 +30,7 @@ def by_whole_groups(dataset: Dataset, draw: Callable[[Dataset], Sequence[Indices
     assert dataset.groups is not None, "has_whole_groups says so"
     train, groups = dataset.train, dataset.groups[dataset.train]
     if by_site and dataset.sites is not None:
-        numbers = np.unique(groups, return_inverse=True)[1]
-        groups = dataset.sites[train] * len(groups) + numbers
+        groups = dataset.sites[train] * len(groups) + places_among(groups)
     _, firsts, group_N = np.unique(groups, return_index=True, return_inverse=True)
     heads_G = train[firsts]
     labels = dataset.labels.clone()

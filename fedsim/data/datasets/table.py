@@ -31,6 +31,7 @@ from fedsim.data.findings import (
     targets_of_listed,
 )
 from fedsim.data.folders import require_file, walked
+from fedsim.data.numbering import connected
 from fedsim.data.splits import SPLIT_WORDS, TRAIN
 from fedsim.data.windowed import prepared
 from fedsim.errors import UserError
@@ -93,7 +94,7 @@ def table(config: DataConfig) -> Source:
         images=load_mapped(_prepared(files.paths, config)),
         labels=labels,
         class_names=class_names,
-        groups=_groups(patients, files.of_row if is_shared else None),
+        groups=connected(patients, files.of_row if is_shared else None),
         sites=sites,
         site_names=site_names,
         fixed=fixed,
@@ -282,19 +283,3 @@ def _patients(columns: ColumnsConfig, cells: Mapping[str, Column], faults: Fault
     alone = np.flatnonzero(patients < 0)
     patients[alone] = len(words) + np.arange(len(alone))
     return patients, len(alone)
-
-
-def _groups(patients: Indices | None, files: Indices | None) -> Indices | None:
-    """Return what belongs together (N,): rows of one patient or of one file, and what both connect."""
-    if patients is None or files is None:
-        return patients if files is None else files
-    from scipy.sparse import coo_array  # type: ignore[import-untyped]  # late: few runs need it; scipy has no types
-    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]  # as above
-
-    num_files = int(files.max()) + 1
-    pairs = np.unique(patients * num_files + files)
-    size = num_files + int(patients.max()) + 1
-    ends = (pairs % num_files, num_files + pairs // num_files)
-    links = coo_array((np.ones(len(pairs), np.bool_), ends), shape=(size, size))
-    _, clusters = connected_components(links, directed=False)
-    return np.asarray(clusters, np.int64)[files]
