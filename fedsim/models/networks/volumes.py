@@ -34,7 +34,8 @@ def monai_resnet18_3d(config: ModelConfig, image_size: int, class_names: Sequenc
         from monai.networks.nets.resnet import resnet18  # late: monai takes seconds to import
 
         words = {"pretrained": False, "spatial_dims": 3, "n_input_channels": 1, "feed_forward": False}
-        return resnet18(**words, **config.options)
+        net: nn.Module = resnet18(**words, **config.options)
+        return net
 
 
 def encoder_of_volumes(net: nn.Module, config: ModelConfig, image_size: int, class_names: Sequence[str]) -> Encoder:
