@@ -14,10 +14,10 @@ class DataRow:
     ``reader``, "module:function", takes the config's data section and returns a ``Source``. ``root``: whether that
     section names a folder. ``texts``: whether the set has texts in place of images; None where only reading it tells.
     ``columns``, ``file``, ``lesions``: whether it takes data.columns, data.file, and data.split, which tells lesions
-    apart. ``volumes``: whether it has volumes, of which data.slices slices are read. ``own_files``: whether the user's
-    own image files are read, which data.fit, data.window and data.patient are about. ``classes``: whether it takes
-    data.classes, since its classes are what the user's own files are called. ``window``: whether it takes data.window,
-    as all with own files do.
+    apart. ``volumes``: whether it has volumes, of which data.slices slices are read; optional where that key says so
+    itself. ``own_files``: whether the user's own image files are read, which data.fit, data.window and data.patient are
+    about. ``classes``: whether it takes data.classes, since its classes are what the user's own files are called.
+    ``window``: whether it takes data.window, as all with own files do.
     """
 
     name: str
@@ -28,7 +28,7 @@ class DataRow:
     columns: bool = False
     file: bool = False
     lesions: bool = False
-    volumes: bool = False
+    volumes: Literal["none", "optional", "needed"] = "none"
     own_files: bool = False
     classes: bool = False
     window: bool = False
@@ -43,7 +43,7 @@ def _medmnist(flag: str, about: str) -> DataRow:
 
 
 def _medmnist_3d(flag: str, about: str) -> DataRow:
-    return DataRow(f"medmnist:{flag}", about, "fedsim.data.datasets.med:medmnist_set", "optional", volumes=True)
+    return DataRow(f"medmnist:{flag}", about, "fedsim.data.datasets.med:medmnist_set", "optional", volumes="needed")
 
 
 _ROWS = (
@@ -85,6 +85,7 @@ _ROWS = (
         "needed",
         columns=True,
         file=True,
+        volumes="optional",
         own_files=True,
         classes=True,
     ),

@@ -9,6 +9,7 @@ from fedsim.catalogue.functions import import_function, is_import_path
 #: How the names of files of weights end.
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 PLAIN = "fedsim.models.plain:plain_encoder"
+OF_VOLUMES = "fedsim.models.networks.volumes:encoder_of_volumes"
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class ModelRow:
 
     ``weights``: what model.weights may be: "own" (null), "random", "file" (a path), "tag" (open_clip's).
     ``options``: whether it takes model.options. ``per_pixel``: whether it scores every pixel. ``text_tower``: whether
-    class prompts can be its classifier.
+    class prompts can be its classifier. ``volumes``: whether it sees whole volumes in place of images.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ModelRow:
     options: bool = False
     per_pixel: bool = False
     text_tower: bool = False
+    volumes: bool = False
 
     @property
     def prefix(self) -> str | None:
@@ -97,6 +99,22 @@ _ROWS = (
         "DenseNet121; options: init_features, growth_rate, block_config, norm ...",
         "fedsim.models.networks.fresh:monai_densenet121",
         options=True,
+    ),
+    ModelRow(
+        "monai:densenet121_3d",
+        "the same for whole volumes of 32 pixels and slices or more; options: as above",
+        "fedsim.models.networks.volumes:monai_densenet121_3d",
+        OF_VOLUMES,
+        options=True,
+        volumes=True,
+    ),
+    ModelRow(
+        "monai:resnet18_3d",
+        "ResNet-18 for whole volumes; options: widen_factor, conv1_t_stride, no_max_pool, norm ...",
+        "fedsim.models.networks.volumes:monai_resnet18_3d",
+        OF_VOLUMES,
+        options=True,
+        volumes=True,
     ),
     ModelRow(
         "fedsim:harmofl_densenet121",

@@ -34,9 +34,9 @@ class FractionsConfig(Words):
 
 
 def has_volumes(name: object) -> bool:
-    """Whether a set of that name has volumes."""
+    """Whether a set of that name has volumes and nothing else."""
     row = data_row(name) if isinstance(name, str) else None
-    return row is not None and row.volumes
+    return row is not None and row.volumes == "needed"
 
 
 class DataConfig(Words):
@@ -64,7 +64,8 @@ class DataConfig(Words):
     )
     slices: Count | None = Field(
         default_factory=lambda seen: 8 if has_volumes(seen.get("name")) else None,
-        description="Slices of a volume, evenly spaced. Default: 8 for the medmnist: sets in 3D, else null.",
+        description="Slices of a volume, evenly spaced. Default: 8 for the medmnist: sets in 3D, else null. With a "
+        "number the files of a table are volumes, .npy.",
     )
     max_tokens: Count | None = Field(
         default=None, description="Tokens of a text at most, longer ones are cut; null: as many as the model takes."
@@ -112,9 +113,9 @@ class DataConfig(Words):
             raise KeyedError("name", repr(self.name), nearest(self.name, DATA))
         if row.root == "needed" and self.root is None:
             raise KeyedError("root", f"null with name: {self.name}", "the folder of the images or tables")
-        if row.volumes != (self.slices is not None):
+        if row.volumes == ("needed" if self.slices is None else "none"):
             found = "null" if self.slices is None else str(self.slices)
-            expected = "a number of slices" if row.volumes else "null: only volumes have slices"
+            expected = "a number of slices" if row.volumes == "needed" else "null: only volumes have slices"
             raise KeyedError("slices", f"{found} with name: {self.name}", expected)
         self._check_files(row)
         if row.root == "none" and self.root is not None:
@@ -150,6 +151,8 @@ class DataConfig(Words):
         if not row.own_files:
             idle = ["fit", "patient", *([] if row.window else ["window"])]
             refuse_idle(self, idle, f"name: {self.name}, which is not read from image files of yours")
+        if self.slices is not None:
+            refuse_idle(self, ["window"], "slices: volumes have their grey levels already")
         if self.window is not None and not WINDOW.fullmatch(self.window):
             raise KeyedError("window", show(self.window), "CENTRE/WIDTH or LOW%-HIGH%, such as 40/400 or 1%-99%")
         if self.columns is not None and self.columns.patient is not None and self.patient is not None:

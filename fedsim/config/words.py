@@ -212,6 +212,10 @@ class ModelConfig(Words):
             raise KeyedError("lora", "null with train: lora", "a lora section, or train: head or all")
         if self.train != "lora" and self.lora is not None:
             raise KeyedError("lora", f"a lora section with train: {self.train}", "lora: null, or train: lora")
+        if row.volumes and self.lora is not None:
+            raise KeyedError("lora", f"LoRA on {self.name}, whose layers are in three dimensions", "train: all or head")
+        if row.volumes and self.amplitude_norm is not None:
+            raise KeyedError("amplitude_norm", f"given with {self.name}", "null: only images have amplitudes")
         self._check_submodel()
         self._check_decoder(row)
         if self.prompt.count("{}") != 1:

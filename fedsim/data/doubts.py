@@ -9,6 +9,7 @@ import numpy as np
 
 from fedsim.data.client_images import ClientImages
 from fedsim.data.dataset import Dataset, Indices
+from fedsim.data.numbering import counted, places_among
 from fedsim.data.overlap import Overlap
 from fedsim.data.whole_groups import has_whole_groups
 
@@ -47,13 +48,13 @@ def _clients(chosen: np.ndarray, what: str) -> list[str]:
 def _num_classes(data: Dataset, owned: ClientImages) -> np.ndarray:
     """Return how many classes each client has images of, (K,)."""
     width = len(data.label_names)
-    pairs = np.unique(owned.owners() * width + data.labels.numpy()[owned.images])
+    pairs, _ = counted(owned.owners() * width + data.labels.numpy()[owned.images])
     return np.bincount(pairs // width, minlength=len(owned))
 
 
 def _shared_groups(data: Dataset, owned: ClientImages) -> int:
     """Return how many groups have images at more than one client."""
     assert data.groups is not None, "has_whole_groups says so"
-    groups = np.unique(data.groups[owned.images], return_inverse=True)[1]
-    pairs = np.unique(groups * len(owned) + owned.owners())
+    groups = places_among(data.groups[owned.images])
+    pairs, _ = counted(groups * len(owned) + owned.owners())
     return int(np.count_nonzero(np.bincount(pairs // len(owned)) > 1))

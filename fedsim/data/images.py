@@ -28,6 +28,7 @@ EIGHT_BITS = "an image with 8 bits per channel, or grey and data.window where th
 #: How files become pixels, for the cache: 2 turns them as their tags say and takes one picture of a file.
 READING = 2
 NUM_SHOWN = 5
+PNG_MARK = b"\x89PNG\r\n\x1a\n"
 
 
 def decoded(path: Path, formats: Sequence[str] = FORMATS) -> tuple[Image.Image, bool]:
@@ -38,7 +39,8 @@ def decoded(path: Path, formats: Sequence[str] = FORMATS) -> tuple[Image.Image, 
     try:
         # Not by its name: Pillow 13 maps an uncompressed TIFF of that name with height and width exchanged by its tag.
         with path.open("rb") as file:
-            _check_sums(file, formats)
+            if file.read(len(PNG_MARK)) == PNG_MARK:
+                _check_sums(file, formats)
         with path.open("rb") as file, Image.open(file, formats=formats) as image:
             # Pillow opens colours of 16 bits as 8 bits and drops the lower ones; only the stored mode tells.
             is_deep = image.format in ("TIFF", "PNG") and ";16" in str(image.tile[0][3])
@@ -57,9 +59,9 @@ def decoded(path: Path, formats: Sequence[str] = FORMATS) -> tuple[Image.Image, 
 
 def _check_sums(file: BinaryIO, formats: Sequence[str]) -> None:
     """Raise for a PNG file whose checksums do not hold, at which Pillow does not look when it decodes the pixels."""
+    file.seek(0)
     with Image.open(file, formats=formats) as image:
-        if image.format == "PNG":
-            image.verify()
+        image.verify()
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -118,8 +120,8 @@ def placed(mask: Image.Image, size: tuple[int, int], fit: str) -> Image.Image:
     return whole
 
 
-def write_images(path: Path, shape: tuple[int, int, int, int], produce: Callable[[int], Pixels]) -> None:
-    """Write an .npy file (N, C, H, W) uint8 whose n-th image is ``produce(n)``, several at a time.
+def write_images(path: Path, shape: tuple[int, ...], produce: Callable[[int], Pixels]) -> None:
+    """Write an .npy file (N, C, H, W) or (N, S, C, H, W) uint8 whose n-th image is ``produce(n)``, several at a time.
 
     UserErrors of ``produce`` are gathered: one that names the first few files and tells how many there are.
     """

@@ -14,6 +14,7 @@ from PIL import Image
 
 from fedsim.data.dataset import Dataset, Indices, Pixels
 from fedsim.data.duplicates import near_pairs, thumbnails
+from fedsim.data.numbering import counted
 
 #: Of pairs of brain MRI that differ by less than 3 of 255, 99 % are nearer than this.
 DISTANCE = 0.06
@@ -86,7 +87,7 @@ def _same(data: Dataset) -> Overlap:
     if data.masks is not None:  # where a label is only the class with most pixels
         return found
     labels = data.labels.numpy()
-    labelled = np.unique(pictures * (labels.max() + 1) + labels) // (labels.max() + 1)
+    labelled = counted(pictures * (labels.max() + 1) + labels)[0] // (labels.max() + 1)
     return found._replace(text=f"{found.text}; {np.count_nonzero(np.bincount(labelled) > 1):,} pictures in two classes")
 
 

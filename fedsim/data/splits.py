@@ -9,6 +9,7 @@ import numpy.typing as npt
 from fedsim.config.data import DataConfig, FractionsConfig
 from fedsim.config.mistakes import nearest
 from fedsim.data.dataset import Indices, Source
+from fedsim.data.numbering import counted, places_among
 from fedsim.errors import UserError
 from fedsim.seeding import numpy_stream
 
@@ -168,7 +169,7 @@ def stratified_positions(labels: Indices, groups: Indices, stream: np.random.Gen
     ``labels`` and ``groups`` are (N,); so is the result, which is the same for all images of a group: the
     middle of the stretch that the group takes when its class is lined up in random order.
     """
-    _, group = np.unique(groups, return_inverse=True)
+    group = places_among(groups)
     classes, sizes = majority(labels, group), np.bincount(group)
     order = stream.permutation(len(sizes))
     members = order[np.argsort(classes[order], kind="stable")]  # class after class, each in random order
@@ -186,7 +187,7 @@ def majority(labels: Indices, groups: Indices) -> Indices:
     ``labels`` (N,); ``groups`` (N,), numbered from 0 without gaps.
     """
     num_classes = int(labels.max(initial=0)) + 1
-    pairs, counts = np.unique(groups * num_classes + labels, return_counts=True)
+    pairs, counts = counted(groups * num_classes + labels)
     order = np.lexsort((pairs, -counts, pairs // num_classes))
     _, firsts = np.unique(pairs[order] // num_classes, return_index=True)
     main: Indices = pairs[order][firsts] % num_classes

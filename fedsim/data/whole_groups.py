@@ -12,6 +12,7 @@ import numpy as np
 
 from fedsim.data.client_images import ClientImages
 from fedsim.data.dataset import Dataset
+from fedsim.data.numbering import places_among
 from fedsim.data.splits import majority
 
 
@@ -30,8 +31,7 @@ def by_whole_groups(dataset: Dataset, draw: Callable[[Dataset], ClientImages], b
     assert dataset.groups is not None, "has_whole_groups says so"
     train, groups = dataset.train, dataset.groups[dataset.train]
     if by_site and dataset.sites is not None:
-        numbers = np.unique(groups, return_inverse=True)[1]
-        groups = dataset.sites[train] * len(groups) + numbers
+        groups = dataset.sites[train] * len(groups) + places_among(groups)
     _, firsts, group_N = np.unique(groups, return_index=True, return_inverse=True)
     heads_G = train[firsts]
     labels = dataset.labels.clone()

@@ -62,10 +62,11 @@ def replacing(path: Path, *, durable: bool) -> Iterator[BinaryIO]:
                 if durable:
                     os.fsync(file.fileno())
             temporary.replace(path)
-        finally:
+        except BaseException:
             # What kept the file from being written may keep it from being removed, and is the one to be told.
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+            raise
     if durable:
         sync_folder(path.parent)
 

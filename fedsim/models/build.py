@@ -11,6 +11,7 @@ from fedsim.errors import UserError
 from fedsim.machine.memory import own_pages
 from fedsim.models.any.tuned_net import tune_net
 from fedsim.models.encoders import load_encoder
+from fedsim.models.networks.volumes import require_volumes
 from fedsim.models.stacked import FrozenEncoder, StackedModel
 from fedsim.models.submodel.folder import load_submodel
 from fedsim.models.submodel.model import HeldModel
@@ -42,6 +43,8 @@ def build_models(
     UserError for ``submodel.layers`` that the model has not, and for a folder that is no sub-model of this model.
     """
     encoder = replace(load_encoder(config, image_size, class_names, seed), slices=slices)
+    if encoder.whole_volumes:
+        require_volumes(encoder, config)
     if config.submodel is None:
         full = stack(config, encoder, len(class_names), device)
         return full, full

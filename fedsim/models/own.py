@@ -12,6 +12,7 @@ from fedsim.catalogue.models import import_model
 from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
 from fedsim.machine.sealed import digest_tensors
+from fedsim.models.networks.volumes import width_of
 from fedsim.models.plain import plain_encoder, try_out
 from fedsim.models.tower import Encoder
 from fedsim.models.weights import check_values
@@ -66,7 +67,10 @@ def _check_encoder(encoder: Encoder, config: ModelConfig, image_size: int, num_c
         numbers = isinstance(values, tuple) and len(values) == 3 and all(isinstance(part, float) for part in values)
         if not numbers or (key == "std" and min(values) <= 0):
             raise UserError(where, f"an Encoder with {key} {values!r}", "three floats, those of std above 0")
-    given = try_out(encoder.net, config, image_size, num_classes)
+    if encoder.whole_volumes:
+        given = width_of(encoder.net, config, image_size, image_size), False
+    else:
+        given = try_out(encoder.net, config, image_size, num_classes)
     if given != (encoder.width, encoder.per_pixel):
         said = f"an Encoder with width {encoder.width} and per_pixel {encoder.per_pixel}"
         raise UserError(where, said, f"{given[0]} and {given[1]}, as its net gives")

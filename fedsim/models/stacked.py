@@ -7,7 +7,7 @@ layers (``tuned_tower.py``), or everything (``whole_net.py``). With ``amplitude_
 client's target moves with what it sees.
 
 Where inputs are volumes, each slice goes through the first two parts by itself, and the classifier sees the mean of a
-volume's slices.
+volume's slices; a network for whole volumes sees all of them at once.
 
 Shapes: K clients in a block, B images per client, N images in all, S slices of a volume, W feature width, C classes.
 """
@@ -26,7 +26,7 @@ from fedsim.config.words import ModelConfig
 from fedsim.models.amplitude import AmplitudeNorm
 from fedsim.models.networks.each_client import each_client
 from fedsim.models.specs import AMPLITUDE, AMPLITUDE_IS_FIXED, ParamSpec
-from fedsim.models.tower import Encoder
+from fedsim.models.tower import Encoder, one_channel
 from fedsim.seeding import torch_stream
 
 
@@ -157,18 +157,21 @@ class StackedModel(ABC):
 
         Images (N, 3, H, W), floats in 0..1, become tokens, features or normalised pixels; they stay as they are where
         their amplitudes are normalised first, since that follows the images that a client sees. Texts (N, 2, T) become
-        features or stay. Of volumes (N, S, 3, H, W) it is the same slice by slice, (N, S, ...).
+        features or stay. Of volumes (N, S, 3, H, W) it is the same slice by slice, (N, S, ...), or (N, 1, S, H, W).
         """
         if self._amplitude_norm is not None:
             return inputs
-        if self.encoder.slices is None:
+        if self.encoder.slices_apart is None:
             return self._frozen(inputs)
         slices: Tensor = self._frozen(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
         return slices
 
     def _frozen(self, inputs: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.freeze(inputs if self.encoder.tokenizer is not None else (inputs - self._mean) / self._std)
+            if self.encoder.tokenizer is not None:
+                return self.freeze(inputs)
+            pixels = (inputs - self._mean) / self._std
+            return self.freeze(one_channel(pixels) if self.encoder.whole_volumes else pixels)
 
     def forward(
         self, params: Mapping[str, Tensor], fixed: Tensor, *, training: bool, sizes: Sequence[int] | None = None
@@ -196,7 +199,7 @@ class StackedModel(ABC):
         """
         if sizes is not None and len(set(sizes)) > 1 and self.mixes_images(training=training):
             return self._ragged(params, fixed, sizes, training, counting)
-        slices = self.encoder.slices
+        slices = self.encoder.slices_apart
         if slices is not None:
             # The slices of a client's volumes stand side by side, as images would.
             fixed = fixed.flatten(1, 2)

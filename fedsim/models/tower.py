@@ -163,7 +163,8 @@ class Encoder:
     the person who starts a run.
 
     ``slices``: how many slices an input has where these are volumes; ``net`` sees one slice at a time and the mean of
-    their features is the volume's. None where inputs are images or texts.
+    their features is the volume's. None where inputs are images or texts. ``whole_volumes``: ``net`` sees a volume as
+    one grey input, (N, 1, slices, image_size, image_size), instead.
 
     For texts ``tokenizer``, a fast tokenizer of Hugging Face's, tells what the numbers (N, 2, T) mean that ``net``
     takes: token ids, -1 after a text's end, and segments; ``mean``, ``std`` and ``image_size`` are then idle.
@@ -182,8 +183,14 @@ class Encoder:
     tokenizer: Any | None = None
     sha256: str | None = None
     slices: int | None = None
+    whole_volumes: bool = False
     decoder: Decoder | None = None
     remarks: tuple[str, ...] = ()
+
+    @property
+    def slices_apart(self) -> int | None:
+        """How many slices of a volume ``net`` sees one at a time; None where it sees images, texts or whole volumes."""
+        return None if self.whole_volumes else self.slices
 
     @property
     def scores_pixels(self) -> bool:
@@ -202,3 +209,8 @@ class Encoder:
         """``net`` with the places of its layers in the library's own model; ``load_encoder`` sees to it with LoRA."""
         assert isinstance(self.net, Adaptable), "load_encoder makes it one"
         return self.net
+
+
+def one_channel(volumes_NSCHW: Tensor) -> Tensor:
+    """Return grey volumes (N, S, 3, H, W), whose channels are equal, as (N, 1, S, H, W)."""
+    return volumes_NSCHW[:, :, :1].transpose(1, 2)

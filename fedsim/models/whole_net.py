@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedsim.models.networks.each_client import each_client
 from fedsim.models.specs import Kind, ParamSpec
 from fedsim.models.stacked import Counting, StackedModel
+from fedsim.models.tower import one_channel
 
 
 class WholeNet(StackedModel):
@@ -44,11 +45,12 @@ class WholeNet(StackedModel):
         if self.encoder.tokenizer is not None:
             return False
         state = {name: value.clone() for name, value in self.net.state_dict().items()}
-        image = torch.zeros(self.encoder.slices or 1, 3, image_size, image_size, device=self.device)
+        volume = torch.zeros(1, self.encoder.slices or 1, 3, image_size, image_size, device=self.device)
+        inputs = one_channel(volume) if self.encoder.whole_volumes else volume[0]
         self.net.train()
         try:
             with torch.no_grad():
-                functional_call(self.net, state, (image,))
+                functional_call(self.net, state, (inputs,))
         except ValueError:
             return True
         finally:

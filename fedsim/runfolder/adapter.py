@@ -51,6 +51,7 @@ def inputs_of(sim: Simulation) -> dict[str, Any]:
         "mean": encoder.mean,
         "std": encoder.std,
         **({} if encoder.slices is None else {"slices": encoder.slices}),
+        **({"whole_volumes": True} if encoder.whole_volumes else {}),
     }
 
 

@@ -51,6 +51,8 @@ WINDOW = "\nGrey values of more than 8 bits become grey levels before, by the wi
 VOLUMES = "\nA volume is {slices} such images, its slices; the mean of their features is the volume's."
 #: What there is to say beside, by the key of the inputs that it is about.
 MORE = {"window": WINDOW, "slices": VOLUMES}
+WHOLE_VOLUMES = """Grey volumes of {slices} slices, evenly spaced along the first axis, of {size} x {size} pixels with
+values in 0..1; then minus {mean[0]}, divided by {std[0]}."""
 TEXTS = "Texts, cut after {max_tokens} tokens."
 PIXELS = "A score before the softmax for every class and pixel; the classes, from 0: {classes}."
 CLASSES = "A score before the softmax for each class, in this order: {classes}."
@@ -93,7 +95,9 @@ def outputs_of(task: Task) -> str:
 def readme(card: Mapping[str, Any], code: Sequence[str]) -> str:
     """Return the README.md of an export whose card.json holds ``card``; ``code``: lines that use it."""
     inputs = card["inputs"]
-    shown = TEXTS.format(**inputs) if "max_tokens" in inputs else IMAGES.format(**inputs)
+    is_whole = "whole_volumes" in inputs
+    more = [] if is_whole else [text for key, text in MORE.items() if key in inputs]
+    form = TEXTS if "max_tokens" in inputs else WHOLE_VOLUMES if is_whole else IMAGES
     splits = {split: card[split] for split in ("val", "test") if card[split]}
     names = list(dict.fromkeys(name for scores in splits.values() for name in scores))
     rows = [
@@ -108,9 +112,9 @@ def readme(card: Mapping[str, Any], code: Sequence[str]) -> str:
         clients=card["clients"],
         version=card["made_by"].removeprefix("fedsim "),
         round=card["round"],
-        file="" if "max_tokens" in inputs else ", FILE an image",
+        file="" if "max_tokens" in inputs else f", FILE {'a volume' if is_whole else 'an image'}",
         code="\n".join(code),
-        inputs=shown + "".join(text.format(**inputs) for key, text in MORE.items() if key in inputs),
+        inputs="".join([form, *more]).format(**inputs),
         outputs=card["outputs"],
         metrics=" | ".join(names),
         rules="|".join("---" for _ in names),

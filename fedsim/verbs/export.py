@@ -52,6 +52,10 @@ PIXELS = (
     "images = torch.tensor(numpy.asarray(picture)).permute(2, 0, 1)[None] / 255",
     "images = (images - torch.tensor({mean}).view(3, 1, 1)) / torch.tensor({std}).view(3, 1, 1)",
 )
+VOLUME = (
+    "volume = numpy.load(FILE)  # uint8, {slices} slices of {size} rows and columns",
+    "images = (torch.tensor(volume)[None, :, None] / 255 - {mean[0]}) / {std[0]}",
+)
 TOKENS = (
     "import transformers",
     "tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)",
@@ -181,7 +185,9 @@ def _lines(folder: Path, exported: Exported, model_lines: list[str]) -> list[str
     features = features_line(saved.sim.config.model, encoder)
     first = ["import numpy, torch, torch.nn.functional as F", "from PIL import Image, ImageOps"]
     prepare: Sequence[str] = TOKENS
-    if encoder.tokenizer is None:
+    if encoder.whole_volumes:
+        prepare, first = VOLUME, first[:1]
+    elif encoder.tokenizer is None:
         prepare = (*picture_lines(inputs), *PIXELS)
     else:
         encoder.tokenizer.save_pretrained(folder)

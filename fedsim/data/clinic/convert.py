@@ -82,12 +82,21 @@ def convert(root: Path, out: Path, source: str, settings: Settings, pseudonyms: 
     rows = []
     for name, content, facts in render(str(path), scan, settings):
         target = out / f"{source}{name}"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target, durable=False) as file:
-            file.write(content)
+        _write(target, content)
         written = {"path": target.relative_to(out.parent).as_posix(), "sha256": hashlib.sha256(content).hexdigest()}
         rows.append(dict.fromkeys(COLUMNS, "") | common | facts | written)
     return rows
+
+
+def _write(target: Path, content: bytes) -> None:
+    """Write a file in one step. Most folders are there already, and to look for them first takes as long as writing."""
+    try:
+        with replacing(target, durable=False) as file:
+            file.write(content)
+    except FileNotFoundError:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target, durable=False) as file:
+            file.write(content)
 
 
 def _people(scan: Scan, source: str, pseudonyms: Pseudonyms) -> Row:

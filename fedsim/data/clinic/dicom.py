@@ -5,6 +5,7 @@ frame ("per frame") or for all of them ("shared").
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COL
 #: Pictures that are computed of others; their values are no measurement of a patient.
 DERIVED = ("RTDOSE", "SEG")
 FORMS: tuple[Form, ...] = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+COMPRESSIONS = "none, or one that pydicom knows: JPEG, JPEG-LS, JPEG 2000 or RLE"
+JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+#: What may decode, the first that can. Not gdcm, which ends the whole process over some damaged files.
+PLUGINS = ("pillow", "pydicom", "pylibjpeg")
+PACKAGES = ("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 
@@ -42,7 +48,7 @@ def read_dicom(path: Path) -> Scan:
             raise UserError(str(path), f"no pixels ({modality or 'no modality'})", WHOLE)
         if kind not in (*MONOCHROME, *COLOURS):
             raise UserError(str(path), f"pixels of kind {kind!r}", f"one of {', '.join((*MONOCHROME, *COLOURS))}")
-        _require_decoder(path, data)
+        decode = _decoder_of(path, data)
         ids = {
             "patient": _text(data, "PatientID"),
             "study": _text(data, "StudyInstanceUID"),
@@ -51,8 +57,8 @@ def read_dicom(path: Path) -> Scan:
         }
         return Scan(
             num_frames=int(data.get("NumberOfFrames") or 1),
-            frame=partial(_frame, path, data),
-            between=_millimetres(_group(data, 0, "PixelMeasuresSequence").get("SpacingBetweenSlices")),
+            frame=partial(_frame, path, data, decode),
+            between=_millimetres(_group(_places(data, 0), "PixelMeasuresSequence").get("SpacingBetweenSlices")),
             modality=modality,
             ids=ids,
             has_names_in_pixels=_text(data, "BurnedInAnnotation") == "YES",
@@ -73,44 +79,56 @@ def _text(data: Any, name: str) -> str:
     return str(data.get(name) or "").strip()
 
 
-def _require_decoder(path: Path, data: Any) -> None:
-    """UserError where no installed package reads the file's compression."""
+def _decoder_of(path: Path, data: Any) -> Callable[[int], Values]:
+    """Return what decodes one frame of the file; UserError where no installed package reads its compression."""
     from pydicom.pixels import get_decoder
 
-    syntax = data.file_meta.TransferSyntaxUID
-    if not syntax.is_encapsulated:
-        return
-    expected = "a compression that the installed packages read; python-gdcm reads most others"
+    syntax, bits = data.file_meta.TransferSyntaxUID, data.get("BitsStored") or 0
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
-        raise UserError(str(path), f"pixels compressed as {syntax.name}", expected) from None
-    if not decoder.is_available:
-        raise UserError(str(path), f"pixels compressed as {syntax.name}", expected)
+        raise UserError(str(path), f"pixels compressed as {syntax.name}", COMPRESSIONS) from None
+    plugin = ""
+    if syntax.is_encapsulated:
+        is_beyond_pillow = bits > 8 and (syntax == JPEG_EXTENDED or data.get("SamplesPerPixel") != 1)
+        usable = [name for name in PLUGINS[is_beyond_pillow:] if name in decoder.available_plugins]
+        if not usable:
+            found = f"pixels compressed as {syntax.name}, {bits} bits"
+            raise UserError(str(path), found, f"pip install {' '.join(PACKAGES)}, which read them")
+        plugin = usable[0]
+    return lambda index: decoder.as_array(data, index=index, decoding_plugin=plugin)[0]
 
 
-def _group(data: Any, index: int, name: str) -> Any:
-    """Return where a frame's values of one functional group stand; in a file without groups that is the file itself."""
+def _places(data: Any, index: int) -> list[Any]:
+    """Return where a frame's values may stand: its functional groups, those of all frames, and the file itself."""
     per_frame = data.get("PerFrameFunctionalGroupsSequence")
-    for place in ([per_frame[index]] if per_frame else []) + list(data.get("SharedFunctionalGroupsSequence") or []):
+    shared = data.get("SharedFunctionalGroupsSequence")
+    return [*([per_frame[index]] if per_frame else []), *(shared or []), data]
+
+
+def _group(places: list[Any], name: str) -> Any:
+    """Return where a frame's values of one functional group stand; in a file without groups that is the file itself."""
+    for place in places[:-1]:
         if found := place.get(name):
             return found[0]
-    return data
+    return places[-1]
 
 
-def _frame(path: Path, data: Any, index: int) -> Frame:
+def _frame(path: Path, data: Any, decode: Callable[[int], Values], index: int) -> Frame:
     """Decode one frame."""
-    from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+    from pydicom.pixels import apply_color_lut, apply_modality_lut
 
     with reading(str(path), WHOLE):
-        stored: Values = pixel_array(data, index=index)
-        spacing = _spacing(data, index)
-        if data.PhotometricInterpretation == "PALETTE COLOR":
+        stored = decode(index)
+        places, kind = _places(data, index), data.PhotometricInterpretation
+        spacing = _spacing(places)
+        if kind == "PALETTE COLOR":
             palette: Values = apply_color_lut(stored, data)[..., :3]
             return Frame(_eight_bits(palette, 8 * palette.itemsize), spacing)
+        bits = int(data.BitsStored)
         if stored.ndim == 3:
-            return Frame(_eight_bits(stored, int(data.BitsStored)), spacing)
-        rescale = _group(data, index, "PixelValueTransformationSequence")
+            return Frame(_eight_bits(stored, bits), spacing)
+        rescale = _group(places, "PixelValueTransformationSequence")
         line = [float(rescale.get(name, 1)) for name in ("RescaleSlope", "RescaleIntercept")]
         if line[0] == 0 or not np.isfinite(line).all():
             raise ValueError(f"slope and intercept {line[0]:g} and {line[1]:g}")
@@ -118,8 +136,8 @@ def _frame(path: Path, data: Any, index: int) -> Frame:
         return Frame(
             values=values.astype(np.float32 if stored.itemsize <= 2 else np.float64),
             spacing=spacing,
-            own_window=_own_window(data, index) or _range_of_8_bits(stored, values, int(data.BitsStored)),
-            is_inverted=data.PhotometricInterpretation == "MONOCHROME1",
+            own_window=_own_window(data, places) or _range_of_8_bits(stored, values, bits),
+            is_inverted=kind == "MONOCHROME1",
             padding=_padding(data, stored),
         )
 
@@ -129,9 +147,9 @@ def _eight_bits(colours: Values, bits: int) -> Values:
     return np.ascontiguousarray(colours >> max(0, bits - 8), np.uint8)
 
 
-def _spacing(data: Any, index: int) -> tuple[float, float] | None:
-    measures = _group(data, index, "PixelMeasuresSequence")
-    found = next((measures.get(name) for name in SPACINGS if measures.get(name)), None)
+def _spacing(places: list[Any]) -> tuple[float, float] | None:
+    measures = _group(places, "PixelMeasuresSequence")
+    found = next(filter(None, (measures.get(name) for name in SPACINGS)), None)
     if found is None or len(found) != 2:
         return None
     rows, columns = map(_millimetres, found)
@@ -160,9 +178,9 @@ def _padding(data: Any, stored: Values) -> Any:
     return padding if padding.any() else None
 
 
-def _own_window(data: Any, index: int) -> OwnWindow | None:
+def _own_window(data: Any, places: list[Any]) -> OwnWindow | None:
     """Return how the file wants a frame to be shown, the first way if it names several; None if it names none."""
-    place = _group(data, index, "FrameVOILUTSequence")
+    place = _group(places, "FrameVOILUTSequence")
     if tables := place.get("VOILUTSequence"):
         return OwnWindow("table of the file", _table(data, tables[0]))
     centres, widths = (_numbers(place.get(name)) for name in ("WindowCenter", "WindowWidth"))

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedsim.data.clinic.scan import Frame, OwnWindow, Scan
 from fedsim.data.clinic.windows import whole_range
-from fedsim.data.volumes import Volume, open_volume, read_turned
+from fedsim.data.volumes import Volume, open_volume, read_stored, values_of
 
 #: As axial slices of DICOM lie: columns run to the patient's left, rows to the back; slices run upwards.
 VIEW = "LPS"
@@ -20,18 +20,18 @@ def read_nifti(path: Path) -> Scan:
     """Read a NIfTI volume, whose frames are its axial slices from below, in whatever order it is stored.
 
     Slope and intercept of the header are applied, except with slope 0, which says that there are none. UserError as in
-    ``open_volume`` and ``read_turned``.
+    ``open_volume`` and ``read_stored``.
     """
     volume = open_volume(path)
-    voxels_XYZ, grid = read_turned(volume, VIEW)
-    voxels_DYX = voxels_XYZ.transpose(2, 1, 0).astype(np.float32)
+    stored_XYZ, grid = read_stored(volume, VIEW)
     columns, rows, between = (float(size) for size in np.linalg.norm(grid.affine[:3, :3], axis=0))
     own = _own_window(volume)
-    return Scan(
-        num_frames=len(voxels_DYX),
-        frame=lambda index: Frame(voxels_DYX[index], (rows, columns), own),
-        between=between,
-    )
+
+    def frame(index: int) -> Frame:
+        values_YX = values_of(volume, stored_XYZ[:, :, index]).T.astype(np.float32)
+        return Frame(np.ascontiguousarray(values_YX), (rows, columns), own)
+
+    return Scan(num_frames=stored_XYZ.shape[2], frame=frame, between=between)
 
 
 def _own_window(volume: Volume) -> OwnWindow | None:

@@ -17,6 +17,7 @@ from fedsim.data.clinic.convert import Pseudonyms, convert
 from fedsim.data.clinic.journal import stamp_of
 from fedsim.data.clinic.render import Row, Settings
 from fedsim.errors import UserError, one_line
+from fedsim.machine.memory import keep_freed_memory
 
 FILES_AT_ONCE = 8
 #: For each process: one that it works on, and one that waits.
@@ -73,8 +74,10 @@ def converted(
 def _begin() -> None:
     """Prepare a process: silence about odd files, which is said by name or not at all, and an end with its parent.
 
-    What a terminal sends to end a program is its parent's to answer.
+    What a terminal sends to end a program is its parent's to answer. Memory that a file took is kept for the next one:
+    given back and taken anew, its pages cost a sixth of the work.
     """
+    keep_freed_memory()
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()

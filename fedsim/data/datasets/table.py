@@ -19,6 +19,7 @@ from fedsim.data.dataset import Indices, Source
 from fedsim.data.datasets.columns import Column, Faults, numbered, read_tables, word_of, words_of
 from fedsim.data.datasets.folder import SUFFIXES, names_below, patients_of
 from fedsim.data.datasets.text_files import in_order
+from fedsim.data.datasets.volume_files import VOLUME, prepared_volumes
 from fedsim.data.findings import (
     BAR,
     EXPECTED,
@@ -30,6 +31,7 @@ from fedsim.data.findings import (
     targets_of_listed,
 )
 from fedsim.data.folders import require_file, walked
+from fedsim.data.numbering import connected
 from fedsim.data.splits import SPLIT_WORDS, TRAIN
 from fedsim.data.windowed import prepared
 from fedsim.errors import UserError
@@ -53,7 +55,8 @@ def table(config: DataConfig) -> Source:
     alone, with or without its suffix, of an image anywhere below; it may lead anywhere, as its table is the user's own.
     Classes and sites are in alphabetical order, numbers in theirs. A file that several rows name, by whatever name, is
     one image with several rows, which stay together. Images of one patient stay together too: told by a column, or by
-    ``data.patient``, a regular expression. Drawn splits have each site's classes in proportion.
+    ``data.patient``, a regular expression. Drawn splits have each site's classes in proportion. With ``data.slices``
+    files are volumes.
 
     UserError for a table that cannot be read, and one for all rows in which something is wrong: their number, the
     first of them with their columns, and what is expected.
@@ -64,7 +67,8 @@ def table(config: DataConfig) -> Source:
     tables = _tables(base, config.file)
     read, of_table = read_tables(list(tables), columns.of_table)
     faults = Faults(list(tables), read)
-    files = _files(base, columns.path, read.by_name[columns.path], faults)
+    suffixes = SUFFIXES if config.slices is None else (VOLUME,)
+    files = _files(base, columns.path, read.by_name[columns.path], suffixes, faults)
     fixed = _splits(columns, read.by_name, faults)
     if isinstance(config.file, Mapping):
         fixed = np.array(list(tables.values()), np.int64)[of_table]
@@ -87,10 +91,10 @@ def table(config: DataConfig) -> Source:
     if num_alone:
         remarks.append(f"{num_alone:,} rows name no {columns.patient}; each counts as one by itself")
     return Source(
-        images=load_mapped(prepared("table", _common(files.paths), files.paths, config)),
+        images=load_mapped(_prepared(files.paths, config)),
         labels=labels,
         class_names=class_names,
-        groups=_groups(patients, files.of_row if is_shared else None),
+        groups=connected(patients, files.of_row if is_shared else None),
         sites=sites,
         site_names=site_names,
         fixed=fixed,
@@ -117,11 +121,15 @@ def _tables(base: Path, file: str | Mapping[Any, str]) -> dict[Path, int]:
     return tables
 
 
-def _common(paths: Sequence[Path]) -> Path:
-    return Path(os.path.commonpath([path.parent for path in paths]))
+def _prepared(paths: Sequence[Path], config: DataConfig) -> Path:
+    """Return the file with the pictures, or with volumes where the config says how many slices these have."""
+    common = Path(os.path.commonpath([path.parent for path in paths]))
+    if config.slices is None:
+        return prepared("table", common, paths, config)
+    return prepared_volumes("table", common, paths, config.image_size, config.fit, config.slices)
 
 
-def _files(base: Path, name: str, column: Column, faults: Faults) -> Files:
+def _files(base: Path, name: str, column: Column, suffixes: Sequence[str], faults: Faults) -> Files:
     """Find the files that the rows name, each once whatever it is called; those that are not there are noted."""
     expected = f"an image file in {base}, each once by its name; a path is relative to it, or begins with /"
     below: Mapping[str, list[Path]] | None = None
@@ -137,7 +145,7 @@ def _files(base: Path, name: str, column: Column, faults: Faults) -> Files:
         path = Path(os.path.normpath(base / word))
         identity = _identity(path)
         if identity is None:
-            below = _below(base) if below is None else below
+            below = _below(base, suffixes) if below is None else below
             named = below.get(word, [])
             identity = _identity(named[0]) if len(named) == 1 else None
             if identity is None:
@@ -162,11 +170,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
 
-def _below(base: Path) -> dict[str, list[Path]]:
-    """Return the image files in all folders below ``base`` by their names, with and without suffix."""
+def _below(base: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the files with such suffixes in all folders below ``base`` by their names, with and without suffix."""
     found: dict[str, list[Path]] = {}
     for path in walked(base):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in suffixes:
             found.setdefault(path.name, []).append(path)
             found.setdefault(path.stem, []).append(path)
     return found
@@ -275,19 +283,3 @@ def _patients(columns: ColumnsConfig, cells: Mapping[str, Column], faults: Fault
     alone = np.flatnonzero(patients < 0)
     patients[alone] = len(words) + np.arange(len(alone))
     return patients, len(alone)
-
-
-def _groups(patients: Indices | None, files: Indices | None) -> Indices | None:
-    """Return what belongs together (N,): rows of one patient or of one file, and what both connect."""
-    if patients is None or files is None:
-        return patients if files is None else files
-    from scipy.sparse import coo_array  # type: ignore[import-untyped]  # late: few runs need it; scipy has no types
-    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]  # as above
-
-    num_files = int(files.max()) + 1
-    pairs = np.unique(patients * num_files + files)
-    size = num_files + int(patients.max()) + 1
-    ends = (pairs % num_files, num_files + pairs // num_files)
-    links = coo_array((np.ones(len(pairs), np.bool_), ends), shape=(size, size))
-    _, clusters = connected_components(links, directed=False)
-    return np.asarray(clusters, np.int64)[files]

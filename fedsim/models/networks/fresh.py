@@ -26,7 +26,7 @@ def monai_unet(config: ModelConfig, image_size: int, class_names: Sequence[str])
     options = {**UNET_OPTIONS, **config.options}
     _check_levels(options)
     with refusals(config, image_size):
-        _refuse_dropout(config)
+        refuse_dropout(config)
         from monai.networks.nets.unet import UNet as MonaiUNet  # late: monai takes seconds to import
 
         net: nn.Module = MonaiUNet(spatial_dims=2, in_channels=3, out_channels=len(class_names), **options)
@@ -46,8 +46,8 @@ def monai_densenet121(config: ModelConfig, image_size: int, class_names: Sequenc
     """MONAI's DenseNet121 up to its 1024 features; options may make it narrower."""
     del class_names
     with refusals(config, image_size):
-        _refuse_dropout(config)
-        return _densenet(config.options)
+        refuse_dropout(config)
+        return densenet121(config.options, spatial_dims=2, in_channels=3)
 
 
 def harmofl_densenet121(config: ModelConfig, image_size: int, class_names: Sequence[str]) -> nn.Module:
@@ -55,7 +55,7 @@ def harmofl_densenet121(config: ModelConfig, image_size: int, class_names: Seque
     del class_names
     with refusals(config, image_size):
         own, form = _with_form(config)
-        return without_statistics(_densenet(own), form)
+        return without_statistics(densenet121(own, spatial_dims=2, in_channels=3), form)
 
 
 def _check_levels(options: Mapping[str, Any]) -> None:
@@ -69,14 +69,15 @@ def _check_levels(options: Mapping[str, Any]) -> None:
         raise UserError("model.options.strides", found, "two channels or more, and a stride between each two")
 
 
-def _refuse_dropout(config: ModelConfig) -> None:
+def refuse_dropout(config: ModelConfig) -> None:
+    """ValueError for options about dropout."""
     if random := [key for key in config.options if "dropout" in key]:
         raise ValueError(f"{random[0]}: a run draws all random numbers from its seed, and dropout does not")
 
 
 def _with_form(config: ModelConfig) -> tuple[dict[str, Any], Any]:
     """The network's own options, and HarmoFL's form."""
-    _refuse_dropout(config)
+    refuse_dropout(config)
     own = dict(config.options)
     form = own.pop("form", "paper")
     if form not in FORMS:
@@ -84,9 +85,11 @@ def _with_form(config: ModelConfig) -> tuple[dict[str, Any], Any]:
     return own, form
 
 
-def _densenet(options: Mapping[str, Any]) -> nn.Module:
+def densenet121(options: Mapping[str, Any], *, spatial_dims: int, in_channels: int) -> nn.Module:
+    """MONAI's DenseNet121 up to its features."""
     from monai.networks.nets.densenet import DenseNet121  # late, as above
 
-    net: Any = DenseNet121(spatial_dims=2, in_channels=3, out_channels=1, pretrained=False, **options)
+    words = {"spatial_dims": spatial_dims, "in_channels": in_channels, "out_channels": 1, "pretrained": False}
+    net: Any = DenseNet121(**words, **options)
     net.class_layers.out = nn.Identity()
     return net  # type: ignore[no-any-return]  # monai says Any

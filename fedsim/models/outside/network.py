@@ -72,6 +72,8 @@ def features_line(config: ModelConfig, encoder: Encoder) -> str:
     """How the features are read, in Python, from the library's ``model`` and normalised ``images``."""
     if config.name.startswith("open_clip:"):
         return "model.encode_image(images, normalize=False)"
+    if encoder.whole_volumes:
+        return "model(images[:, :, :1].transpose(1, 2))"
     return encoder.net.library_features if isinstance(encoder.net, Adaptable) else Adaptable.library_features
 
 
@@ -96,7 +98,7 @@ class Scoring(nn.Module):
         if encoder.tokenizer is not None:
             raise UserError("model.name", f"{config.name}, which reads texts", "a run on images")
         self.net = net
-        self.per_pixel, self.slices = encoder.per_pixel, encoder.slices
+        self.per_pixel, self.slices = encoder.per_pixel, encoder.slices_apart
         self.decoder: nn.Module | None = None
         self.tokens = read_tokens(encoder, net) if encoder.decoder is not None else None
         if encoder.decoder is not None:
