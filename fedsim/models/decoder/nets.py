@@ -174,19 +174,19 @@ class Decoded(nn.Module):
     def __init__(self, net: Any, decoder: Decoder, reads: Sequence[str], num_prefix_tokens: int) -> None:
         super().__init__()
         self.net, self.decoder = net, decoder
-        self._seen: dict[str, Tensor] = {}
+        seen: dict[str, Tensor] = {}
         for path in reads:
-            self._seen[path] = torch.empty(0)
 
             def keep(block: nn.Module, given: Any, tokens: Tensor, path: str = path) -> None:
                 del block, given
-                self._seen[path] = tokens[:, num_prefix_tokens:]
+                seen[path] = tokens[:, num_prefix_tokens:]
 
             net.get_submodule(path).register_forward_hook(keep)
+        self._tokens_of_last_pass = lambda: torch.stack([seen[path] for path in reads], 1)
 
     def forward(self, images: Tensor) -> Tensor:
         getattr(self.net, "encode_image", self.net)(images)
-        scores: Tensor = self.decoder(torch.stack(list(self._seen.values()), 1))
+        scores: Tensor = self.decoder(self._tokens_of_last_pass())
         return scores
 
 

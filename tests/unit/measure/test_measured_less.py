@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,12 +12,12 @@ from fedsim import server
 from fedsim.build import build_simulation
 from fedsim.comm.group import open_group
 from fedsim.configure import load_config
+from fedsim.data.splits import at_most
 from fedsim.errors import UserError
 from fedsim.measure.scores import measure_split
 from fedsim.results.reading import load
 from fedsim.runfolder.saved import open_saved
 from tests.distributed.runs import write_config
-from tests.helpers import make_config
 
 PLAIN = ["algorithm={name: fedavg}", "train.lr=0.5"]
 
@@ -59,12 +60,10 @@ def test_some_validation_images_stand_for_all(runs: dict[str, Path]) -> None:
 
 
 def test_more_than_there_are_is_all_of_them() -> None:
-    with open_group() as group:
-        sims = [
-            build_simulation(make_config(evaluate=words, data={"name": "digits", "image_size": 8}), group)
-            for words in ({}, {"max_val": 100000})
-        ]
-    assert sims[0].dataset.val.tolist() == sims[1].dataset.val.tolist()
+    places, labels = np.arange(3, 9), np.zeros(20, np.int64)
+    for limit in (None, 6, 7):
+        assert at_most(limit, places, labels, 0, "here") is places
+    assert len(at_most(5, places, labels, 0, "here")) == 5
 
 
 def test_the_test_comes_once_and_is_the_best_rounds(runs: dict[str, Path]) -> None:
@@ -80,6 +79,6 @@ def test_the_test_comes_once_and_is_the_best_rounds(runs: dict[str, Path]) -> No
     assert best["test.accuracy"] == full["test"]["accuracy"]
 
 
-def test_clients_scores_need_the_test() -> None:
+def test_clients_scores_need_the_test(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"evaluate\.test: found at_end with clients: true"):
-        make_config(evaluate={"clients": True, "test": "at_end"})
+        load_config(write_config(tmp_path), ["evaluate={clients: true, test: at_end}"])
