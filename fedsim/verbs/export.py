@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedsim.errors import UserError
 from fedsim.machine.files import naming_files, write_atomic, write_json
+from fedsim.models.amplitude import AmplitudeNorm
 from fedsim.models.decoder.export import write_decoder
 from fedsim.models.encoders import first_network
 from fedsim.models.export import export_peft
@@ -141,7 +142,7 @@ def write_onnx(folder: Path, exported: Exported) -> list[str]:
     sim = exported.saved.sim
     network = Scoring(sim.model, exported.saved.params, sim.dataset.class_names, exported.net).eval()
     side, slices = sim.model.encoder.image_size, sim.model.encoder.slices
-    if network.amplitude_norm is not None:
+    if isinstance(network.amplitude_norm, AmplitudeNorm):
         network.amplitude_norm = RealAmplitudeNorm(network.amplitude_norm, side)
     if importlib.util.find_spec("onnxscript") is None:  # what torch.onnx works with
         raise UserError("--format", "onnx without the package onnxscript", "an environment with it")

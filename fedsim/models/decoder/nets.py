@@ -11,7 +11,7 @@ classes, S side of an image in pixels.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,11 +182,11 @@ class Decoded(nn.Module):
                 seen[path] = tokens[:, num_prefix_tokens:]
 
             net.get_submodule(path).register_forward_hook(keep)
-        self._tokens_of_last_pass = lambda: torch.stack([seen[path] for path in reads], 1)
+        self._tokens: Callable[[], Tensor] = lambda: torch.stack([seen[path] for path in reads], 1)
 
     def forward(self, images: Tensor) -> Tensor:
         getattr(self.net, "encode_image", self.net)(images)
-        scores: Tensor = self.decoder(self._tokens_of_last_pass())
+        scores: Tensor = self.decoder(self._tokens())
         return scores
 
 

@@ -98,7 +98,9 @@ def test_a_program_without_fedsim_has_the_same_scores(
     )
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "out/card.json").read_text())["largest_difference"] < 1e-4
-    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out/README.md").read_text(), re.DOTALL)
+    page = (tmp_path / "out/README.md").read_text()
+    assert ("Other versions of transformers" in page) == (kind == "hugging")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(code.splitlines()) <= 10
     with open_saved(runs[kind], "best", trust=kind == "own") as saved:
         if kind == "volumes":
