@@ -174,8 +174,11 @@ def write_onnx(folder: Path, exported: Exported) -> list[str]:
 def write_monai(folder: Path, exported: Exported) -> list[str]:
     """Write a bundle of MONAI's; return the lines that use it."""
     saved = exported.saved
-    if saved.sim.model.encoder.slices is not None or saved.sim.config.model.amplitude_norm is not None:
-        raise UserError("--format", "monai of a run on volumes or with model.amplitude_norm", "weights or onnx")
+    sim = saved.sim
+    unread = (sim.model.encoder.slices, sim.config.model.amplitude_norm, sim.config.data.window)
+    if any(one is not None for one in unread):
+        found = "monai of a run on volumes, or with model.amplitude_norm or data.window"
+        raise UserError("--format", found, "weights or onnx")
     return write_bundle(folder, saved, exported.net, exported.card)
 
 
