@@ -1,9 +1,10 @@
 """This checkout beside another one, in turns: is anything slower than it was?
 
-    .venv/bin/python -m benchmarks.beside OTHER_CHECKOUT [--turns 5] [--cases small_fp32 ...]
+    .venv/bin/python -m benchmarks.beside OTHER [--turns 5] [--cases small_fp32 ...]
 
-Both checkouts run under this one's Python, with one process of one thread. A turn starts every case once in each, and
-the one that is first changes from turn to turn. Printed are the medians over the turns and their ratio, this / other.
+OTHER is the root of a checkout, or a commit of this one's. Both run under this one's Python, with one process of one
+thread. A turn starts every case once in each, and the one that is first changes from turn to turn. Printed are the
+medians over the turns and their ratio, this / other.
 """
 
 import argparse
@@ -14,7 +15,8 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -66,26 +68,44 @@ CASES = {
 }
 
 
+@contextmanager
+def checkout_of(other: str) -> Iterator[Path]:
+    """The root of a checkout, or the files of a commit of this one's in a folder that is removed again."""
+    if Path(other).is_dir():
+        yield Path(other).resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="fedsim-") as folder:
+        packed = subprocess.run(["git", "archive", other], cwd=HERE, check=True, stdout=subprocess.PIPE).stdout
+        subprocess.run(["tar", "-x", "-C", folder], input=packed, check=True)
+        yield Path(folder)
+
+
+def beside(other: str, cases: Sequence[str], turns: int) -> None:
+    """Measure cases in both checkouts, in turns, and print the table."""
+    seconds: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    with checkout_of(other) as place:
+        checkouts = {"this": HERE, "other": place}
+        for turn in range(turns):
+            for case in cases:
+                for name in sorted(checkouts, reverse=turn % 2 == 0):
+                    with tempfile.TemporaryDirectory(prefix="fedsim-") as folder:
+                        for what, value in CASES[case](checkouts[name], Path(folder)).items():
+                            seconds[case, what][name].append(value)
+            print(f"turn {turn + 1} of {turns}", file=sys.stderr)
+    print("| case | seconds of | this | other | ratio |\n|---|---|---|---|---|")
+    for (case, what), found in seconds.items():
+        this, that = (median(found[name]) for name in ("this", "other"))
+        print(f"| {case} | {what} | {this:.3f} | {that:.3f} | {this / that:.3f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("other", type=Path, help="root of the other checkout")
+    parser.add_argument("other", help="root of the other checkout, or a commit")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     arguments = parser.parse_args()
-    checkouts = {"this": HERE, "other": arguments.other.resolve()}
-    seconds: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for turn in range(arguments.turns):
-        for case in arguments.cases:
-            for name in sorted(checkouts, reverse=turn % 2 == 0):
-                with tempfile.TemporaryDirectory(prefix="fedsim-") as folder:
-                    for what, value in CASES[case](checkouts[name], Path(folder)).items():
-                        seconds[case, what][name].append(value)
-        print(f"turn {turn + 1} of {arguments.turns}", file=sys.stderr)
     print(json.dumps(description()))
-    print("| case | seconds of | this | other | ratio |\n|---|---|---|---|---|")
-    for (case, what), found in seconds.items():
-        this, other = (median(found[name]) for name in checkouts)
-        print(f"| {case} | {what} | {this:.3f} | {other:.3f} | {this / other:.3f} |")
+    beside(arguments.other, arguments.cases, arguments.turns)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,15 @@
 
 FedAvg on the four sites of the packaged cells, and on a folder of images and masks per site, three seeds each. The
 folder is FOLDER, or tiles of the cells, written as PNG files: 160 of each site, which the reader then splits at random.
-Every run is launch.py with configs/vit_decoder_cells.yaml; one that has finished is not run again, and one that was
-killed goes on. Each site's test images are scored by the server's model after the last round, which with FedAvg is
-every client's. Bytes are those of all clients in a round. Writes benchmarks/results/segmentation.json.
+Every run is configs/vit_decoder_cells.yaml. One that has finished is not run again, and one that was killed, with this
+program or alone, goes on from its last round: start the same command again. Each site's test images are scored by the
+server's model after the last round, which with FedAvg is every client's. Bytes are those of all clients in a round.
+Writes benchmarks/results/segmentation.json.
 """
 
 import argparse
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+import fedsim
 from benchmarks.harmofl_table import figures, read
 from benchmarks.machine import description
 from fedsim.config.data import DataConfig
@@ -57,11 +57,9 @@ def write_tiles(root: Path) -> Path:
 def run(folder: Path, changes: Sequence[str]) -> Path:
     """Train with one thread what has not been trained, and return the run's folder."""
     results = folder / "results.json"
-    if results.exists() and json.loads(results.read_text())["status"] == "finished":
-        return folder
-    command = [sys.executable, "launch.py", "run", "configs/vit_decoder_cells.yaml", *changes]
-    command += ["--out", str(folder), "--resume"]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    if not (results.exists() and json.loads(results.read_text())["status"] == "finished"):
+        # In a process that ends with this one, however that comes about.
+        fedsim.run("configs/vit_decoder_cells.yaml", *changes, out=folder, resume=True, show=len)
     return folder
 
 
@@ -102,6 +100,7 @@ def main() -> None:
     folders = sorted(place.name for place in root.iterdir() if place.is_dir())
     nuclei = ["data.name=nuclei", f"data.root={root}", f"clients.count={len(folders)}"]
     sets = {"cells": (("HeLa", "bacteria", "CHO", "DSB2018"), []), "folder": (folders, nuclei)}
+    os.environ["OMP_NUM_THREADS"] = "1"
     found = {}
     with ThreadPoolExecutor(arguments.jobs) as pool:
         # Seed by seed, so that what is there after an interruption compares the contenders.
@@ -113,8 +112,14 @@ def main() -> None:
             for data, (_, own) in sets.items()
             for name, changes in CONTENDERS.items()
         }
-        for data, (sites, _) in sets.items():
-            found[data] = table(sites, {key[1:]: future for key, future in futures.items() if key[0] == data})
+        try:
+            for data, (sites, _) in sets.items():
+                found[data] = table(sites, {key[1:]: future for key, future in futures.items() if key[0] == data})
+        except KeyboardInterrupt:
+            os._exit(130)  # without waiting for the runs, which end with this process
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     RESULTS.write_text(json.dumps({"machine": description(), "runs": found}, indent=1) + "\n")
 
 

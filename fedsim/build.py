@@ -20,6 +20,7 @@ from fedsim.config.experiment import Config, with_block_size, with_noise
 from fedsim.config.train import StoreConfig
 from fedsim.config.words import LoraConfig
 from fedsim.data import ClientImages, Dataset, load_dataset, partition_clients, without_small
+from fedsim.data.splits import at_most
 from fedsim.errors import UserError
 from fedsim.inputs.public import PublicInputs, load_public
 from fedsim.inputs.texts import input_source
@@ -81,6 +82,8 @@ def load_parts(config: Config, device: torch.device) -> Parts:
     """Read the data set, divide it among the clients, and load the models; UserError for what does not fit."""
     with own_pages():  # which what only reading takes gives back
         dataset = load_dataset(config.data)
+        val = at_most(config.evaluate.max_val, dataset.val, dataset.labels.numpy(), config.seed, "evaluate.max_val")
+        dataset = replace(dataset, val=val)
         task_of(dataset, config).check_decisive(config.evaluate.best_by, dataset)
         clients = without_small(partition_clients(dataset, config.clients, config.seed), config.clients.min_samples)
     size, names = config.data.image_size, dataset.class_names

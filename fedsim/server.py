@@ -28,7 +28,7 @@ from fedsim.machine.sealed import digest_tensors
 from fedsim.measure.client_scores import ClientScores
 from fedsim.measure.costs import costs, round_load
 from fedsim.measure.global_model import global_model
-from fedsim.measure.scores import evaluate, worth
+from fedsim.measure.scores import evaluate, measure_split, worth
 from fedsim.measure.spending import spending
 from fedsim.method_checks import check_phases, check_state
 from fedsim.models.tuned_tower import TunedModel
@@ -87,10 +87,11 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
             # Measure the new global model, and keep it if it is the best so far.
             is_last = state.round == last
             if is_last or config.evaluates(state.round):
-                log.progress(f"evaluation: {len(sim.dataset.val) + len(sim.dataset.test)} {sim.dataset.unit}")
+                num_inputs = sum(len(vars(sim.dataset)[split]) for split in config.evaluate.splits)
+                log.progress(f"evaluation: {num_inputs} {sim.dataset.unit}")
                 with record.evaluating():
                     model = global_model(sim, state)
-                    record.measure(evaluate(sim, model.params), model.chosen)
+                    record.measure(evaluate(sim, model.params, config.evaluate.splits), model.chosen)
                 if note_evaluation(best_by, progress, record):
                     checkpoints.save_best(state, sim.store, progress)
 
@@ -210,23 +211,27 @@ def finish(
     """Check that all ranks agree, export the best and the last model, and write and return the results."""
     digest = digest_tensors(server_tensors(state))
     sim.group.check_equal("the server's state at the end", digest)
+    last = global_model(sim, state).params
+    is_last = progress.best_round in (0, state.round)
+    best = last if is_last else best_model(sim, checkpoints)
+    measured = dict(progress.best_metrics)
+    if sim.config.evaluate.test == "at_end":
+        log.progress(f"test: {len(sim.dataset.test)} {sim.dataset.unit}")
+        measured["test"] = measure_split(sim, best, "test")
     results = {
         "status": "finished" if state.round == sim.config.rounds else "stopped early",
         "rounds": state.round,
         "best_round": progress.best_round,
         "best_by": sim.task.decisive(sim.config.evaluate.best_by),
-        **progress.best_metrics,
+        **measured,
         **spending(sim, state),
         "state_sha256": sim.store.digest(digest),
         "costs": costs(sim),
     }
-    last = global_model(sim, state).params
-    is_last = progress.best_round in (0, state.round)
-    best = last if is_last else best_model(sim, checkpoints)
     if sim.group.is_server and isinstance(sim.model, TunedModel):
         row = log.last_row()
         export_adapter(log.folder / "adapter_last", sim, last, row)
-        row = row if is_last else {"round": progress.best_round, **progress.best_metrics}
+        row = row | measured if is_last else {"round": progress.best_round, **measured}
         export_adapter(log.folder / "adapter", sim, best, row)
     if sim.group.is_server and sim.dataset.masks is not None:
         draw_predictions(sim, best, log.folder / "predictions.png")

@@ -142,6 +142,16 @@ class EvaluateConfig(Words):
         description="Dice and IoU of a class in an image whose mask and prediction both lack it: not counted, or 0, as "
         "in HarmoFL's code.",
     )
+    max_val: Count | None = Field(
+        default=None,
+        description="Validation images that a run uses at most, classes in proportion, the same in every round; null: "
+        "all.",
+    )
+    test: Literal["always", "at_end"] = Field(
+        default="always",
+        description="always: test images are scored with the validation images; at_end: once, by the best round's "
+        "model.",
+    )
     patience: Count | None = Field(
         default=None, description="Stop after this many evaluations without a better one; null: never."
     )
@@ -149,6 +159,17 @@ class EvaluateConfig(Words):
         default=False,
         description="Whether each client's own model is measured on its own images, before and after communication.",
     )
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """What is measured after a round."""
+        return ("val", "test") if self.test == "always" else ("val",)
+
+    @model_validator(mode="after")
+    def _clients_are_tested_always(self) -> Self:
+        if self.clients and self.test == "at_end":
+            raise KeyedError("test", "at_end with clients: true, which scores each client's test images", "always")
+        return self
 
 
 class CheckpointConfig(Words):

@@ -163,6 +163,17 @@ def _at_most(limit: int | None, train: Indices, strata: Indices, groups: Indices
     return np.sort(train[order[: max(ends[ends <= limit], default=0)]])
 
 
+def at_most(limit: int | None, places: Indices, labels: Indices, seed: int, purpose: str) -> Indices:
+    """Return ``limit`` of the ``places``, drawn for a purpose, classes in proportion; all where there are no more.
+
+    ``labels``: of all images.
+    """
+    if limit is None or len(places) <= limit:
+        return places
+    positions = stratified_positions(labels[places], places, numpy_stream(seed, purpose))
+    return np.sort(places[np.argsort(positions, kind="stable")[:limit]])
+
+
 def stratified_positions(labels: Indices, groups: Indices, stream: np.random.Generator) -> npt.NDArray[np.float64]:
     """Place every image between 0 and 1 so that any interval holds its share of each class, by whole groups.
 

@@ -3,7 +3,7 @@
 Shapes: N images of a split, S numbers that the task's metrics need of an image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -41,9 +41,11 @@ def evaluation_rows(
     return group.sum_disjoint(rows)
 
 
-def evaluate(sim: Simulation, params: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+def evaluate(
+    sim: Simulation, params: Mapping[str, Tensor], splits: Sequence[str] = ("val", "test")
+) -> dict[str, dict[str, float]]:
     """Return the metrics of the validation and the test images, the same on every rank."""
-    return {split: measure_split(sim, params, split) for split in ("val", "test")}
+    return {split: measure_split(sim, params, split) for split in splits}
 
 
 def measure_split(sim: Simulation, params: Mapping[str, Tensor], split: str) -> dict[str, float]:

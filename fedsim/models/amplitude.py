@@ -1,16 +1,21 @@
 """HarmoFL's amplitude normalisation: all images take on one amplitude spectrum, and each keeps its own phases.
 
 Jiang et al., HarmoFL, AAAI 2022. What a scanner or a stain does to an image shows mostly in the amplitudes of its
-spectrum, what is in the image mostly in the phases.
+spectrum, what is in the image mostly in the phases. This file needs torch and safetensors alone: an exported model that
+normalises has a copy of it.
 
 Shapes: B images of a client, C channels, H rows and W columns of an image, V = W // 2 + 1 columns of the half of the
 spectrum that determines a real image. Axes may stand in front, such as one for K clients.
 """
 
-import torch
-from torch import Tensor, nn
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from fedsim.config.amplitude import AmplitudeNormConfig
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 # Below this share of the sum of an image's pixels, which no amplitude exceeds, an amplitude is rounding.
 ROUNDING = 1e-7
@@ -25,14 +30,14 @@ class AmplitudeNorm(nn.Module):
     they are while there is neither a first batch nor a fixed target. A frequency without amplitude has no phase and
     gets none: a blank image stays blank, at the target's mean, whose sign is then +. Both are buffers of the state
     dict; under ``torch.func.functional_call`` they may have a leading axis for clients, each of which then has a
-    target of its own.
+    target of its own. ``config``: has form, momentum and low_freq_fraction, as model.amplitude_norm.
     """
 
     amplitude: Tensor
     is_fixed: Tensor
     inside: Tensor
 
-    def __init__(self, config: AmplitudeNormConfig, num_channels: int, height: int, width: int) -> None:
+    def __init__(self, config: Any, num_channels: int, height: int, width: int) -> None:
         super().__init__()
         is_released = config.form == "released"
         # The released code replaces the constant part alone, and passes its momentum as an integer.
@@ -78,3 +83,11 @@ def low_frequencies(height: int, width: int, fraction: float) -> Tensor:
     rows = torch.arange(height)
     distances = torch.minimum(rows, height - rows)
     return (distances <= bound)[:, None] & (torch.arange(width // 2 + 1) <= bound)
+
+
+def loaded(folder: str) -> AmplitudeNorm:
+    """Return the normalisation that an export has written: its words in a JSON file, its target beside them."""
+    words = json.loads(Path(folder, "amplitude_norm.json").read_text("utf-8"))
+    norm = AmplitudeNorm(SimpleNamespace(**words["norm"]), 3, words["size"], words["size"])
+    norm.load_state_dict(load_file(folder + "/amplitude_norm.safetensors"))
+    return norm.eval()

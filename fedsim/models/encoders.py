@@ -48,6 +48,14 @@ def library_model(config: ModelConfig, image_size: int, seed: int, class_names: 
     return model
 
 
+def first_network(config: ModelConfig, image_size: int, seed: int, class_names: Sequence[str]) -> nn.Module:
+    """Build ``library_model`` of the same arguments, or the network that a function of the user's returns."""
+    if not is_import_path(config.name):
+        return library_model(config, image_size, seed, class_names)
+    with _random_from(seed):
+        return own_encoder(config, image_size, class_names).net
+
+
 def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str], seed: int) -> Encoder:
     """Build the encoder around ``library_model(config, image_size, seed, class_names)``, or your own, in eval mode.
 

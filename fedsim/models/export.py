@@ -26,8 +26,9 @@ from fedsim.kernels.frozen import plain
 from fedsim.machine.files import write_atomic, write_json
 from fedsim.models.any.conv import LoRAConv2d
 from fedsim.models.attention import ClipAttention, HuggingAttention
-from fedsim.models.decoder.export import DECODER, DECODER_FILES, write_decoder
+from fedsim.models.decoder.export import DECODED, DECODER_FILES, write_decoder
 from fedsim.models.lora import LoRALinear
+from fedsim.models.outside.amplitudes import NORMALISED, write_amplitude_norm
 from fedsim.models.specs import SHIFT, A, B
 from fedsim.models.tower import Adaptable, Encoder
 
@@ -72,12 +73,8 @@ AMPLITUDE_NORM = """
 Before the mean is subtracted, the images take on the amplitudes that the clients agreed on:
 
 ```python
-import safetensors.torch
-from fedsim.config.amplitude import AmplitudeNormConfig
-from fedsim.models.amplitude import AmplitudeNorm
-norm = AmplitudeNorm(AmplitudeNormConfig({words}), 3, {size}, {size}).eval()
-norm.load_state_dict(safetensors.torch.load_file(FOLDER + "/amplitude_norm.safetensors"))
-images = norm(images)
+import runpy
+images = {normalised}(images)
 ```
 """
 VOLUMES = """
@@ -113,9 +110,9 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained, max_
 
     ``params`` has ``<path>.lora_a`` (G, R, D) and ``<path>.lora_b`` (G, O, R) for each adapted layer of the
     tower, slices in the order q, k, v, and the classifier: ``head.weight`` and ``head.bias``, ``logit_scale`` where
-    that was trained, or a decoder's. The classifier goes to head.safetensors, a decoder to files of its own, the target
-    of amplitude normalisation to amplitude_norm.safetensors, and README.md says how to load all of it. ``max_tokens``:
-    where texts are cut; None: at the model's limit.
+    that was trained, or a decoder's. The classifier goes to head.safetensors, a decoder and amplitude normalisation
+    to files of their own, and README.md says how to load all of it. ``max_tokens``: where texts are cut; None: at the
+    model's limit.
     """
     lora, tower = model.config.lora, model.encoder.adaptable
     assert lora is not None, "only LoRA makes an adapter"
@@ -135,9 +132,7 @@ def export_peft(folder: Path, params: Mapping[str, Tensor], model: Trained, max_
         write_atomic(folder / "head.safetensors", _serialised(_head(params, model.encoder)))
     else:
         write_decoder(folder, params, model.encoder)
-    start = "amplitude_norm."
-    if target := {name.removeprefix(start): value for name, value in params.items() if name.startswith(start)}:
-        write_atomic(folder / "amplitude_norm.safetensors", _serialised(target))
+    write_amplitude_norm(folder, params, model.config, model.encoder.image_size)
     write_json(folder / "adapter_config.json", _peft_config(tower, adapters, lora, model.config.name))
     write_atomic(folder / "README.md", _readme(model.config, model.encoder, added, max_tokens).encode())
 
@@ -266,7 +261,6 @@ def _readme(config: ModelConfig, encoder: Encoder, added: int, max_tokens: int |
     assert config.lora is not None, "only LoRA makes an adapter"
     whole_clip = config.name.startswith("open_clip:")
     size, norm = encoder.image_size, config.amplitude_norm
-    words = "" if norm is None else ", ".join(f"{name}={value!r}" for name, value in norm.model_dump().items())
     features = "model.encode_image(images, normalize=False)" if whole_clip else encoder.adaptable.library_features
     tokens, inputs = "", IMAGES.format(size=size, mean=encoder.mean, std=encoder.std)
     if encoder.slices is not None:
@@ -279,7 +273,7 @@ def _readme(config: ModelConfig, encoder: Encoder, added: int, max_tokens: int |
         logits = "{features}"
     files, answer = HEAD_FILE, HEAD.format(tokens=tokens, logits=logits.format(features=features))
     if encoder.decoder is not None:
-        files, answer = DECODER_FILES, DECODER.format(run=features)
+        files, answer = DECODER_FILES, f"import runpy\nlogits = {DECODED}"
     words_of_base = {"name": config.name, "weights": config.weights, "options": config.options, "seed": encoder.seed}
     return README.format(
         name=config.name,
@@ -288,7 +282,7 @@ def _readme(config: ModelConfig, encoder: Encoder, added: int, max_tokens: int |
         answer=answer,
         inputs=inputs,
         shifted=SHIFTED.format(rank=config.lora.r + added, r=config.lora.r) if added else "",
-        amplitude="" if norm is None else AMPLITUDE_NORM.format(words=words, size=size),
+        amplitude="" if norm is None else AMPLITUDE_NORM.format(normalised=NORMALISED),
     )
 
 

@@ -10,9 +10,8 @@ import pandas as pd
 
 from fedsim.config.plain_yaml import flatten, read_mapping
 from fedsim.errors import UserError
-from fedsim.machine.files import parse_json
 from fedsim.results.sweeps import run_folders
-from fedsim.storage.rows import read_rows
+from fedsim.storage.rows import metric_rows, read_object, read_rows
 
 #: Of names and meaning of the columns; a change that readers would stumble over raises it.
 SCHEMA = 1
@@ -67,7 +66,7 @@ def round_rows(folder: Path) -> list[dict[str, Any]]:
     """Return a run's rounds, what is nested flattened to dotted names; seconds of phases and clients left out."""
     timings = {row["round"]: row for row in read_rows(folder / "timings.jsonl")}
     rows = []
-    for row in read_rows(folder / "metrics.jsonl"):
+    for row in metric_rows(folder):
         timing = {key: value for key, value in timings.get(row["round"], {}).items() if key != "phases"}
         measured = {key: row.get(key) or {} for key in ("val", "test", "diagnostics", "clock")}
         plain = {key: value for key, value in row.items() if key not in (*measured, "simulation_only")}
@@ -101,16 +100,3 @@ def total(rounds: Sequence[dict[str, Any]], key: str) -> float | None:
     """Return a column's sum over the rounds; None where a round lacks it."""
     values = [row.get(key) for row in rounds]
     return None if not values or None in values else sum(value for value in values if value is not None)
-
-
-def read_object(file: Path) -> dict[str, Any] | None:
-    """Return what a JSON file holds, None where there is none; UserError where that is no object."""
-    if not file.is_file():
-        return None
-    try:
-        content = parse_json(file.read_text())
-        if not isinstance(content, dict):
-            raise TypeError(f"a {type(content).__name__}")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(str(file), f"no readable JSON object ({error})", "what a run writes") from None
-    return content

@@ -18,7 +18,7 @@ from fedsim.measure.global_model import global_model
 from fedsim.runfolder.trust import load_recorded
 from fedsim.simulation import Simulation
 from fedsim.storage.checkpoint import Checkpoints
-from fedsim.storage.rows import read_rows
+from fedsim.storage.rows import metric_rows
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,5 @@ def saved_model(run_dir: Path, config: Config, which: str, group: Group) -> Save
     sim = build_simulation(config, group)
     sim.store.adopt(saved.clients)
     state = saved.state.to(group.device)
-    rows = {row["round"]: row for row in read_rows(run_dir / "metrics.jsonl")}
+    rows = {row["round"]: row for row in metric_rows(run_dir)}
     return SavedModel(sim, state, global_model(sim, state).params, rows.get(state.round, {"round": state.round}))

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedsim.config.mistakes import show
 from fedsim.errors import UserError
-from fedsim.machine.files import about, finite, sync_folder, write_atomic
+from fedsim.machine.files import about, finite, parse_json, sync_folder, write_atomic
 
 Row = dict[str, Any]
 
@@ -123,3 +123,26 @@ def _first_fault(rows: Sequence[Row], is_kept: Sequence[bool], counter: str, las
     if before < last:
         return "", f"nothing after {counter} {before}" if number else "no rows"
     return "", f"{number} rows, not all as they were written"
+
+
+def metric_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl, with the best round's test where that was scored at the end alone."""
+    rows = read_rows(folder / "metrics.jsonl")
+    results = read_object(folder / "results.json") or {}
+    for row in rows:
+        if row["round"] == results.get("best_round") and row.get("test") is None:
+            row["test"] = results.get("test")
+    return rows
+
+
+def read_object(file: Path) -> dict[str, Any] | None:
+    """Return what a JSON file holds, None where there is none; UserError where that is no object."""
+    if not file.is_file():
+        return None
+    try:
+        content = parse_json(file.read_text())
+        if not isinstance(content, dict):
+            raise TypeError(f"a {type(content).__name__}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(str(file), f"no readable JSON object ({error})", "what a run writes") from None
+    return content

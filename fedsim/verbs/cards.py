@@ -18,7 +18,7 @@ model of round {round}. `card.json` has the same facts for programs. Nothing her
 
 ## Use it
 
-FOLDER is this folder{file}.
+FOLDER is this folder{file}. Written with {libraries}.{names}
 
 ```python
 {code}
@@ -58,6 +58,9 @@ PIXELS = "A score before the softmax for every class and pixel; the classes, fro
 CLASSES = "A score before the softmax for each class, in this order: {classes}."
 FINDINGS = "A score before the logistic function for each finding, by itself, in this order: {classes}."
 NUMBERS = "A number."
+#: Such as those of a ViT's attention: query in transformers 4, q_proj in 5.
+NAMES = " Other versions of transformers may call layers otherwise, and cannot load it then."
+FILES = {"max_tokens": "", "slices": ", FILE a volume as .npy: uint8, slices x rows x columns"}
 
 
 def facts(saved: SavedModel, method_of_use: str) -> dict[str, Any]:
@@ -112,7 +115,9 @@ def readme(card: Mapping[str, Any], code: Sequence[str]) -> str:
         clients=card["clients"],
         version=card["made_by"].removeprefix("fedsim "),
         round=card["round"],
-        file="" if "max_tokens" in inputs else f", FILE {'a volume' if is_whole else 'an image'}",
+        file=next((text for key, text in FILES.items() if key in inputs), ", FILE an image"),
+        libraries=", ".join(f"{name} {version}" for name, version in card["libraries"].items()),
+        names=NAMES if "transformers" in card["libraries"] else "",
         code="\n".join(code),
         inputs="".join([form, *more]).format(**inputs),
         outputs=card["outputs"],

@@ -3,10 +3,9 @@
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -14,73 +13,19 @@ from torch import Tensor, nn
 
 from fedsim.errors import UserError
 from fedsim.machine.files import naming_files, write_atomic, write_json
+from fedsim.models.amplitude import AmplitudeNorm
 from fedsim.models.decoder.export import write_decoder
-from fedsim.models.encoders import library_model
+from fedsim.models.encoders import first_network
 from fedsim.models.export import export_peft
-from fedsim.models.outside.network import Scoring, features_line, head_of, trained_network
-from fedsim.models.outside.recipes import build_lines
+from fedsim.models.outside.amplitudes import RealAmplitudeNorm, write_amplitude_norm
+from fedsim.models.outside.network import Scoring, head_of, trained_network
+from fedsim.models.outside.recipes import build_lines, source_of
 from fedsim.runfolder.saved import SavedModel, open_saved
 from fedsim.verbs.bundle import write_bundle
-from fedsim.verbs.cards import EDGES, facts, readme
+from fedsim.verbs.card_lines import TOKENS, image_lines, libraries, picture_lines, score_lines, whole
+from fedsim.verbs.cards import facts, readme
 
 NUM_COMPARED = 8
-UPRIGHT = "picture = ImageOps.exif_transpose(Image.open(FILE)).convert('RGB')"
-SQUARE = (
-    "side = {edge}(picture.size)",
-    "left, top = ((have - side) // 2 for have in picture.size)",
-    "picture = picture.crop((left, top, left + side, top + side))",
-)
-RESIZED = "picture = picture.resize(({size}, {size}), Image.Resampling.BICUBIC)"
-#: How an upright picture becomes a square of the right size.
-FITTED = {
-    "stretch": (RESIZED,),
-    **{fit: (*(line.format(edge=edge) for line in SQUARE), RESIZED) for fit, edge in EDGES.items()},
-}
-#: How a picture of more than 8 bits becomes one of 8; a TIFF whose lowest value is white is inverted.
-WINDOWED = (
-    "stored = Image.open(FILE)",
-    "picture = ImageOps.exif_transpose(stored)",
-    "if picture.mode[0] in 'IF':",
-    "    values = numpy.asarray(picture, numpy.float64)",
-    "    low, high = {ends}",
-    "    shares = numpy.clip((values - low) / (high - low), 0, 1)",
-    "    is_inverted = getattr(stored, 'tag_v2', dict()).get(262) == 0",
-    "    picture = Image.fromarray(numpy.rint(255 * (1 - shares if is_inverted else shares)).astype('uint8'))",
-    "picture = picture.convert('RGB')",
-)
-PIXELS = (
-    "images = torch.tensor(numpy.asarray(picture)).permute(2, 0, 1)[None] / 255",
-    "images = (images - torch.tensor({mean}).view(3, 1, 1)) / torch.tensor({std}).view(3, 1, 1)",
-)
-VOLUME = (
-    "volume = numpy.load(FILE)  # uint8, {slices} slices of {size} rows and columns",
-    "images = (torch.tensor(volume)[None, :, None] / 255 - {mean[0]}) / {std[0]}",
-)
-TOKENS = (
-    "import transformers",
-    "tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)",
-    "words = dict(padding=True, truncation=True, return_token_type_ids=True, return_tensors='pt')",
-    "tokens = tokenizer(TEXTS, max_length={max_tokens}, **words)",
-    "states = model(**tokens)",
-)
-LINEAR = "F.linear({features}, head['weight'], head.get('bias'))"
-PROMPTS = "head['logit_scale'].exp() * F.normalize({features}, dim=-1) @ head['text_features'].T"
-
-
-DECODED = (
-    "import json, sys",
-    "sys.path.insert(0, FOLDER)",
-    "from decoder import make_decoder",
-    'words = json.load(open(FOLDER + "/decoder.json"))',
-    'decoder = make_decoder(**words["decoder"]).eval().requires_grad_(False)',
-    'decoder.load_state_dict(load_file(FOLDER + "/decoder.safetensors"))',
-    "seen = {{}}",
-    'for path in words["reads"]:',
-    "    keep = lambda block, given, tokens, path=path: seen.update({{path: tokens[:, words['num_prefix_tokens']:]}})",
-    "    model.get_submodule({inner}path).register_forward_hook(keep)",
-    "_ = {features}",
-    'scores = decoder(torch.stack([seen[path] for path in words["reads"]], 1))',
-)
 
 
 @dataclass(frozen=True)
@@ -128,6 +73,7 @@ def _write(folder: Path, kind: str, saved: SavedModel) -> float | None:
     difference = None if sim.model.encoder.tokenizer is not None else furthest(saved, net)
     card = facts(saved, kind) | {"largest_difference": difference}
     code = FORMATS[kind](folder, Exported(saved, net, card))
+    card |= {"libraries": libraries(code)}
     write_json(folder / "card.json", card)
     write_atomic(folder / "README.md", readme(card, code).encode())
     return difference
@@ -145,77 +91,45 @@ def furthest(saved: SavedModel, net: nn.Module) -> float:
 
 
 def write_weights(folder: Path, exported: Exported) -> list[str]:
-    """Write the network's weights under the library's names, and the classifier; return the lines that use them."""
-    sim = exported.saved.sim
-    model, config = sim.model, sim.config.model
-    if config.amplitude_norm is not None:
-        raise UserError("--format", "weights of a run with model.amplitude_norm", "onnx, which holds all of it")
-    save_state(exported.net.state_dict(), folder / "model.safetensors")
-    if type(exported.net).__module__.startswith("transformers."):
-        exported.net.config.save_pretrained(folder)  # type: ignore[operator,union-attr]  # the library's own
-    build = build_lines(config, exported.net, model.encoder.image_size, sim.dataset.class_names)
-    return _lines(folder, exported, [*build, 'model.load_state_dict(load_file(FOLDER + "/model.safetensors"))'])
+    """Write the network's weights under the library's names, and what is around it; return the lines that use them."""
+    saved, net = exported.saved, exported.net
+    model = saved.sim.model
+    write_amplitude_norm(folder, saved.params, model.config, model.encoder.image_size)
+    if model.encoder.decoder is not None:
+        write_decoder(folder, saved.params, model.encoder)
+    return _use(folder, exported, net, "model.safetensors")
 
 
 def write_adapter(folder: Path, exported: Exported) -> list[str]:
     """Write LoRA's factors as peft has them, the network's first weights and the classifier; return the lines."""
     saved = exported.saved
     model, names = saved.sim.model, saved.sim.dataset.class_names
-    config, encoder = model.config, model.encoder
     export_peft(folder, saved.params, model, saved.sim.config.data.max_tokens)
-    base = library_model(config, encoder.image_size, encoder.seed, names)
-    save_state(base.state_dict(), folder / "base.safetensors")
-    return _lines(
-        folder,
-        exported,
-        [
-            "import peft",
-            *build_lines(config, base, encoder.image_size, names),
-            'model.load_state_dict(load_file(FOLDER + "/base.safetensors"))',
-            "model = peft.PeftModel.from_pretrained(model, FOLDER)",
-        ],
-    )
+    base = first_network(model.config, model.encoder.image_size, model.encoder.seed, names)
+    return _use(folder, exported, base, "base.safetensors", "model = peft.PeftModel.from_pretrained(model, FOLDER)")
 
 
-def _lines(folder: Path, exported: Exported, model_lines: list[str]) -> list[str]:
-    """Write what both forms of weights have beside them; return the lines from loading to scores."""
-    saved = exported.saved
-    encoder, inputs = saved.sim.model.encoder, exported.card["inputs"]
+def _use(folder: Path, exported: Exported, net: nn.Module, file: str, *adapted: str) -> list[str]:
+    """Write a network and its classifier, and what makes and feeds it; return the lines from a file to scores."""
+    saved, inputs = exported.saved, exported.card["inputs"]
     assert isinstance(inputs, dict), "facts makes it"
-    features = features_line(saved.sim.config.model, encoder)
-    first = ["import numpy, torch, torch.nn.functional as F", "from PIL import Image, ImageOps"]
-    prepare: Sequence[str] = TOKENS
-    if encoder.whole_volumes:
-        prepare, first = VOLUME, first[:1]
-    elif encoder.tokenizer is None:
-        prepare = (*picture_lines(inputs), *PIXELS)
-    else:
-        encoder.tokenizer.save_pretrained(folder)
-        first = first[:1]
-    lines = [*first, "from safetensors.torch import load_file", *model_lines, "_ = model.eval().requires_grad_(False)"]
-    lines += [line.format(**inputs) for line in prepare]
-    if encoder.decoder is not None:
-        write_decoder(folder, saved.params, encoder)
-        inner = '"base_model.model." + ' if exported.card["format"] == "adapter" else ""
-        return [*lines, *(line.format(inner=inner, features=features) for line in DECODED)]
+    model = saved.sim.model
+    encoder, config = model.encoder, model.config
+    save_state(net.state_dict(), folder / file)
+    if type(net).__module__.startswith("transformers."):
+        net.config.save_pretrained(folder)  # type: ignore[operator,union-attr]  # the library's own
+    if (source := source_of(config.name)) is not None:
+        write_atomic(folder / "network.py", source.read_bytes())
     if head := head_of(encoder, saved.params):
         save_state(head, folder / "head.safetensors")
-        lines.append('head = load_file(FOLDER + "/head.safetensors")')
-    form = LINEAR if "weight" in head else PROMPTS if head else "{features}"
-    return [*lines, f"scores = {form.format(features=features)}"]
-
-
-def picture_lines(inputs: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the lines that make a file a picture of the size of the run's, as forms that take ``inputs``."""
-    if "window" not in inputs:
-        return (UPRIGHT, *FITTED[inputs["fit"]])
-    first, _, second = inputs["window"].partition("/")
-    if second:
-        low, high = float(first) - float(second) / 2, float(first) + float(second) / 2
-        ends = f"{low:g}, {high:g}"
+    loaded = f'model.eval().requires_grad_(False).load_state_dict(safetensors.torch.load_file(FOLDER + "/{file}"))'
+    made = [*build_lines(config, net, encoder.image_size, saved.sim.dataset.class_names), f"_ = {loaded}", *adapted]
+    if encoder.tokenizer is not None:
+        encoder.tokenizer.save_pretrained(folder)
+        read = [line.format(**inputs) for line in TOKENS]
     else:
-        ends = f"numpy.percentile(values, [{first.replace('%-', ', ').removesuffix('%')}])"
-    return (*(line.format(ends=ends) for line in WINDOWED), *FITTED[inputs["fit"]])
+        read = [*picture_lines(inputs), *image_lines(inputs, normalises=config.amplitude_norm is not None)]
+    return whole([*made, *read, *score_lines(model, head)])
 
 
 def save_state(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -226,15 +140,16 @@ def save_state(tensors: Mapping[str, Tensor], file: Path) -> None:
 def write_onnx(folder: Path, exported: Exported) -> list[str]:
     """Write the network with normalisation and classifier as one ONNX file; return the lines that use it."""
     sim = exported.saved.sim
-    if sim.model.encoder.slices is not None:
-        raise UserError("--format", "onnx of a run on volumes", "weights or adapter")
     network = Scoring(sim.model, exported.saved.params, sim.dataset.class_names, exported.net).eval()
-    side = sim.model.encoder.image_size
+    side, slices = sim.model.encoder.image_size, sim.model.encoder.slices
+    if isinstance(network.amplitude_norm, AmplitudeNorm):
+        network.amplitude_norm = RealAmplitudeNorm(network.amplitude_norm, side)
     if importlib.util.find_spec("onnxscript") is None:  # what torch.onnx works with
         raise UserError("--format", "onnx without the package onnxscript", "an environment with it")
+    shape = (3, side, side) if slices is None else (slices, 3, side, side)
     torch.onnx.export(
         network,
-        (torch.zeros(2, 3, side, side),),
+        (torch.zeros(2, *shape),),
         str(folder / "model.onnx"),
         input_names=["images"],
         output_names=["scores"],
@@ -245,14 +160,15 @@ def write_onnx(folder: Path, exported: Exported) -> list[str]:
     )
     inputs = exported.card["inputs"]
     assert isinstance(inputs, dict), "facts makes it"
-    return [
-        "import numpy, onnxruntime",
-        "from PIL import Image, ImageOps",
-        *(line.format(**inputs) for line in picture_lines(inputs)),
-        "images = numpy.asarray(picture, numpy.float32).transpose(2, 0, 1)[None] / 255  # mean and std are inside",
-        'session = onnxruntime.InferenceSession(FOLDER + "/model.onnx")',
-        '(scores,) = session.run(None, {"images": images})',
-    ]
+    images = "images" if slices is None else "images[None]"
+    return whole(
+        [
+            *picture_lines(inputs),
+            "images = numpy.stack(pictures).astype(numpy.float32).transpose(0, 3, 1, 2) / 255",
+            'session = onnxruntime.InferenceSession(FOLDER + "/model.onnx")',
+            f'(scores,) = session.run(None, {{"images": {images}}})',
+        ]
+    )
 
 
 def write_monai(folder: Path, exported: Exported) -> list[str]:

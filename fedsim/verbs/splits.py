@@ -11,9 +11,9 @@ from fedsim.data import load_dataset, partition_clients, without_small
 from fedsim.errors import UserError
 from fedsim.machine.files import naming_files, write_json
 from fedsim.machine.memory import own_pages
-from fedsim.results.reading import read_object
 from fedsim.runfolder.partition import split_digests
 from fedsim.runfolder.trust import load_own
+from fedsim.storage.rows import read_object
 
 FILE_NAME = "splits.json"
 #: Of the file's form; a change that readers would stumble over raises it.

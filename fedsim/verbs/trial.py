@@ -72,5 +72,5 @@ def evaluation_seconds(sim: Simulation, state: ServerState) -> float:
     evaluation_rows(*words)
     started = time.perf_counter()
     evaluation_rows(*words)
-    num_images = len(sim.dataset.val) + len(sim.dataset.test)
+    num_images = sum(len(vars(sim.dataset)[split]) for split in sim.config.evaluate.splits)
     return (time.perf_counter() - started) * num_images / max(1, len(places))

@@ -1,19 +1,23 @@
 """Decoders: from the tokens of a vision transformer's patches to the class scores of every pixel.
 
-This file needs torch alone: a run folder has a copy of it beside what was trained. All is products and sums, also
-resizing, whose matrices are torch's own interpolation of the unit vectors: a GPU's kernels for pooling and enlarging
-have no way back that gives the same bits every time. Normalisation is over channels, so that no image's scores depend
-on the others of its batch.
+This file needs torch and safetensors alone: a run folder has a copy of it beside what was trained. All is products and
+sums, also resizing, whose matrices are torch's own interpolation of the unit vectors: a GPU's kernels for pooling and
+enlarging have no way back that gives the same bits every time. Normalisation is over channels, so that no image's
+scores depend on the others of its batch.
 
 Shapes: N images, L blocks that are read, P = G G patches, row by row, D width of a token, W width of the decoder, C
 classes, S side of an image in pixels.
 """
 
+import json
 import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 POOLS = (1, 2, 3, 6)  # sides of the pyramid pooling's maps, as published
@@ -158,3 +162,39 @@ def make_decoder(name: str, **words: Any) -> Decoder:
     decoder: Decoder = DECODERS[name](**words)
     decoder.words = {"name": name, **words}
     return decoder
+
+
+class Decoded(nn.Module):
+    """A transformer as its library makes it, with a decoder behind: images (N, 3, S, S) to scores (N, C, S, S).
+
+    ``reads``: the paths of the blocks that the decoder reads, lowest first. Images are normalised as ``net`` wants
+    them, and a network of open_clip's takes them by ``encode_image``.
+    """
+
+    def __init__(self, net: Any, decoder: Decoder, reads: Sequence[str], num_prefix_tokens: int) -> None:
+        super().__init__()
+        self.net, self.decoder = net, decoder
+        seen: dict[str, Tensor] = {}
+        for path in reads:
+
+            def keep(block: nn.Module, given: Any, tokens: Tensor, path: str = path) -> None:
+                del block, given
+                seen[path] = tokens[:, num_prefix_tokens:]
+
+            net.get_submodule(path).register_forward_hook(keep)
+        self._tokens: Callable[[], Tensor] = lambda: torch.stack([seen[path] for path in reads], 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        getattr(self.net, "encode_image", self.net)(images)
+        scores: Tensor = self.decoder(self._tokens())
+        return scores
+
+
+def decoded(model: Any, folder: str) -> Decoded:
+    """Return ``model``, a network of its library's or peft's, with the decoder in ``folder`` behind it, frozen."""
+    words = json.loads(Path(folder, "decoder.json").read_text("utf-8"))
+    decoder = make_decoder(**words["decoder"])
+    decoder.load_state_dict(load_file(folder + "/decoder.safetensors"))
+    net = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole = Decoded(net, decoder, words["reads"], words["num_prefix_tokens"])
+    return whole.eval().requires_grad_(False)

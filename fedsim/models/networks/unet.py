@@ -1,5 +1,7 @@
 """HarmoFL's U-Net (Jiang et al., AAAI 2022) and its normalisation, which keeps no statistics.
 
+This file needs torch alone: an exported network of HarmoFL's has a copy of it.
+
 Shapes: N images, C classes, F features of the first level.
 """
 

@@ -6,7 +6,7 @@ numbers.
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,9 +19,12 @@ from fedsim.catalogue.functions import is_import_path
 from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
 from fedsim.models.amplitude import AmplitudeNorm
-from fedsim.models.encoders import library_model
+from fedsim.models.decoder.export import read_blocks
+from fedsim.models.decoder.nets import Decoded
+from fedsim.models.encoders import first_network
 from fedsim.models.export import export_peft
-from fedsim.models.outside.states import library_state, own_state
+from fedsim.models.outside.amplitudes import START
+from fedsim.models.outside.states import library_state
 from fedsim.models.stacked import StackedModel
 from fedsim.models.tower import Adaptable, Encoder
 
@@ -33,26 +36,21 @@ KNOWN_ENDS = (".lora_a", ".lora_b", ".lora_magnitude", ".shift")
 def trained_network(model: StackedModel, params: Mapping[str, Tensor], class_names: Sequence[str]) -> nn.Module:
     """Return the network as ``library_model`` makes it, on the CPU, in float32 and eval mode, with what was trained.
 
-    LoRA's factors are merged, in float32: an update is often smaller than what a bf16 weight can tell. A network of
-    the user's own is returned as it is, and UserError for LoRA on it, and for trained parts that no library has.
+    LoRA's factors are merged, in float32: an update is often smaller than what a bf16 weight can tell. UserError for
+    trained parts that no library has.
     """
     config, encoder = model.config, model.encoder
     if odd := [name for name in params if not (name.startswith(KNOWN_STARTS) or name.endswith(KNOWN_ENDS))]:
         raise UserError("model", f"{odd[0]}, trained beside the library's network", "export --format adapter")
-    if is_import_path(config.name):
-        if config.lora is not None:
-            raise UserError("model", f"LoRA on {config.name}, which no library makes", "export --format adapter")
-        net = copy.deepcopy(encoder.net).cpu()
-        net.load_state_dict(own_state(params), strict=False)
-        return net.eval()
-    base = library_model(config, encoder.image_size, encoder.seed, class_names)
+    base = first_network(config, encoder.image_size, encoder.seed, class_names)
     if config.lora is not None:
         base = _merged(base, model, params)
     elif state := library_state(encoder.net, params):
-        # The text tower of a whole CLIP trains nowhere; all else must be there.
+        # The text tower of a whole CLIP trains nowhere, and your own network may be anything; all else must be there.
         missing, unexpected = base.load_state_dict(state, strict=False)
         assert not unexpected, f"the library knows no {unexpected[0]}"
-        assert not missing or config.name.startswith("open_clip:"), f"nothing was trained of {missing[0]}"
+        may_lack = config.name.startswith("open_clip:") or is_import_path(config.name)
+        assert may_lack or not missing, f"nothing was trained of {missing[0]}"
     return base.eval().requires_grad_(False)
 
 
@@ -99,19 +97,19 @@ class Scoring(nn.Module):
             raise UserError("model.name", f"{config.name}, which reads texts", "a run on images")
         self.net = net
         self.per_pixel, self.slices = encoder.per_pixel, encoder.slices_apart
-        self.decoder: nn.Module | None = None
-        self.tokens = read_tokens(encoder, net) if encoder.decoder is not None else None
+        self.decoded: Decoded | None = None
         if encoder.decoder is not None:
             start = "decoder."
             own = {name.removeprefix(start): value.cpu() for name, value in params.items() if name.startswith(start)}
-            self.decoder = copy.deepcopy(encoder.decoder).cpu().eval()
-            self.decoder.load_state_dict(own)
+            decoder = copy.deepcopy(encoder.decoder).cpu().eval()
+            decoder.load_state_dict(own)
+            self.decoded = Decoded(net, decoder, *read_blocks(encoder))
         self.features = compile(features_line(config, encoder), "<features>", "eval")
-        self.amplitude_norm: AmplitudeNorm | None = None
+        self.amplitude_norm: nn.Module | None = None
         if config.amplitude_norm is not None:
             size = encoder.image_size
             self.amplitude_norm = AmplitudeNorm(config.amplitude_norm, 3, size, size).eval()
-            own = {name.rpartition(".")[2]: params[name].cpu() for name in params if name.startswith("amplitude_norm.")}
+            own = {name.removeprefix(START): params[name].cpu() for name in params if name.startswith(START)}
             self.amplitude_norm.load_state_dict(own)
         self.register_buffer("mean", torch.tensor(encoder.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(encoder.std).view(1, 3, 1, 1))
@@ -125,36 +123,19 @@ class Scoring(nn.Module):
             images = images.flatten(0, 1)
         if self.amplitude_norm is not None:
             images = self.amplitude_norm(images)
+        images = (images - self.mean) / self.std
+        if self.decoded is not None:
+            scores: Tensor = self.decoded(images)
+            return scores
         # The very line that the model card shows: our own text, and never a user's.
-        found: Tensor = eval(self.features, {"model": self.net, "images": (images - self.mean) / self.std})
+        found: Tensor = eval(self.features, {"model": self.net, "images": images})
         if self.slices is not None:
             found = found.unflatten(0, (-1, self.slices)).mean(1)
-        if self.decoder is not None and self.tokens is not None:
-            scores: Tensor = self.decoder(self.tokens())
-            return scores
         if self.per_pixel:
             return found
         if self.is_text:
             return self.head_logit_scale.exp() * F.normalize(found, dim=-1) @ self.head_text_features.T
         return F.linear(found, self.head_weight, getattr(self, "head_bias", None))
-
-
-def read_tokens(encoder: Encoder, net: nn.Module) -> Callable[[], Tensor]:
-    """Have the blocks of the library's network that a decoder reads keep their patches' tokens.
-
-    Return a function that gives those of the last forward pass, (N, L, P, D).
-    """
-    tower = encoder.tower
-    assert tower is not None, "with_decoder looks at this"
-    seen: dict[str, Tensor] = {}
-    for path in (tower.source_path(f"blocks.{number}") for number in tower.reads):
-
-        def keep(block: nn.Module, given: Any, tokens: Tensor, path: str = path) -> None:
-            del block, given
-            seen[path] = tokens[:, tower.num_prefix_tokens :]
-
-        net.get_submodule(path).register_forward_hook(keep)
-    return lambda: torch.stack(list(seen.values()), 1)
 
 
 def head_of(encoder: Encoder, params: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ import pandas as pd
 from fedsim.results.comparing import Comparison, labels
 from fedsim.results.figures.curves import heading
 from fedsim.results.figures.style import COLOURS, HATCHES, WIDTH, new_figure
-from fedsim.results.reading import UNFINISHED, Results, read_object
+from fedsim.results.reading import UNFINISHED, Results
+from fedsim.storage.rows import read_object
 
 OWN = "own.after.test."
 MAX_TICKS = 40

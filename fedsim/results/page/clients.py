@@ -8,7 +8,8 @@ import pandas as pd
 
 from fedsim.errors import UserError
 from fedsim.results.page.charts import short, thinned
-from fedsim.results.reading import Results, read_object
+from fedsim.results.reading import Results
+from fedsim.storage.rows import read_object
 
 #: Clients shown of a run, those with the most images, and numbers in the curves of all runs together.
 MOST_CLIENTS = 200

@@ -12,9 +12,10 @@ from fedsim.results.comparing import Comparison, Wish, groups, require_keys
 from fedsim.results.page.charts import MEGABYTE, charts, short
 from fedsim.results.page.clients import clients_of
 from fedsim.results.page.grids import Grid, from_shown, grid, shared_and_differing
-from fedsim.results.reading import DIGESTS, UNFINISHED, Results, read_object
+from fedsim.results.reading import DIGESTS, UNFINISHED, Results
 from fedsim.results.sweeps import TRIALS, is_sweep, read_sweep
 from fedsim.results.tables import legend, shown, spread
+from fedsim.storage.rows import read_object
 
 #: Of a run's environment what is about one start, or names folders of one machine.
 OF_A_START = ("command", "earlier_starts")

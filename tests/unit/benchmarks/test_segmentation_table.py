@@ -33,12 +33,12 @@ def test_bytes_are_means_over_all_rounds_and_dice_that_of_the_best(tmp_path: Pat
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[object] = []
-    monkeypatch.setattr(segmentation_table.subprocess, "run", lambda command, **_: started.append(command))
+    monkeypatch.setattr(segmentation_table.fedsim, "run", lambda *words, **_: started.append(words))
     (tmp_path / "results.json").write_text('{"status": "finished"}')
     assert run(tmp_path, []) == tmp_path
     assert started == []
     run(tmp_path / "other", ["seed=1"])
-    assert len(started) == 1
+    assert started == [("configs/vit_decoder_cells.yaml", "seed=1")]
 
 
 def test_tiles_lie_in_a_folder_per_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,8 @@ WRONG: dict[str, list[Any]] = {
     "evaluate.absent_class": ["nan", None],
     "evaluate.every": [0, 1.5],
     "evaluate.patience": [0, "3"],
+    "evaluate.max_val": [0, 2.5],
+    "evaluate.test": ["never", None],
     "checkpoint.keep": [0, -1, None],
     # keys that do not exist
     "round": [3],

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedsim.config.amplitude import AmplitudeNormConfig
 from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
+from fedsim.models.amplitude import AmplitudeNorm
 from fedsim.models.build import build_models
 from fedsim.models.encoders import library_model
+from fedsim.models.outside.amplitudes import RealAmplitudeNorm
 from fedsim.models.outside.network import Scoring, trained_network
 from fedsim.models.outside.recipes import build_lines
 from fedsim.models.stacked import StackedModel
@@ -101,6 +104,21 @@ def test_the_librarys_own_network_gives_the_runs_scores(name: str, folders: dict
     if model.config.train != "head":
         moved = model.forward(model.initial(0), model.prefix(images(2))[None], training=False)[0]
         assert not torch.allclose(found, moved.float(), atol=tolerance), "what was trained matters"
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (7, 9), (5, 6)])
+@pytest.mark.parametrize("words", [{}, {"low_freq_fraction": 0.3}, {"form": "released"}])
+def test_amplitudes_without_complex_numbers(shape: tuple[int, int], words: dict[str, Any]) -> None:
+    norm = AmplitudeNorm(AmplitudeNormConfig.model_validate(words), 3, *shape)
+    stream = torch.Generator().manual_seed(1)
+    pixels = torch.rand(4, 3, *shape, generator=stream)
+    pixels[1] = 0.5  # without phases
+    assert torch.equal(RealAmplitudeNorm(norm, shape[1])(pixels), pixels)
+    norm(torch.rand(4, 3, *shape, generator=stream))
+    norm.eval()
+    found = RealAmplitudeNorm(norm, shape[1])(pixels)
+    torch.testing.assert_close(found, norm(pixels), rtol=1e-5, atol=1e-5)
+    assert (found - pixels).abs().max() > 0.01
 
 
 def test_the_slices_of_volumes(folders: dict[str, Path]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from fedsim import server
 from fedsim.configure import load_config
 from fedsim.errors import UserError
-from fedsim.results.reading import read_object
+from fedsim.storage.rows import read_object
 from fedsim.verbs.splits import FILE_NAME, SEEDS, describe, publish, read_published
 from tests.unit.verbs.test_commands import invoke
 

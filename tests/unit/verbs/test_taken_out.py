@@ -1,6 +1,7 @@
 """``predict`` and ``export`` on finished runs: a program without fedsim comes to the same scores."""
 
 import csv
+import importlib.util
 import json
 import re
 import sys
@@ -93,17 +94,17 @@ def test_a_program_without_fedsim_has_the_same_scores(
     assert card["largest_difference"] < 1e-4
     page = (tmp_path / "out/README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.splitlines()) <= 10
     for file in sorted(pictures.rglob("*.png")):
         expected = run_scores(runs[kind], file)
         with monkeypatch.context() as without:
-            without.setattr(sys, "path", list(sys.path))
             without.setitem(sys.modules, "fedsim", None)
             space: dict[str, Any] = {"FOLDER": str(tmp_path / "out"), "FILE": str(file)}
             exec(code, space)
-        sys.modules.pop("decoder", None)  # the card's own file
         np.testing.assert_allclose(np.asarray(space["scores"])[0], expected, rtol=1e-4, atol=1e-4)
     assert all(name in page for name in card["class_names"])
     assert card["round"] in (1, 2)
+    assert all(f"{name} {version}" in page for name, version in card["libraries"].items())
     assert card["test"].keys() == card["val"].keys()
 
 
@@ -169,6 +170,15 @@ def test_mistakes_are_one_line(
     assert result.exit_code == 2
     assert found in result.stderr
     assert "torchscript" in found or result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_needs_onnxscript(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: find(name) if name != "onnxscript" else None)
+    result = invoke("export", runs["whole"], "--format", "onnx", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.endswith("found onnx without the package onnxscript; expected an environment with it\n")
     assert not list(tmp_path.iterdir())
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from fedsim.errors import UserError
 from fedsim.runfolder.saved import open_saved
-from fedsim.verbs.export import export_run, picture_lines
+from fedsim.verbs.card_lines import picture_lines
+from fedsim.verbs.export import export_run
 from fedsim.verbs.predict import answers, find_images
 from tests.unit.verbs.test_taken_out_fits import run_on
 
@@ -58,7 +59,7 @@ def test_the_cards_lines_lay_the_runs_window_over_a_file(tmp_path: Path, monkeyp
 def test_both_kinds_of_windows_are_lines() -> None:
     values = np.arange(0, 4001, 1000, dtype=np.float64)
     for window, ends in (("2000/2000", (1000, 3000)), ("-24.5/1", (-25, -24)), ("25%-75%", (1000, 3000))):
-        (line,) = [one for one in picture_lines({"fit": "crop", "window": window}) if "low, high =" in one]
+        (line,) = [one for one in picture_lines({"fit": "crop", "window": window, "size": 8}) if "low, high =" in one]
         space: dict[str, Any] = {"numpy": np, "values": values}
         exec(line.strip(), space)
         assert (space["low"], space["high"]) == ends

@@ -110,7 +110,10 @@ def encoder_layer() -> nn.Module:
     ("inner", "target", "words"),
     [
         (Attends, "out_proj", r"out_proj; expected all-linear, fc \(linear layers\)"),
-        (encoder_layer, "linear1", r"inner\.linear1 of .*, which is not called in eval mode"),
+        *(
+            (encoder_layer, name, rf"inner\.{name} of .*, which is not called in eval mode")
+            for name in ("linear1", "linear2")
+        ),
         (Unheard, "lost", r"inner\.lost of .*, on which the output does not depend in eval mode"),
         (TokensFirst, "fc", r"inner\.fc, before which clients' images are mixed"),
         (lambda: Table(3), "fc", r"inner\.fc of .*, whose input of shape \(3, 8\) does not have 2 images first"),

@@ -30,7 +30,7 @@ def test_the_page_s_script_gives_the_masks_of_the_run(tmp_path: Path, monkeypatc
     assert done.exit_code == 0, done.stderr or done.exception
     # In its isolated mode Python looks neither into the current folder nor where PYTHONPATH points.
     guard = "assert not {name.partition('.')[0] for name in sys.modules} & {'fedsim', 'algorithms'}"
-    command = [sys.executable, "-I", "-c", f"{script}\n{guard}"]
+    command = [sys.executable, "-I", "-c", f"{script}\nimport sys\n{guard}"]
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert ended.returncode == 0, ended.stderr
 

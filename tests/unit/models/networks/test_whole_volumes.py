@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedsim.build import Parts, assemble
 from fedsim.comm.group import open_group
 from fedsim.config.words import ModelConfig
+from fedsim.data import ClientImages
 from fedsim.errors import UserError
 from fedsim.models.build import build_models
 from fedsim.models.encoders import Encoder, library_model
@@ -43,7 +44,7 @@ def simulate_volumes(per_block: int, model: StackedModel | None = None) -> Simul
     clients = {"count": len(SIZES), "per_block": per_block}
     config = make_config(model=RESNET, clients=clients, train={"batch_size": 4, "lr": 0.01})
     built = model or build(RESNET)
-    return assemble(config, open_group(), Parts(dataset, parts, built, built))
+    return assemble(config, open_group(), Parts(dataset, ClientImages.of(parts), built, built))
 
 
 def pixels_of(count: int) -> Tensor:
