@@ -30,7 +30,7 @@ def predict(
 
 def export(run_dir: RunDir, form: Form, out: Folder = None, checkpoint: Saved = "best", trust: Trust = False) -> None:
     """Write a run's saved model for programs without fedsim, with a model card."""
-    from fedsim.verbs.export import export_run
+    from fedsim.verbs.taken_out.export import export_run
 
     folder, difference = export_run(run_dir, form, checkpoint, out, trust)
     if IS_FIRST_RANK:

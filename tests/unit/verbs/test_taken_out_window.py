@@ -13,9 +13,9 @@ from PIL import Image
 
 from fedsim.errors import UserError
 from fedsim.runfolder.saved import open_saved
-from fedsim.verbs.card_lines import picture_lines
-from fedsim.verbs.export import export_run
 from fedsim.verbs.predict import answers, find_images
+from fedsim.verbs.taken_out.card_lines import picture_lines
+from fedsim.verbs.taken_out.export import export_run
 from tests.unit.verbs.test_taken_out_fits import run_on
 
 WINDOW = "2%-98%"

@@ -14,7 +14,7 @@ from fedsim.models.decoder.export import DECODED
 from fedsim.models.outside.amplitudes import NORMALISED
 from fedsim.models.outside.network import features_line
 from fedsim.models.stacked import StackedModel
-from fedsim.verbs.cards import EDGES
+from fedsim.verbs.taken_out.cards import EDGES
 
 PICTURE = "picture = ImageOps.exif_transpose(Image.open(FILE)).convert('RGB')"
 SQUARE = (

@@ -18,7 +18,7 @@ from fedsim.machine.files import write_json
 from fedsim.models.outside.network import head_of
 from fedsim.models.outside.recipes import build_lines
 from fedsim.runfolder.saved import SavedModel
-from fedsim.verbs.cards import EDGES
+from fedsim.verbs.taken_out.cards import EDGES
 
 UPRIGHT = "$ImageOps.exif_transpose(Image.open(@image)).convert('RGB')"
 SQUARE = (

@@ -21,9 +21,9 @@ from fedsim.models.outside.amplitudes import RealAmplitudeNorm, write_amplitude_
 from fedsim.models.outside.network import Scoring, head_of, trained_network
 from fedsim.models.outside.recipes import build_lines, source_of
 from fedsim.runfolder.saved import SavedModel, open_saved
-from fedsim.verbs.bundle import write_bundle
-from fedsim.verbs.card_lines import TOKENS, image_lines, libraries, picture_lines, score_lines, whole
-from fedsim.verbs.cards import facts, readme
+from fedsim.verbs.taken_out.bundle import write_bundle
+from fedsim.verbs.taken_out.card_lines import TOKENS, image_lines, libraries, picture_lines, score_lines, whole
+from fedsim.verbs.taken_out.cards import facts, readme
 
 NUM_COMPARED = 8
 
