@@ -10,10 +10,10 @@ import pytest
 from fedsim.data.assets import ASSETS
 
 ROOT = Path(__file__).resolve().parents[2]
-DISTRIBUTIONS = {"PyTorch": "torch", "open_clip": "open_clip_torch"}
+DISTRIBUTIONS = {"PyTorch": "torch", "open_clip": "open_clip_torch", "MLflow": "mlflow-skinny"}
 ROWS = [
     tuple(cell.strip() for cell in line.strip("|").split("|"))
-    for page in ("behaviour.md", "behaviour_images.md")
+    for page in ("behaviour.md", "behaviour_images.md", "behaviour_programs.md")
     for line in (ROOT / "docs" / page).read_text().splitlines()
     if line.startswith("| ") and not line.startswith("| library")
 ]
