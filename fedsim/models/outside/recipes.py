@@ -50,6 +50,12 @@ def build_lines(config: ModelConfig, net: nn.Module, image_size: int, class_name
         return ["from monai.networks.nets import UNet", f"model = UNet({_shown(**words)})"]
     if name == "monai:densenet121":
         return [*DENSENET, f"model = {_densenet(options)}", NO_CLASSIFIER]
+    if name == "monai:densenet121_3d":
+        shown = _shown(spatial_dims=3, in_channels=1, out_channels=1, **options)
+        return [*DENSENET, f"model = DenseNet121({shown})", NO_CLASSIFIER]
+    if name == "monai:resnet18_3d":
+        shown = _shown(spatial_dims=3, n_input_channels=1, feed_forward=False, **options)
+        return ["from monai.networks.nets import resnet18", f"model = resnet18({shown})"]
     if name.startswith("open_clip:"):
         short = name.removeprefix("open_clip:")
         return _called("open_clip", "create_model", short, load_weights=False, force_image_size=image_size)

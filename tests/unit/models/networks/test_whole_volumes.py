@@ -15,7 +15,8 @@ from fedsim.data import ClientImages
 from fedsim.errors import UserError
 from fedsim.models.build import build_models
 from fedsim.models.encoders import Encoder, library_model
-from fedsim.models.outside.network import Scoring, trained_network
+from fedsim.models.outside.network import Scoring, features_line, trained_network
+from fedsim.models.outside.recipes import build_lines
 from fedsim.models.stacked import StackedModel
 from fedsim.simulation import Simulation
 from tests.helpers import IMAGE_SIZE, everything, furthest, make_config, make_volumes, play
@@ -93,6 +94,20 @@ def test_the_network_taken_out_scores_as_the_run_does() -> None:
         expected = sim.model.forward(params, sim.model.prefix(pixels)[None], training=False)[0]
         found = scoring(pixels)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("words", [RESNET, DENSENET], ids=["resnet", "densenet"])
+def test_the_cards_lines_make_the_network(words: dict[str, Any]) -> None:
+    model = build(words)
+    params = model.initial(0)
+    trained = trained_network(model, params, NAMES)
+    names: dict[str, Any] = {}
+    exec("\n".join(build_lines(model.config, trained, IMAGE_SIZE, NAMES)), names)
+    names["model"].load_state_dict(trained.state_dict())
+    pixels = pixels_of(2)
+    with torch.no_grad():
+        found = eval(features_line(model.config, model.encoder), {"model": names["model"].eval(), "images": pixels})
+        torch.testing.assert_close(found, trained(pixels[:, None, :, 0]))
 
 
 @pytest.mark.parametrize(
