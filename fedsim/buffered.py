@@ -10,7 +10,9 @@ server since they began) and s from the config, the server's change is
     FedBuff     server_lr * sum_k w_k s(t_k) (x_k - start_k)      (Nguyen et al., 2022, algorithm 1, where w_k = 1 / K)
     FedAsync    mixing * s(t) (x - server)                        (Xie et al., 2019, algorithm 1: a buffer of one)
 
-and what the method's server makes of it, with FedAdam a step of Adam.
+and what the method's server makes of it, with FedAdam a step of Adam. Running statistics are no sums of changes, of
+which several old ones would make a variance negative: FedBuff changes them by
+sum_k w_k s(t_k) (x_k - server).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -49,16 +51,16 @@ def run_buffered_round(sim: Simulation, state: ServerState, record: RoundRecord,
 
 
 class Buffer(NamedTuple):
-    """A full buffer: clients by the state that they began from, the weights of their mean, and its multiplier."""
+    """A full buffer: clients by the state that they began from, the weights of their mean, and sum_k w_k s(t_k)."""
 
     flights: Sequence[Flight]
     cohort: Cohort
     blocks: Mapping[range, int]
-    step: float
+    discount: float
 
 
 def buffer_of(sim: Simulation, flights: Sequence[Flight], round: int) -> Buffer:
-    """Put what has arrived in order: ``blocks`` says after which round each began, ``step`` multiplies the mean."""
+    """Put what has arrived in order: ``blocks`` says after which round each began."""
     config, how = sim.config, clock_of(sim).how
     steps = {one.client: num_local_steps(config.train, sim.sizes[one.client]) for one in flights}
     # Within a state the order of a synchronous cohort.
@@ -69,13 +71,12 @@ def buffer_of(sim: Simulation, flights: Sequence[Flight], round: int) -> Buffer:
     discounted = weights * torch.tensor(discounts, dtype=torch.float64)
     # One, exactly, where nothing is stale.
     discount = discounted.sum() / weights.sum()
-    factor = how.mixing if isinstance(how, FedAsync) else how.server_lr
     blocks, start = dict[range, int](), 0
     for origin in sorted({one.round for one in ordered}):
         end = start + sum(one.round == origin for one in ordered)
         blocks |= {range(at, min(at + sim.per_block, end)): origin for at in range(start, end, sim.per_block)}
         start = end
-    return Buffer(ordered, Cohort(clients, discounted / discount), blocks, factor * float(discount))
+    return Buffer(ordered, Cohort(clients, discounted / discount), blocks, float(discount))
 
 
 def aggregate(
@@ -113,14 +114,22 @@ def aggregate(
 def weighed(
     sim: Simulation, state: ServerState, states: Mapping[int, ServerState], buffer: Buffer, released: Aggregate
 ) -> Aggregate:
-    """Return the aggregate as the server takes it: ``step`` times the mean, of FedAsync from its state of now."""
-    mean = dict(released.mean[PARAMS])
-    if isinstance(clock_of(sim).how, FedAsync):
-        (flight,) = buffer.flights
-        start, now = (sim.algorithm.told(some.params) for some in (states[flight.round], state))
-        behind = {name: start[name].double() - now[name].double() for name in mean}
-        mean = {name: change + behind[name].to(change.device) for name, change in mean.items()}
-    return replace(released, mean={PARAMS: {name: buffer.step * change for name, change in mean.items()}})
+    """Return the aggregate as the server takes it, see above."""
+    how, mean = clock_of(sim).how, dict(released.mean[PARAMS])
+    statistics = {name for name in mean if sim.algorithm.specs[name].kind == "buffer"}
+    if isinstance(how, FedAsync):
+        towards, step = set(mean), dict.fromkeys(mean, how.mixing)
+    else:
+        towards, step = statistics, {name: 1.0 if name in statistics else how.server_lr for name in mean}
+    # A client's own value is its change and where it began; the change is in the mean.
+    for origin in sorted({one.round for one in buffer.flights} - {state.round}):
+        began = [one.client for one in buffer.flights if one.round == origin]
+        share = float(buffer.cohort.weights_of(began).sum())
+        start, now = (sim.algorithm.told(some.params) for some in (states[origin], state))
+        for name in towards:
+            behind = start[name].double() - now[name].double()
+            mean[name] = mean[name] + share * behind.to(mean[name].device)
+    return replace(released, mean={PARAMS: {name: buffer.discount * step[name] * mean[name] for name in mean}})
 
 
 def clock_of(sim: Simulation) -> BufferedClock:

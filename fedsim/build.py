@@ -123,6 +123,9 @@ def assemble(
             raise UserError("model.lora.use_dora", found, "false, or another method")
         parts = parts.with_shifts()
     algorithm = make_algorithm(config, parts)
+    if config.clients.max_diverged and algorithm.reads_alone is not None:
+        found = f"{config.clients.max_diverged:g}, and {config.algorithm.name} reads {algorithm.reads_alone}"
+        raise UserError("clients.max_diverged", found, "0: the client that is read might be left out")
 
     # What is spent of privacy is known before anything is trained, and with it how much noise there is.
     sizes = parts.clients.sizes

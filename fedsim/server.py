@@ -136,7 +136,9 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
         before, state = state, sim.algorithm.post_aggregate(state, released)
         check_state(sim.algorithm, before, state)
         for block in mine if sim.algorithm.returns_aggregate else []:
-            with sim.store.open(cohort.clients[block.start : block.stop]) as kept:
+            # Who was left out keeps what it kept.
+            own = cohort.clients[block.start : block.stop]
+            with sim.store.open([client for client in own if client not in observed.diverged]) as kept:
                 sim.algorithm.receive(state, kept, released)
         record.add_phase(phase, cohort, before, state, released, observed)
         record.add_schedule(plan, observed)

@@ -112,7 +112,8 @@ class Config(Words):
             raise KeyedError("clock", found, "null, or privacy: null")
         how, clients = self.clock.aggregation, self.clients
         if isinstance(how, Synchronous):
-            if how.over_selection > 1 and (clients.sampling == "poisson" or clients.num_per_round == clients.count):
+            is_open = clients.sampling in ("poisson", "multinomial")
+            if how.over_selection > 1 and (is_open or clients.num_per_round == clients.count):
                 found = f"{how.over_selection:g} with sampling: {clients.sampling}, per_round: {clients.per_round}"
                 raise KeyedError("clock.aggregation.over_selection", found, "1: there is no number to exceed")
             return self

@@ -112,7 +112,8 @@ class SimulatedClock(Clock):
         seed = self._config.seed
         sizes = np.where(self._devices.available(seed, round), self._sizes, 0).tolist()
         number = self._config.clients.num_per_round
-        drawn = self._draw(math.ceil(how.over_selection * number), sizes, round) if any(sizes) else NOBODY
+        most = math.ceil(how.over_selection * number * (1 - 1e-12))  # 1.1 * 100 is a little above 110
+        drawn = self._draw(most, sizes, round) if any(sizes) else NOBODY
         if not drawn.clients:
             self._note(0, 0, 0)
             return drawn

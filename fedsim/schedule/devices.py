@@ -121,6 +121,8 @@ def read_trace(path: Path, num_clients: int) -> list[DeviceClass]:
     found: dict[int, DeviceClass] = {}
     for line, row in enumerate(rows, start=2):
         where = f"clock.trace: {path} line {line}"
+        if None in row:
+            raise UserError(where, f"{len(columns) + len(row.pop(None))} cells", f"{len(columns)}, one for each column")
         client = row.pop("client")
         if not client.isdecimal() or not int(client) < num_clients or int(client) in found:
             expected = f"each number from 0 to {num_clients - 1} once, a client of the run"

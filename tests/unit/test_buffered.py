@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedsim import server
 from fedsim.algorithms.base import ServerState, Tensors
@@ -98,6 +99,33 @@ def test_no_delay_and_a_full_cohort_give_the_synchronous_bits(name: str) -> None
         assert same_bits(everything(sim, state), everything(plain, expected))
         assert same_bits(server_tensors(state), server_tensors(expected))
         assert [row.row["train_loss"] for row in rows] == [row.row["train_loss"] for row in records]
+
+
+@pytest.mark.parametrize(
+    ("how", "factor"),
+    [({"name": "fedbuff", "buffer_size": 2, "server_lr": 3.0}, 1.0), ({"name": "fedasync", "mixing": 0.6}, 0.6)],
+)
+def test_running_statistics_stay_between_the_servers_and_the_clients(
+    how: dict[str, Any], factor: float, tmp_path: Path
+) -> None:
+    """The second round has an update that began from the first state, see above."""
+    model = {**make_config().model.model_dump(mode="json"), "amplitude_norm": {}}
+    sim = simulate([16, 16, 16], 2, clock=clock(tmp_path, **how), model=model)
+    first = sim.initial_state()
+    second, _ = play(sim, 1, first)
+    third, (record,) = play(sim, 1, second)
+    states = {0: second, 1: first}
+    weights = {row["client"]: row["weight"] for row in record.client_rows}
+    starts = {row["client"]: states[row["staleness"]] for row in record.client_rows}
+    discount = {"fedbuff": 0.5 + 0.5 * HALF, "fedasync": HALF}[how["name"]]
+    assert first in starts.values()
+    statistics = [name for name, spec in sim.algorithm.specs.items() if spec.kind == "buffer"]
+    assert any((third.params[name] != second.params[name]).any() for name in statistics)
+    for name in statistics:
+        now = second.params[name].double()
+        means = [weights[own] * (start.params[name] + change(sim, own, start)[name]) for own, start in starts.items()]
+        expected = now + factor * discount * (sum(means) - now)
+        torch.testing.assert_close(third.params[name].double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_deadline_leaves_out_who_is_late(tmp_path: Path) -> None:
@@ -199,6 +227,14 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
         ({"clients": {"sampling": "poisson", "per_round": 2}}, "clients.sampling", "replaces one client by one"),
         ({"clock": {"aggregation": {"name": "fedbuff", "buffer_size": 5}}}, "buffer_size", "at most clients.count = 4"),
         ({"clock": {"aggregation": {"name": "synchronous", "over_selection": 2.0}}}, "over_selection", "no number"),
+        (
+            {
+                "clients": {"sampling": "multinomial", "per_round": 2},
+                "clock": {"aggregation": {"name": "synchronous", "over_selection": 1.5}},
+            },
+            "over_selection",
+            "no number to exceed",
+        ),
         ({"clock": {"trace": "a.csv", "devices": [{"name": "phone"}]}}, "trace", "one of them"),
         ({"clock": {"devices": [{"name": "phone"}, {"name": "phone"}]}}, "devices", "a name of its own"),
     ],

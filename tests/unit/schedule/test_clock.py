@@ -66,6 +66,16 @@ def test_of_more_clients_than_wanted_the_first_count(clock_of: Any) -> None:
     assert clock.row["clock"] == {"seconds": 2.0, "arrived": 2, "dropped": 0, "late": 2}
 
 
+def test_no_client_more_is_chosen_than_asked_for() -> None:
+    """1.1 * 100 is a little above 110."""
+    how = {"name": "synchronous", "over_selection": 1.1}
+    config = make_config(clients={"count": 120, "per_round": 100}, clock={"example_seconds": 1.0, "aggregation": how})
+    clock = open_clock(config, [16] * 120)
+    clock.start(Hands(), lambda: Load(1, np.zeros(120), np.zeros(120)))
+    clock.cohort(1)
+    assert (clock.row["clock"]["arrived"], clock.row["clock"]["late"]) == (100, 10)
+
+
 def test_who_is_not_there_is_not_chosen_and_who_drops_is_missed(clock_of: Any) -> None:
     extra = {"availability": [1e-9, 1, 1, 1], "dropout": [0, 0, 0, 1 - 1e-9]}
     clock = clock_of({"name": "synchronous", "deadline_seconds": 100.0}, extra)

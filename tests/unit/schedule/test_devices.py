@@ -84,6 +84,7 @@ def test_a_trace_has_a_row_for_each_client(tmp_path: Path) -> None:
         (["client,speed", "0,fast", "1,1"], "line 2: found speed 'fast'; expected a number"),
         (["client,speed", "0,-1", "1,1"], "line 2: found speed -1.0; expected Input should be greater than 0"),
         (["client,dropout", "0,1.0", "1,0"], "line 2: found dropout 1.0"),
+        (["client,speed", "0,1", "1,1,7"], "line 3: found 3 cells; expected 2, one for each column"),
         (["client,speed", "0,1,7", "1,1"], "found client, speed, None; expected the columns"),
     ],
 )

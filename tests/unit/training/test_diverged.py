@@ -9,6 +9,7 @@ import torch
 
 from fedsim.errors import UserError
 from fedsim.simulation import Simulation
+from fedsim.training.diverged import require_few
 from tests.helpers import everything, make_config, play, simulate
 
 SIZES = [20, 9, 14, 17, 5]
@@ -54,12 +55,14 @@ def test_the_mean_is_that_of_the_others(value: float, per_block: int) -> None:
     assert not any("diverged" in row for client, row in told.items() if client != BROKEN)
 
 
-@pytest.mark.parametrize("method", ["fedrep", "scaffold", "deer", "fedadam", "harmofl", "moon"])
+@pytest.mark.parametrize("method", ["fedrep", "scaffold", "deer", "fedadam", "harmofl", "moon", "prrfl"])
 def test_what_a_client_keeps_is_what_it_kept_before(method: str) -> None:
     words: dict[str, Any] = {"algorithm": {"name": method}, "clients": {"max_diverged": 0.2}}
+    words["train"] = {"keep_optimizer": True, "epochs": 1}
     if method == "harmofl":
         words["model"] = {**make_config().model.model_dump(mode="json"), "amplitude_norm": {}}
-    sim = simulate(SIZES, 2, train={"keep_optimizer": True}, **words)
+    # PRR-FL's client alone in its block, of which nobody is left then.
+    sim = simulate(SIZES, 1 if method == "prrfl" else 2, **words)
     state, _ = play(sim, 1)
     before = everything(sim, state)
     break_client(sim, first_round=2)
@@ -88,6 +91,14 @@ def test_with_more_than_the_share_the_run_ends() -> None:
     break_client(sim)
     with pytest.raises(UserError, match=r"clients.max_diverged: found 1 of 5 clients that diverged, such as client 2"):
         play(sim, 1)
+
+
+def test_a_share_is_not_rounded() -> None:
+    """0.29 * 100 is a little below 29."""
+    is_out = torch.arange(100) < 29
+    assert require_few(range(100), is_out, 0.29) == tuple(range(29))
+    with pytest.raises(UserError, match="found 29 of 100"):
+        require_few(range(100), is_out, 0.2899)
 
 
 def test_without_the_key_the_line_names_client_and_tensor() -> None:
