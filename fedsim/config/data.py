@@ -210,8 +210,9 @@ class ClientsConfig(Words):
     )
     max_diverged: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0,
-        description="Largest share of a round's clients that may be left out of it since their training diverged: a "
-        "parameter is not finite, or has changed by more than 2^21. With more the run ends. 0: at the first.",
+        description="Largest share of a round's clients that may be left out of a phase of it since their training "
+        "diverged: a parameter is not finite, or has changed by more than 2^21. With more the run ends. 0: at the "
+        "first.",
     )
     per_block: Literal["auto"] | Count = Field(default="auto", description="Clients trained together as one batch.")
     partition: PartitionConfig = Field(

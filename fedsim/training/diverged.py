@@ -1,4 +1,4 @@
-"""Clients whose training diverged: found behind it, and left out of the round as if they had not been drawn.
+"""Clients whose training diverged: found behind it, and left out of the phase as if they had not been drawn.
 
 Shapes: K clients in a block.
 """

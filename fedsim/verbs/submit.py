@@ -161,9 +161,13 @@ def sbatch(file: Path) -> str:
     """Submit a script and return the job's number; UserError with what sbatch says where it does not take it."""
     if shutil.which("sbatch") is None:
         raise UserError("submit", "no sbatch here", "a machine of a SLURM cluster, or --dry-run")
-    done = subprocess.run(
-        ["sbatch", "--parsable", str(file)], capture_output=True, text=True, timeout=SUBMIT_SECONDS, check=False
-    )
+    command = ["sbatch", "--parsable", str(file)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SUBMIT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        # It may have taken the job and not said so.
+        found = f"no answer in {SUBMIT_SECONDS:g} seconds"
+        raise UserError("sbatch", found, f"one; if squeue shows no such job, submit {file}") from None
     if done.returncode != 0:
         raise UserError("sbatch", one_line(done.stderr.strip())[-200:], f"options that it takes, in {file}")
     return done.stdout.strip().partition(";")[0]

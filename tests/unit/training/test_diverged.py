@@ -11,6 +11,7 @@ from fedsim.errors import UserError
 from fedsim.simulation import Simulation
 from fedsim.training.diverged import require_few
 from tests.helpers import everything, make_config, play, simulate
+from tests.submodels import tiny_submodel
 
 SIZES = [20, 9, 14, 17, 5]
 BROKEN = 2
@@ -111,6 +112,13 @@ def test_without_the_key_the_line_names_client_and_tensor() -> None:
 def test_a_share_that_nobody_needs_changes_no_bit() -> None:
     (plain, _), (tolerant, _) = (play(simulate(SIZES, 2, clients=words), 2) for words in ({}, {"max_diverged": 0.5}))
     assert all(torch.equal(plain.params[name], tolerant.params[name]) for name in plain.params)
+
+
+def test_a_client_that_is_read_alone_may_not_be_left_out() -> None:
+    pft = {"name": "fedpft", "form": "released", "distill": {"epochs": 1.0, "batch_size": 8, "micro_batch": 3}}
+    model = {**make_config().model.model_dump(mode="json"), "submodel": {"folder": tiny_submodel(48)}}
+    with pytest.raises(UserError, match="max_diverged: found 0.2, and fedpft reads the last client's adapter"):
+        simulate(SIZES, 2, algorithm=pft, model=model, clients={"max_diverged": 0.2})
 
 
 def test_privacy_and_left_out_clients_do_not_go_together() -> None:

@@ -116,6 +116,18 @@ def test_what_sbatch_says_is_one_line(config: str, tmp_path: Path, monkeypatch: 
         verb.submit([config])
 
 
+def test_an_sbatch_that_does_not_answer_is_one_line(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "sbatch"
+    fake.write_text("#!/bin/sh\nexec sleep 60\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(verb, "SUBMIT_SECONDS", 0.01)
+    with pytest.raises(UserError, match="sbatch: found no answer in 0.01 seconds"):
+        verb.submit([config])
+
+
 def test_in_a_job_array_the_default_folder_has_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
     assert default_folder("mine") == Path("runs/mine")
