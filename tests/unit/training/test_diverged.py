@@ -117,7 +117,7 @@ def test_a_share_that_nobody_needs_changes_no_bit() -> None:
 def test_a_client_that_is_read_alone_may_not_be_left_out() -> None:
     pft = {"name": "fedpft", "form": "released", "distill": {"epochs": 1.0, "batch_size": 8, "micro_batch": 3}}
     model = {**make_config().model.model_dump(mode="json"), "submodel": {"folder": tiny_submodel(48)}}
-    with pytest.raises(UserError, match="max_diverged: found 0.2, and fedpft reads the last client's adapter"):
+    with pytest.raises(UserError, match=r"max_diverged: found 0\.2, and fedpft reads the last client's adapter"):
         simulate(SIZES, 2, algorithm=pft, model=model, clients={"max_diverged": 0.2})
 
 

@@ -124,7 +124,7 @@ def test_an_sbatch_that_does_not_answer_is_one_line(
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(verb, "SUBMIT_SECONDS", 0.01)
-    with pytest.raises(UserError, match="sbatch: found no answer in 0.01 seconds"):
+    with pytest.raises(UserError, match=r"sbatch: found no answer in 0\.01 seconds"):
         verb.submit([config])
 
 
