@@ -52,9 +52,9 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
     """
     with (
         open_group() as group,
+        hearing(group.leave.ask),  # also while the folder is left: a signal may come twice
         RunLog(out, config, group, resume) as log,
         scratch_folder(out, group) as scratch,
-        hearing(group.leave.ask),
     ):
         sim = build_simulation(log.config, group, scratch, log.progress)
         config = sim.config  # says what the file left open

@@ -11,6 +11,7 @@ from fedsim import server
 from fedsim.comm.leave import ToldToLeave
 from fedsim.configure import load_config
 from fedsim.errors import UserError
+from fedsim.runfolder import claim
 from fedsim.runfolder.claim import EXIT_CODE_FILE
 from tests.distributed.runs import results, same_log, write_config
 
@@ -76,6 +77,22 @@ def test_a_run_that_is_told_in_its_last_round_ends_as_any_other(
 
     monkeypatch.setattr(server, "evaluate", told)
     assert server.run(config, tmp_path / "run", resume=False)["status"] == "finished"
+
+
+def test_a_second_signal_is_heard_until_the_folder_says_how_the_run_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, note, handlers = load_config(write_config(tmp_path), ["rounds=1"]), claim.note_end, []
+
+    def noted(*arguments: Any) -> None:
+        note(*arguments)
+        handlers.append(signal.getsignal(signal.SIGTERM))
+
+    monkeypatch.setattr(claim, "note_end", noted)
+    before = signal.getsignal(signal.SIGTERM)
+    server.run(config, tmp_path / "run", resume=False)
+    assert len(handlers) == 1
+    assert handlers[0] != before == signal.getsignal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
