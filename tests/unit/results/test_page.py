@@ -227,7 +227,7 @@ def test_trials_are_counted(tmp_path: Path) -> None:
     (sweep / "sweep.json").write_text(json.dumps(record))
     assert report([sweep], Wish(), None) == sweep / "report.html"
     words = Reader((sweep / "report.html").read_text()).words
-    assert "2 trial runs, on seeds that no run of the tables has." in words
+    assert "2 trial runs, on seeds that no cell of their sweep has." in words
     at = words.index("deer_lr1_seed9")
     assert words[at : at + 6] == ["deer_lr1_seed9", "deer", "train.lr=1", "finished", "0.4", "chosen"]
     assert any("2 trial runs for each contender, 2 in all, 1 of them diverged" in line for line in words)
