@@ -34,9 +34,8 @@ def flamby(results: Results, found: Sequence[Comparison]) -> str:
         raise UserError(
             "--format flamby", f"{len(found)} tables", "one: its rows name neither a metric nor a value of --per"
         )
-    text: str = pd.DataFrame(
-        rows_of(results, found[0]), columns=["Test", "Metric", "Method", "seed", *SETTINGS]
-    ).to_csv(index=False)
+    rows = list(rows_of(results, found[0]))
+    text: str = pd.DataFrame(rows, columns=["Test", "Metric", "Method", "seed", *SETTINGS]).to_csv(index=False)
     return text
 
 

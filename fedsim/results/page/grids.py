@@ -81,7 +81,7 @@ def shared_and_differing(by_run: Mapping[str, Mapping[str, Any]]) -> tuple[list[
     others = {key: cells for key, cells in found.items() if len({cell.text for cell in cells}) > 1}
     if not others:
         return shared, None
-    rows = [[Cell(run), *cells] for run, *cells in zip(by_run, *others.values(), strict=True)]
+    rows = [[Cell(run), *(cells[place] for cells in others.values())] for place, run in enumerate(by_run)]
     return shared, Grid(["run", *others], rows)
 
 
