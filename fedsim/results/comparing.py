@@ -36,7 +36,7 @@ DEVIATION = re.compile(r"diagnostics\.(?:.+\.)?aggregation_deviation")
 
 @dataclass(frozen=True)
 class Comparison:
-    """One table. ``numbers``: a row per contender. ``best``: the one with the best mean, ``holds``: it is the best.
+    """One table. ``numbers``: a row per contender. ``best``: see ``best_of``; ``holds``: it is better than all others.
 
     ``values``: by key of ``per``. ``scores`` (S, M): a column per contender, a row per seed. ``runs``: whose they are.
     ``notes``: what to know.
@@ -166,7 +166,7 @@ def table(
             row |= {"difference": one.mean, "low": one.low, "high": one.high, "p_holm": one.p_corrected}
             row |= {"resampled_low": one.resampled_low, "resampled_high": one.resampled_high, "holds": one.holds}
         row |= {key: runs.loc[own, key].astype(float).mean() for key in ("bytes_up", "bytes_down", "seconds", STEPS)}
-        row["epsilon"] = runs.loc[own, "epsilon"].astype(float).mean() if "epsilon" in runs else np.nan
+        row["epsilon"] = runs.loc[own, "epsilon"].astype(float).mean(skipna=False) if "epsilon" in runs else np.nan
         row["deviation"] = deviations[own].mean()
         for column, (budget, found) in within.items():
             row |= {f"budget_{column}": budget, f"mean_at_equal_{column}": found[own].mean()}
@@ -203,6 +203,15 @@ def at_equal(runs: pd.DataFrame, rounds: dict[str, pd.DataFrame], metric: str, c
     return float(least.mean()), pd.Series(found, index=runs.index, dtype=float)
 
 
+def shared_rounds(curves: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the rounds that all runs of a contender have: means of the others jump to whoever is left.
+
+    ``curves``: a row per run and round of a measure, with ``contender``, ``run`` and ``round``.
+    """
+    there = curves.groupby(["contender", "round"])["run"].transform("nunique")
+    return curves[there == curves.groupby("contender")["run"].transform("nunique")]
+
+
 def deviation(rounds: pd.DataFrame) -> float:
     """Return the mean aggregation deviation of a run's rounds and phases; nan where there is none."""
     columns = [name for name in rounds if DEVIATION.fullmatch(name)]
@@ -230,7 +239,9 @@ def what_to_know(runs: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
     """Return what a reader must be told of a table's runs."""
     notes = []
     if scores.isna().any(axis=None):
-        notes.append("a difference is over the seeds that both contenders have; some lack a seed")
+        notes.append(
+            "a difference is over the seeds that both contenders have; one that lacks a seed is not taken for the best"
+        )
     if len(scores) < 3:
         notes.append(f"{len(scores)} seeds: too few for a difference to mean anything")
     differing = [

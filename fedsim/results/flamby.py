@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from fedsim.errors import UserError
 from fedsim.results.comparing import Comparison, labels
 from fedsim.results.reading import UNFINISHED, Results
 
@@ -24,11 +25,16 @@ SETTINGS = {
 
 
 def flamby(results: Results, found: Sequence[Comparison]) -> str:
-    """Return the rows of all tables' runs as CSV, of each run's best round.
+    """Return the rows of a table's runs as CSV, of each run's best round.
 
     A run has a row for the whole test, and one for every client that has this metric on test images of its own.
+    UserError for several tables.
     """
-    rows = [row for one in found for row in rows_of(results, one)]
+    if len(found) > 1:
+        raise UserError(
+            "--format flamby", f"{len(found)} tables", "one: its rows name neither a metric nor a value of --per"
+        )
+    rows = list(rows_of(results, found[0]))
     text: str = pd.DataFrame(rows, columns=["Test", "Metric", "Method", "seed", *SETTINGS]).to_csv(index=False)
     return text
 

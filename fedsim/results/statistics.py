@@ -115,8 +115,12 @@ def holm(values: list[float]) -> list[float]:
 
 
 def best_of(scores: pd.DataFrame, *, lower: bool = False) -> str | None:
-    """Return the contender with the best mean; None where no one has a score."""
-    means = scores.mean().dropna()
+    """Return the contender with the best mean of those with the most seeds; None where no one has a score.
+
+    One that lacks a seed may lead for the easy seeds that it has, with differences to it that speak against it.
+    """
+    counts = scores.count()
+    means = scores.loc[:, counts == counts.max()].mean().dropna()
     if means.empty:
         return None
     return str(means.idxmin() if lower else means.idxmax())

@@ -10,7 +10,7 @@ import pandas as pd
 
 from fedsim.results.comparing import BYTES, CLOCK, STEPS, Comparison, Wish
 
-BIG, SMALL = 1e6, 1e4
+BIG = 1e6
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
 

@@ -125,7 +125,10 @@ def last_sign(folder: Path) -> tuple[str, float] | None:
             content, touched = file.read(), os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return None
-    return _show(_parse(folder / LOCK_FILE, content)), touched
+    holder: dict[str, Any] = {}
+    with contextlib.suppress(UserError):  # somebody is just writing it
+        holder = _parse(folder / LOCK_FILE, content)
+    return _show(holder), touched
 
 
 def _file_time(folder: Path) -> float:

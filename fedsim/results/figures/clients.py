@@ -79,7 +79,8 @@ def partition_figure(results: Results, one: Comparison) -> Any:
     panels = np.atleast_1d(figure.subplots(1, len(known), sharey=True))
     for panel, (name, table) in zip(panels, known, strict=True):
         counts_KC = np.array([row["per_class"] for row in table["clients"]])
-        draw_bars(panel, table["classes"], counts_KC)
+        num_clients = table.get("num_clients", len(counts_KC))  # of very many, those of every so many have a row
+        draw_bars(panel, table["classes"], counts_KC, math.ceil(num_clients / len(counts_KC)))
         panel.set(xlabel="training images", title=f"seed {seed_of(results, name)}")
         panel.title.set_fontsize("small")
     panels[0].set_ylabel("client")

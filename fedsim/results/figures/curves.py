@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedsim.results.comparing import BYTES, CLOCK, DEVIATION, Comparison, labels
+from fedsim.results.comparing import BYTES, CLOCK, DEVIATION, Comparison, labels, shared_rounds
 from fedsim.results.figures.style import line_style, new_figure
 from fedsim.results.reading import UNFINISHED, Results
 
@@ -18,9 +18,9 @@ RETROGRESS, DEVIATIONS, EPSILON = "retrogress, test", "aggregation deviation", "
 def score_figure(results: Results, one: Comparison) -> Any:
     """Return the test's score over rounds, bytes, seconds, and simulated ones where runs have them.
 
-    None where no round has it.
+    None where a contender's seeds have it in no round together.
     """
-    curves = pd.concat([own.assign(contender=name) for name, own in evaluated(results, one)] or [pd.DataFrame()])
+    curves = known(pd.concat([own.assign(contender=name) for name, own in evaluated(results, one)]), "score")
     if curves.empty:
         return None
     panels = {title: (column, "score") for column, title in AXES.items() if curves[column].notna().any()}
@@ -32,13 +32,13 @@ def round_figure(results: Results, one: Comparison) -> Any:
     parts = []
     for name, own in by_run(results, one):
         deviations = [column for column in own if DEVIATION.fullmatch(column)]
-        found = pd.DataFrame({"round": own["round"]})
+        found = own[["round"]].copy()
         found[RETROGRESS] = own.get("diagnostics.retrogress.test", np.nan)
         found[DEVIATIONS] = own[deviations].astype(float).mean(axis=1) if deviations else np.nan
         found[EPSILON] = own.get("epsilon", np.nan)
-        parts.append(found.astype(float).assign(contender=name))
+        parts.append(found.astype(float).assign(contender=name, run=own["run"]))
     curves = pd.concat(parts)
-    panels = {name: ("round", name) for name in (RETROGRESS, DEVIATIONS, EPSILON) if curves[name].notna().any()}
+    panels = {name: ("round", name) for name in (RETROGRESS, DEVIATIONS, EPSILON) if len(known(curves, name))}
     return drawn(curves, panels, None, one) if panels else None
 
 
@@ -57,9 +57,13 @@ def evaluated(results: Results, one: Comparison) -> list[tuple[str, pd.DataFrame
         spent = (own["bytes_up"] + own["bytes_down"]).cumsum() / 1e6
         score = own[f"test.{one.metric}"].astype(float)
         so_far = {BYTES: spent, "seconds": own["seconds"].cumsum(), CLOCK: own.get(CLOCK, np.nan)}
-        table = pd.DataFrame({"round": own["round"], **so_far, "score": score})
-        found.append((name, table[np.isfinite(score)]))
+        found.append((name, own[["run", "round"]].assign(**so_far, score=score)[np.isfinite(score)]))
     return found
+
+
+def known(curves: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return the rows that a curve of a column is drawn from."""
+    return shared_rounds(curves[curves[column].notna()])
 
 
 def drawn(curves: pd.DataFrame, panels: Mapping[str, tuple[str, str]], y_title: str | None, one: Comparison) -> Any:
@@ -69,8 +73,7 @@ def drawn(curves: pd.DataFrame, panels: Mapping[str, tuple[str, str]], y_title: 
     axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=y_title is not None))
     for place, (name, part) in enumerate(curves.groupby("contender", sort=False)):
         for panel, (x_column, y_column) in zip(axes, panels.values(), strict=True):
-            known = part[part[y_column].notna()]
-            by_round = known.groupby("round")
+            by_round = known(part, y_column).groupby("round")
             x, mean, deviation = by_round[x_column].mean(), by_round[y_column].mean(), by_round[y_column].std(ddof=1)
             style = line_style(place, len(x))
             (handles[str(name)],) = panel.plot(x, mean, **style)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedsim.results.comparing import DEVIATION, labels
+from fedsim.results.comparing import DEVIATION, labels, shared_rounds
 
 #: By what a chart is about the columns of ``Results.rounds`` that it offers, in this order.
 TOPICS = {
@@ -71,9 +71,9 @@ def in_order(columns: Sequence[str], first: Sequence[str]) -> list[str]:
 
 
 def curves_of(table: pd.DataFrame, column: str, names: Sequence[str], axes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a measure's curve of each contender: lists over the rounds that have it."""
+    """Return a measure's curve of each contender: lists over the rounds in which all its runs have it."""
     scale = MEGABYTE if "bytes" in column else 1.0
-    known = table[np.isfinite(table[column].astype(float))]
+    known = shared_rounds(table[np.isfinite(table[column].astype(float))])
     found = []
     for name, part in known.groupby("contender", sort=False):
         by_round = part.groupby("round")

@@ -47,9 +47,9 @@ def clients_of(results: Results) -> dict[str, Any]:
 def of_run(name: str, partition: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
     """Return a run's clients.
 
-    ``classes``: names; ``clients``: [client, images, images of each class]; ``measures``: titles by name, ``columns``
-    those of the table; ``curves``: by measure and client the rounds and the values there, the means over the round's
-    phases.
+    ``classes``: names; ``clients``: [client, images, images of each class], chosen from ``listed`` of all ``of``;
+    ``measures``: titles by name, ``columns`` those of the table; ``curves``: by measure and client the rounds and the
+    values there, the means over the round's phases.
     """
     counts = partition["rows"] or [[int(client), int(n), []] for client, n in sizes(rows)]
     kept = sorted(counts, key=lambda row: -row[1])[:MOST_CLIENTS]
@@ -65,7 +65,8 @@ def of_run(name: str, partition: Mapping[str, Any], rows: pd.DataFrame) -> dict[
         "run": name,
         "classes": partition["classes"],
         "clients": sorted(kept),
-        "of": len(counts),
+        "listed": len(counts),
+        "of": partition["of"] or len(counts),
         "measures": {measure: title(measure) for measure in curves},
         "columns": [measure for measure in curves if "." not in measure or measure.startswith(LATEST)],
         "curves": curves,
@@ -85,7 +86,10 @@ def curve(part: pd.Series) -> list[list[float | None]]:
 
 
 def partition_of(file: Path) -> dict[str, Any]:
-    """Return ``classes`` and ``rows`` of a partition.json, empty where there is none; UserError for damage."""
+    """Return ``classes`` and ``rows`` of a partition.json, empty where there is none; UserError for damage.
+
+    ``of``: the number of clients, of which very many have no row each; 0 where it does not say.
+    """
     content = read_object(file) or {}
     try:
         classes = [str(name) for name in content.get("classes", [])]
@@ -93,9 +97,10 @@ def partition_of(file: Path) -> dict[str, Any]:
             [int(row["client"]), int(row["n"]), [int(number) for number in row["per_class"]]]
             for row in content.get("clients", [])
         ]
+        of = int(content.get("num_clients", 0))
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(str(file), f"no table of clients ({error!r})", "what a run writes") from None
-    return {"classes": classes, "rows": rows}
+    return {"classes": classes, "rows": rows, "of": of}
 
 
 def title(measure: str) -> str:

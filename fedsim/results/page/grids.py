@@ -34,7 +34,7 @@ class Grid:
         """Whether a column has numbers, and nothing else but empty places."""
         return [
             any(row[column].value is not None for row in self.rows)
-            and all(row[column].value is not None or row[column].text == ABSENT for row in self.rows)
+            and all(row[column].value is not None or row[column].text.split(" ")[0] == ABSENT for row in self.rows)
             for column in range(len(self.header))
         ]
 
@@ -75,26 +75,17 @@ def leading(text: str) -> float | None:
 
 def shared_and_differing(by_run: Mapping[str, Mapping[str, Any]]) -> tuple[list[tuple[str, str]], Grid | None]:
     """Return keys that all runs have alike, with their values, and a table of the others; None where there are none."""
-    texts = {run: {key: as_text(value) for key, value in facts.items()} for run, facts in by_run.items()}
-    keys = dict.fromkeys(key for facts in texts.values() for key in facts)
-    found = {key: [facts.get(key, ABSENT) for facts in texts.values()] for key in keys}
-    shared = [(key, values[0]) for key, values in found.items() if len(set(values)) == 1]
-    others = [key for key, values in found.items() if len(set(values)) > 1]
+    keys = dict.fromkeys(key for facts in by_run.values() for key in facts)
+    found = {key: [exactly(facts[key]) if key in facts else Cell(ABSENT) for facts in by_run.values()] for key in keys}
+    shared = [(key, cells[0].text) for key, cells in found.items() if len({cell.text for cell in cells}) == 1]
+    others = {key: cells for key, cells in found.items() if len({cell.text for cell in cells}) > 1}
     if not others:
         return shared, None
-    rows = [[run, *(typed(facts.get(key, ABSENT)) for key in others)] for run, facts in texts.items()]
-    return shared, grid(["run", *others], rows)
+    rows = [[Cell(run), *(cells[place] for cells in others.values())] for place, run in enumerate(by_run)]
+    return shared, Grid(["run", *others], rows)
 
 
-def as_text(value: Any) -> str:
-    """Return a value of a config or of an environment as people write it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def typed(text: str) -> Any:
-    """Return the number that a text is, or the text."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else text
+def exactly(value: Any) -> Cell:
+    """Return a value of a config or of an environment as people write it, with all digits."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return Cell(text, cell_of(value).value)

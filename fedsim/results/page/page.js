@@ -92,7 +92,7 @@ class Clients {
   }
 
   start() {
-    const { measures, classes, clients, of } = this.run;
+    const { measures, classes, clients, listed, of } = this.run;
     this.chosen = [clients.reduce((a, b) => (b[1] > a[1] ? b : a))[0]];
     if (!(this.measure in measures)) this.measure = Object.keys(measures)[0];
     const parts = [];
@@ -101,7 +101,8 @@ class Clients {
         make("svg:svg", { class: "swatch", viewBox: "0 0 26 12" }, make("svg:rect", { width: 26, height: 12, class: tone(place) })),
         name))));
     }
-    if (clients.length < of) parts.push(make("p", { class: "soft" }, `The ${clients.length} clients with most images, of ${of}.`));
+    const source = listed < of ? `the ${listed} in partition.json, of ${of} in all` : of;
+    if (clients.length < of) parts.push(make("p", { class: "soft" }, `The ${clients.length} clients with most images, of ${source}.`));
     parts.push(make("div", { class: "scroll tall", tabindex: "0", role: "region", "aria-label": "Clients" }, this.table()));
     if (this.measure) {
       this.keys = make("div", { class: "legend" });

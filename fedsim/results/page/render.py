@@ -17,7 +17,7 @@ from fedsim.results.page.content import Page
 HERE = Path(__file__).parent
 #: Headings of the curves, and what stands below.
 TOPICS = {
-    "scores": ("Scores", "Mean over seeds; the band is one standard deviation to each side."),
+    "scores": ("Scores", "Mean over seeds, in rounds that all have; the band is one standard deviation to each side."),
     "diagnostics": ("Diagnostics", "Means over seeds, as metrics.jsonl has them by phase."),
     "privacy": ("Privacy spent", "Epsilon so far."),
     "costs": ("Costs of a round", "Of all clients together."),

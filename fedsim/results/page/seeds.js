@@ -37,6 +37,7 @@ class Seeds {
 
   drawSeed(at) {
     const places = this.scores.map((row, place) => [row[at], place]).filter(([value]) => value !== null);
+    if (!places.length) return;
     const d = `M${places.map(([value, place]) => `${this.x(value)} ${this.y(place)}`).join("L")}`;
     this.svg.append(make("svg:path", { class: "muted", d }));
   }

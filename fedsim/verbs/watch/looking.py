@@ -112,14 +112,10 @@ class Watcher:
 
     def look(self) -> Look:
         """Read what is new; OSError where the folder is gone or cannot be read."""
-        troubles = []
-        try:
-            sign = last_sign(self.folder)
-        except UserError:  # somebody is just writing it
-            sign = ("another process", time.time())
+        sign = last_sign(self.folder)
         tables = self._rounds, self._timings, self._clients
         rounds, timings, clients = self._rounds.look(), self._timings.look(), self._clients.of_last_round()
-        troubles += [table.trouble for table in tables if table.trouble]
+        troubles = [table.trouble for table in tables if table.trouble]
         # Results are looked for last: what they are about has been read then.
         results = self._results(troubles)
         ended = None if not timings else self._round.since((self.folder / "timings.jsonl").stat().st_mtime)

@@ -35,7 +35,7 @@ def view(look: Look, console: Console) -> RenderableType:
         facts.add_row(Text(name, "bold"), Text(one_line(text)))
     for text in look.warnings:
         facts.add_row(Text("warning", "bold yellow"), Text(one_line(text), "yellow"))
-    told = [text[len("2026-01-01T") :] for text in look.messages if ENDED not in text]
+    told = [text[len("2026-01-01T") :] for text in look.messages if not text.partition(" ")[2].startswith(ENDED)]
     for place, text in enumerate(told[-MOST_MESSAGES:]):
         facts.add_row(Text("" if place else "said", "bold"), Text(text, "dim"))
     return Group(*parts, facts)
@@ -97,9 +97,9 @@ def scores(look: Look) -> Table:
 
 
 def decisive(look: Look, validation: Mapping[str, Any]) -> str:
-    """The metric that decides on the best round."""
+    """The metric that decides on the best round; the task's first, if nothing else is asked for."""
     named = (look.results or {}).get("best_by") or (look.words.get("evaluate") or {}).get("best_by")
-    return str(named or next((name for name in METRICS if name in validation), "loss"))
+    return str(named or next(iter(validation)))
 
 
 def best_row(look: Look, measured: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

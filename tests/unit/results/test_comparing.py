@@ -122,6 +122,16 @@ def test_bytes_to_reach_a_score(tmp_path: Path) -> None:
     assert "| 4 (1 of 2) |" in markdown([shown(table, Wish(reach=0.6))])
 
 
+def test_an_epsilon_without_bound_is_not_left_out_of_the_mean(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path, {"fedavg": [0.5, 0.6], "deer": [0.5, 0.6]})
+    for run, epsilon in zip(runs, (1.0, None, 1.0, 3.0), strict=True):
+        ended = json.loads((run / "results.json").read_text())
+        (run / "results.json").write_text(json.dumps({**ended, "epsilon": epsilon}))
+    found = one_table(runs).numbers.set_index("contender")["epsilon"]
+    assert pd.isna(found["fedavg"])
+    assert found["deer"] == 2.0
+
+
 def test_simulated_seconds_to_reach_a_score(tmp_path: Path) -> None:
     """A run with a clock of 5 seconds a round reaches the score in its second one; another has no clock."""
     runs = write_runs(tmp_path, {"fedavg": [0.65], "deer": [0.65]})

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from fedsim.errors import UserError
 from fedsim.results.comparing import Comparison, Wish, compare
 from fedsim.results.figures import FIGURES, draw
 from fedsim.results.figures.clients import client_figure, partition_figure
@@ -97,6 +98,28 @@ def test_clients_and_what_they_hold(tmp_path: Path) -> None:
     assert [bar.get_width() for bar in axes.patches] == [3, 0, 1, 4]
 
 
+def test_scores_of_the_end_alone_are_no_curve(tmp_path: Path) -> None:
+    """Each seed has one in its own best round, and a line through those would be nobody's."""
+    runs = write_whole_runs(tmp_path)
+    for run, best in zip(runs, (1, 2, 2, 1), strict=True):
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        content = "".join(json.dumps({**row, "test": None}) + "\n" for row in rows)
+        (run / "metrics.jsonl").write_text(content)
+        ended = json.loads((run / "results.json").read_text())
+        (run / "results.json").write_text(json.dumps({**ended, "best_round": best}))
+    assert score_figure(*read(runs)) is None
+
+
+def test_of_very_many_clients_bars_stand_where_they_are(tmp_path: Path) -> None:
+    runs = write_whole_runs(tmp_path)
+    for run in runs:
+        table = json.loads((run / "partition.json").read_text())
+        clients = [{**row, "client": 500 * row["client"]} for row in table["clients"]]
+        (run / "partition.json").write_text(json.dumps({**table, "num_clients": 1000, "clients": clients}))
+    (axes,) = partition_figure(*read(runs)).axes
+    assert sorted({bar.get_y() + bar.get_height() / 2 for bar in axes.patches}) == [0, 500]
+
+
 def test_rows_of_flamby(tmp_path: Path) -> None:
     runs = write_whole_runs(tmp_path)
     for run in runs:
@@ -106,6 +129,8 @@ def test_rows_of_flamby(tmp_path: Path) -> None:
         ended |= {"test": {"f1": 0.625}, "val": {"f1": 0.5}, "best_by": "f1"}
         (run / "results.json").write_text(json.dumps(ended))
     whole, table = read(runs)
+    with pytest.raises(UserError, match="--format flamby: found 2 tables"):
+        flamby(whole, [table, table])
     found = pd.read_csv(io.StringIO(flamby(whole, [table])))
     assert found.columns[:4].tolist() == ["Test", "Metric", "Method", "seed"]
     own = found[(found["Method"] == "deer") & (found["seed"] == 1)]

@@ -12,7 +12,7 @@ from fedsim.errors import UserError
 from fedsim.results.comparing import Wish
 from fedsim.results.page import charts
 from fedsim.results.page.clients import MOST_CLIENTS
-from fedsim.results.page.grids import cell_of, leading, shared_and_differing
+from fedsim.results.page.grids import Cell, Grid, cell_of, leading, shared_and_differing
 from fedsim.results.reading import load
 from fedsim.verbs.compare import report
 from tests.unit.results.made import CLASSES, HOSTILE, write_whole_run, write_whole_runs
@@ -113,6 +113,15 @@ def test_a_measure_of_some_rounds_is_drawn_at_these(tmp_path: Path) -> None:
     assert (curve["round"], curve["mean"], curve["spread"]) == ([1, 3], [0.5, 0.7], [None, None])
 
 
+def test_a_seed_that_stops_early_ends_its_contenders_curve(tmp_path: Path) -> None:
+    """The mean of those who are left would jump, over seconds even backwards."""
+    runs = [
+        write_whole_run(tmp_path / str(seed), "deer", seed, scores) for seed, scores in enumerate(([0.1], [0.5, 0.7]))
+    ]
+    curve = read(runs, tmp_path / "a.html").data["parts"][0]["curves"]["test.accuracy"][0]
+    assert (curve["round"], curve["mean"], curve["seeds"]) == ([1], [0.3], [2])
+
+
 def test_methods_of_other_phases_are_drawn_together(tmp_path: Path) -> None:
     runs = [write_whole_run(tmp_path / name, name, 1, [0.5, 0.7]) for name in ("fedavg", "deer")]
     rows = [json.loads(line) for line in (runs[1] / "metrics.jsonl").read_text().splitlines()]
@@ -145,6 +154,10 @@ def test_of_many_clients_those_with_most_images_are_shown(tmp_path: Path) -> Non
     run = write_whole_run(tmp_path / "a", "deer", 1, [0.5], num_clients=MOST_CLIENTS + 50)
     first = read([run], tmp_path / "a.html").data["clients"]["runs"][0]
     assert (len(first["clients"]), first["of"], first["clients"][0][0]) == (MOST_CLIENTS, MOST_CLIENTS + 50, 50)
+    table = json.loads((run / "partition.json").read_text())
+    (run / "partition.json").write_text(json.dumps({**table, "num_clients": 10**6}))  # of which those have rows
+    first = read([run], tmp_path / "a.html").data["clients"]["runs"][0]
+    assert (first["listed"], first["of"]) == (MOST_CLIENTS + 50, 10**6)
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,13 +175,16 @@ def test_config_environment_and_digests_are_there_but_no_folders(page: Reader) -
 
 
 def test_keys_that_differ_stand_in_a_table() -> None:
-    runs = {"a": {"seed": 1, "lr": 0.1, "mu": 2}, "b": {"seed": 2, "lr": 0.1}}
+    runs = {"a": {"seed": 1, "lr": 0.1, "mu": 2, "v": "2.10"}, "b": {"seed": 2000, "lr": 0.1, "v": "2.9"}}
     shared, others = shared_and_differing(runs)
     assert shared == [("lr", "0.1")]
     assert others is not None
-    assert others.header == ["run", "seed", "mu"]
-    assert [[cell.text for cell in row] for row in others.rows] == [["a", "1", "2"], ["b", "2", "-"]]
-    assert others.numeric == [False, True, True]
+    assert others.header == ["run", "seed", "mu", "v"]
+    assert [[cell.text for cell in row] for row in others.rows] == [["a", "1", "2", "2.10"], ["b", "2000", "-", "2.9"]]
+    assert others.numeric == [False, True, True, False]
+    _, others = shared_and_differing({"a": {"lr": 0.123456}, "b": {"lr": 0.123457}})
+    assert others is not None
+    assert [row[1].text for row in others.rows] == ["0.123456", "0.123457"]
 
 
 def test_cells_are_sorted_by_the_number_that_they_begin_with() -> None:
@@ -176,6 +192,11 @@ def test_cells_are_sorted_by_the_number_that_they_begin_with() -> None:
     assert [leading(text) for text in texts] == [0.806, -0.302, 0.001, 1234.0, None, None, 4.0]
     assert cell_of(float("nan")).text == cell_of(None).text == "-"
     assert [cell_of(value).text for value in (3, 0.123456, 12345.6, True)] == ["3", "0.1235", "12,346", "True"]
+
+
+def test_a_column_stays_one_of_numbers_where_no_seed_gets_there() -> None:
+    cells = [Cell(text, leading(text)) for text in ("4.25 (1 of 2)", "4.3", "- (0 of 2)")]
+    assert Grid(["MB"], [[cell] for cell in cells]).numeric == [True]
 
 
 def test_a_part_for_each_value(tmp_path: Path) -> None:
@@ -206,7 +227,7 @@ def test_trials_are_counted(tmp_path: Path) -> None:
     (sweep / "sweep.json").write_text(json.dumps(record))
     assert report([sweep], Wish(), None) == sweep / "report.html"
     words = Reader((sweep / "report.html").read_text()).words
-    assert "2 trial runs, on seeds that no run of the tables has." in words
+    assert "2 trial runs, on seeds that no cell of their sweep has." in words
     at = words.index("deer_lr1_seed9")
     assert words[at : at + 6] == ["deer_lr1_seed9", "deer", "train.lr=1", "finished", "0.4", "chosen"]
     assert any("2 trial runs for each contender, 2 in all, 1 of them diverged" in line for line in words)

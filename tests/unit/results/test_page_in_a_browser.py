@@ -1,5 +1,6 @@
 """The page as people use it, in a real Chromium without a screen."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from fedsim.results.comparing import Wish
 from fedsim.verbs.compare import report
 from tests.unit.results.made import HOSTILE, write_whole_runs
+from tests.unit.results.test_comparing import write_runs
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is in requirements-dev.txt")
 
@@ -209,6 +211,19 @@ def test_dark_and_print(browser: "playwright.Browser", file: Path) -> None:
     assert page.locator("nav").is_hidden()
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("details:not([open])").count() == 0
+    page.close()
+
+
+def test_a_seed_in_which_nobody_has_a_score_is_no_error(browser: "playwright.Browser", tmp_path: Path) -> None:
+    runs = write_runs(tmp_path, {"fedavg": [0.5, 0.6], "deer": [0.7, 0.8]})
+    for run in runs[1::2]:
+        ended = json.loads((run / "results.json").read_text())
+        (run / "results.json").write_text(json.dumps({**ended, "test": {"accuracy": None}}))
+    page, said = browser.new_page(), list[str]()
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(report(runs, Wish(metrics=("accuracy",)), tmp_path / "a.html").as_uri())
+    assert page.locator(".seeds .seed").count() == 2
+    assert said == []
     page.close()
 
 

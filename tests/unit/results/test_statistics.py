@@ -85,3 +85,9 @@ def test_less_is_better_where_it_is() -> None:
     assert best_of(scores, lower=True) == "a"
     assert best_of(scores[["c"]]) is None
     assert not is_best("a", scores[["a"]], {})
+
+
+def test_one_that_lacks_a_seed_is_not_the_best() -> None:
+    """Its one seed is an easy one, in which another is better."""
+    scores = pd.DataFrame({"whole": [0.5, 0.9], "easy": [np.nan, 0.8]})
+    assert best_of(scores) == "whole"

@@ -19,7 +19,7 @@ from fedsim.runfolder.messages import keep_message, last_messages
 from fedsim.verbs import watch as verb
 from fedsim.verbs.watch.looking import Look, Moment, Watcher
 from fedsim.verbs.watch.tail import Tail
-from fedsim.verbs.watch.view import curve, view
+from fedsim.verbs.watch.view import best_row, curve, view
 
 ROOT = Path(__file__).resolve().parents[3]
 WORDS: dict[str, Any] = {
@@ -35,7 +35,7 @@ WORDS: dict[str, Any] = {
 
 def metrics_row(round: int, accuracy: float, loss: float | None = 0.5) -> dict[str, Any]:
     own = {"clients": 2, "mean": 0.25, "std": 0.125, "worst": 0.0625, "deciles": [0.5] * 9}
-    measured = {"loss": 1 - accuracy, "accuracy": accuracy}
+    measured = {"accuracy": accuracy, "loss": 1 - accuracy}
     return {
         "round": round,
         "train_loss": loss,
@@ -82,7 +82,7 @@ def seen(look: Look) -> str:
 def test_a_run_at_work(tmp_path: Path) -> None:
     folder = write_rows(tmp_path / "a", 0.5, 0.75, 0.625)
     lock = FolderLock(folder, print)
-    keep_message(folder, "data: 3 images are there twice")
+    keep_message(folder, "data: 3 images are there twice, as amended by hand")
     look = Watcher(folder).look()
     lock.release()
     assert not look.has_ended
@@ -92,7 +92,11 @@ def test_a_run_at_work(tmp_path: Path) -> None:
     assert f"at work: process {os.getpid()} on " in text
     assert "3 of 4 rounds, 10.0 s each, 0:00:" in text
     assert ["accuracy", "0.6250", "0.6250", "0.7500", "0.7500"] in [line.split() for line in text.splitlines()]
-    for part in ("loss 3.0000 to 4.0000, median 3.5000", "mean 0.2500, deviation 0.1250, worst 0.0625", "3 images are"):
+    for part in (
+        "loss 3.0000 to 4.0000, median 3.5000",
+        "mean 0.2500, deviation 0.1250, worst 0.0625",
+        "as amended by hand",
+    ):
         assert part in text
     assert "1.0 MB up, 3.0 MB down a round; 3.0 MB up, 9.0 MB down so far" in text
     assert "warning" not in text
@@ -124,6 +128,18 @@ def test_a_silent_run_is_lost(tmp_path: Path) -> None:
     assert "no sign of life, killed or suspended: process 5 on node2 (SLURM job 8)" in seen(look)
     (folder / "lock").write_text(json.dumps(holder)[:20])  # somebody is just writing it
     assert not Watcher(folder).look().is_lost
+    os.utime(folder / "lock", (long_ago, long_ago))  # nobody will
+    assert Watcher(folder).look().is_lost
+
+
+def test_the_best_round_is_by_the_metric_that_the_task_has_first(tmp_path: Path) -> None:
+    """Findings decide by their AUROC, whatever order a person sees metrics in."""
+    folder = write_rows(tmp_path / "a")
+    for number, score in enumerate((0.25, 0.75, 0.5), start=1):
+        found = {"auroc": score, "accuracy": 1 - score}
+        append(folder / "metrics.jsonl", {**metrics_row(number, 0.5), "val": found, "test": found})
+    look = Watcher(folder).look()
+    assert best_row(look, look.rounds)["round"] == 2
 
 
 def test_a_clock_that_differs_does_not_count_once_a_change_is_seen() -> None:
