@@ -28,6 +28,7 @@ WINDOWED = (
     "if picture.mode[0] in 'IF':",
     "    values = numpy.asarray(picture, numpy.float64)",
     "    low, high = {ends}",
+    "    low, high = (low, high) if low < high else (low - 0.5, low + 0.5)",
     "    shares = numpy.clip((values - low) / (high - low), 0, 1)",
     "    is_inverted = getattr(stored, 'tag_v2', dict()).get(262) == 0",
     "    picture = Image.fromarray(numpy.rint(255 * (1 - shares if is_inverted else shares)).astype('uint8'))",
@@ -94,7 +95,7 @@ def windowed_lines(window: str) -> list[str]:
     first, _, second = window.partition("/")
     if second:
         low, high = float(first) - float(second) / 2, float(first) + float(second) / 2
-        ends = f"{low:g}, {high:g}"
+        ends = f"{low!r}, {high!r}"
     else:
         ends = f"numpy.percentile(values, [{first.replace('%-', ', ').removesuffix('%')}])"
     return [line.format(ends=ends) for line in WINDOWED]

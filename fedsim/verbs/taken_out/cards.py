@@ -49,8 +49,8 @@ FITS = {
 }
 WINDOW = "\nGrey values of more than 8 bits become grey levels before, by the window {window}: the lines above do so."
 VOLUMES = "\nA volume is {slices} such images, its slices; the mean of their features is the volume's."
-#: What there is to say beside, by the key of the inputs that it is about.
-MORE = {"window": WINDOW, "slices": VOLUMES}
+#: What there is to say beside, by the first key of the inputs that it is about. A volume's file has its grey levels.
+MORE = {"whole_volumes": "", "slices": VOLUMES, "window": WINDOW}
 WHOLE_VOLUMES = """Grey volumes of {slices} slices, evenly spaced along the first axis, of {size} x {size} pixels with
 values in 0..1; then minus {mean[0]}, divided by {std[0]}."""
 TEXTS = "Texts, cut after {max_tokens} tokens."
@@ -98,9 +98,8 @@ def outputs_of(task: Task) -> str:
 def readme(card: Mapping[str, Any], code: Sequence[str]) -> str:
     """Return the README.md of an export whose card.json holds ``card``; ``code``: lines that use it."""
     inputs = card["inputs"]
-    is_whole = "whole_volumes" in inputs
-    more = [] if is_whole else [text for key, text in MORE.items() if key in inputs]
-    form = TEXTS if "max_tokens" in inputs else WHOLE_VOLUMES if is_whole else IMAGES
+    more = next((text for key, text in MORE.items() if key in inputs), "")
+    form = TEXTS if "max_tokens" in inputs else WHOLE_VOLUMES if "whole_volumes" in inputs else IMAGES
     splits = {split: card[split] for split in ("val", "test") if card[split]}
     names = list(dict.fromkeys(name for scores in splits.values() for name in scores))
     rows = [
@@ -119,7 +118,7 @@ def readme(card: Mapping[str, Any], code: Sequence[str]) -> str:
         libraries=", ".join(f"{name} {version}" for name, version in card["libraries"].items()),
         names=NAMES if "transformers" in card["libraries"] else "",
         code="\n".join(code),
-        inputs="".join([form, *more]).format(**inputs),
+        inputs=(form + more).format(**inputs),
         outputs=card["outputs"],
         metrics=" | ".join(names),
         rules="|".join("---" for _ in names),

@@ -59,7 +59,17 @@ def test_the_cards_lines_lay_the_runs_window_over_a_file(tmp_path: Path, monkeyp
 def test_both_kinds_of_windows_are_lines() -> None:
     values = np.arange(0, 4001, 1000, dtype=np.float64)
     for window, ends in (("2000/2000", (1000, 3000)), ("-24.5/1", (-25, -24)), ("25%-75%", (1000, 3000))):
-        (line,) = [one for one in picture_lines({"fit": "crop", "window": window, "size": 8}) if "low, high =" in one]
-        space: dict[str, Any] = {"numpy": np, "values": values}
-        exec(line.strip(), space)
-        assert (space["low"], space["high"]) == ends
+        assert ends_of(window, values) == ends
+    assert ends_of("1234567.5/3", values) == (1234566, 1234569)
+
+
+def test_a_picture_of_one_value_is_grey_as_in_a_run() -> None:
+    assert ends_of(WINDOW, np.full(9, 700.0)) == (699.5, 700.5)
+
+
+def ends_of(window: str, values: np.ndarray) -> tuple[float, float]:
+    """Return what the card's lines take for black and white."""
+    lines = [one for one in picture_lines({"fit": "crop", "window": window, "size": 8}) if "low, high =" in one]
+    space: dict[str, Any] = {"numpy": np, "values": values}
+    exec("\n".join(line.strip() for line in lines), space)
+    return float(space["low"]), float(space["high"])
