@@ -147,10 +147,11 @@ def _files(base: Path, name: str, column: Column, suffixes: Sequence[str], fault
         if identity is None:
             below = _below(base, suffixes) if below is None else below
             named = below.get(word, [])
-            identity = _identity(named[0]) if len(named) == 1 else None
+            several = {_identity(one) for one in named}  # a link to a folder below is a second way to the same files
+            identity = several.pop() if len(several) == 1 else None
             if identity is None:
-                several = f"{len(named)} files of the name {show(word)}, such as {' and '.join(map(str, named[:2]))}"
-                wrong[code] = several if len(named) > 1 else f"no file {show(word)}"
+                both = f"{len(named)} files of the name {show(word)}, such as {' and '.join(map(str, named[:2]))}"
+                wrong[code] = both if len(named) > 1 else f"no file {show(word)}"
                 continue
             path = named[0]
         place = known.setdefault(identity, len(paths))

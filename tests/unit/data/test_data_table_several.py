@@ -112,6 +112,18 @@ def test_a_file_is_one_image_whatever_rows_call_it(tmp_path: Path) -> None:
     assert "60 rows name 57 files; rows of one file stay together" in data.remarks
 
 
+def test_a_name_alone_is_one_image_on_all_ways_to_it(tmp_path: Path) -> None:
+    root = make(tmp_path / "set")
+    (root / "latest").symlink_to(root / "scans")
+    write_table(root / "labels.csv", [row | {"file": Path(row["file"]).name} for row in rows_of()])
+    data = load(root)
+    assert [data.images[place, 0, 0, 0] for place in range(60)] == list(range(60))
+    (root / "copied").mkdir()
+    (root / "copied" / "07.png").write_bytes((root / rows_of()[7]["file"]).read_bytes())
+    with pytest.raises(UserError, match=r"row 8, column file: found 3 files of the name '07.png', such as "):
+        load(root)
+
+
 def test_classes_may_be_given_and_be_lacking(tmp_path: Path) -> None:
     root = make(tmp_path / "set")
     data = load(root, classes=["malignant", "unclear", "benign"])
