@@ -31,6 +31,10 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"name": "fedsim:harmofl_unet", "weights": "random", "options": {"num_features": 2}, "amplitude_norm": {}},
         ("weights", "onnx"),
     ),
+    "whole volumes": (
+        {"name": "monai:resnet18_3d", "weights": "random", "options": {"widen_factor": 0.0625}},
+        ("weights", "onnx"),
+    ),
     "volumes": ({**VIT, "lora": {"r": 2, "target": ["q", "v"]}}, ("adapter", "weights", "onnx")),
     "hugging": ({"name": "hf:{hugging}", "lora": {"r": 2, "target": ["q", "k", "v", "proj"]}}, ("adapter", "weights")),
     "own": ({"name": OWN, "lora": {"r": 2, "target": ["all-linear"]}}, ("adapter", "weights")),
@@ -65,7 +69,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         else:
             words |= {"algorithm": {"name": "fedavg"}, "clients": {"count": 2, "partition": {"name": "iid"}}}
             words["data"] = {"name": "digits", "image_size": SIZES.get(kind, 14), "max_train": 40}
-        if kind == "volumes":
+        if "volumes" in kind:
             words["data"] = {"name": "medmnist:nodulemnist3d", "root": str(folder), "image_size": 14, "slices": 3}
         file = folder / f"{kind}.yaml"
         file.write_text(yaml.safe_dump(words))
@@ -77,7 +81,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def file(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """An image, or for a run on volumes the first of its test volumes."""
-    if request.node.callspec.params["kind"] == "volumes":
+    if "volumes" in request.node.callspec.params["kind"]:
         with np.load(request.getfixturevalue("runs")["volumes"].parent / "nodulemnist3d.npz") as arrays:
             np.save(tmp_path / "volume.npy", arrays["test_images"][0])
         return tmp_path / "volume.npy"
@@ -103,7 +107,7 @@ def test_a_program_without_fedsim_has_the_same_scores(
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(code.splitlines()) <= 10
     with open_saved(runs[kind], "best", trust=kind == "own") as saved:
-        if kind == "volumes":
+        if "volumes" in kind:
             batch = saved.sim.images.evaluation_batch(saved.sim.dataset.test[:1])
             with torch.no_grad():
                 expected = saved.sim.model.forward(saved.params, batch, training=False)[0, 0]
