@@ -72,10 +72,11 @@ def epsilon(event: DpEvent, times: int, delta: float, accountant: Accountant) ->
     if accountant == "pld" and isinstance(event, GaussianDpEvent):
         return exact_epsilon(math.sqrt(times) / event.noise_multiplier, delta)
     if accountant == "pld":
-        step = max(LEAST_EPSILON, epsilon_bound(event, times, delta)) / LOSSES_IN_EPSILON
-        ledger = PLDAccountant(value_discretization_interval=step)
+        bound = epsilon_bound(event, times, delta)
+        ledger = PLDAccountant(value_discretization_interval=max(LEAST_EPSILON, bound) / LOSSES_IN_EPSILON)
         ledger.compose(event, times)
-        return float(ledger.get_epsilon(delta))
+        # Composition makes losses of probability 1e-15 infinite, so that for a tiny delta the bound is the smaller one.
+        return min(float(ledger.get_epsilon(delta)), bound)
     orders, divergences = _divergences(event)
     return float(compute_epsilon(orders, divergences * times, delta)[0])
 

@@ -132,7 +132,9 @@ def _frame(path: Path, data: Any, decode: Callable[[int], Values], index: int) -
         line = [float(rescale.get(name, 1)) for name in ("RescaleSlope", "RescaleIntercept")]
         if line[0] == 0 or not np.isfinite(line).all():
             raise ValueError(f"slope and intercept {line[0]:g} and {line[1]:g}")
-        values: Values = apply_modality_lut(stored, rescale)
+        # In the pixels' own type a signed value far beyond the table's end would wrap to its beginning.
+        wide = stored.astype(np.int64) if "ModalityLUTSequence" in rescale else stored
+        values: Values = apply_modality_lut(wide, rescale)
         return Frame(
             values=values.astype(np.float32 if stored.itemsize <= 2 else np.float64),
             spacing=spacing,

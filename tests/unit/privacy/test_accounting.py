@@ -70,6 +70,15 @@ def test_the_quick_bound_is_one(event: DpEvent) -> None:
         assert epsilon(event, times, 1e-5, "rdp") <= bound * (1 + 1e-9)
 
 
+def test_a_tiny_delta_has_a_finite_epsilon() -> None:
+    """Of a composed PLD epsilon is infinite at 1e-15, and larger than Rényi's at 1e-14."""
+    event, deltas = gaussian(1.0, rate=0.01), (1e-12, 1e-14, 1e-15)
+    seen = [epsilon(event, 1000, delta, "pld") for delta in deltas]
+    assert seen == sorted(seen)
+    assert seen[0] < epsilon(event, 1000, deltas[0], "rdp") - 0.4
+    assert all(one <= accounting.epsilon_bound(event, 1000, delta) for one, delta in zip(seen, deltas, strict=True))
+
+
 @pytest.mark.parametrize(("rate", "steps"), [(0.1, 10), (0.01, 5000), (0.5, 3)])
 def test_losses_rounded_up_in_coarser_steps_change_little(rate: float, steps: int) -> None:
     ledger = PLDAccountant()

@@ -85,6 +85,17 @@ def test_windows_of_a_file_are_pydicoms(form: str, centre: float, width: float, 
     assert np.abs(picture(path) - right).max() < 1e-6
 
 
+@pytest.mark.parametrize("form", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_a_window_after_a_negative_slope_keeps_low_values_dark(form: str, tmp_path: Path) -> None:
+    """apply_windowing turns the grey scale round there."""
+    words = {"WindowCenter": 0, "WindowWidth": 2000, "VOILUTFunction": form}
+    stored = np.array([[0, 500, 1000, 1500, 2000]], np.uint16)
+    down = save_dicom(tmp_path / "a.dcm", stored, 12, RescaleSlope=-1, RescaleIntercept=1000, **words)
+    up = save_dicom(tmp_path / "b.dcm", stored, 12, RescaleSlope=1, RescaleIntercept=-1000, **words)
+    assert np.array_equal(picture(down), picture(up)[:, ::-1])
+    assert (np.diff(picture(up)) > 0).all()
+
+
 def test_windows_by_name_by_numbers_and_by_percentiles(tmp_path: Path) -> None:
     values = np.arange(-1000, 1000, dtype=np.int16).reshape(40, 50)
     path = save_dicom(tmp_path / "a.dcm", values, WindowCenter=[0, 40], WindowWidth=[100, 400])
@@ -144,6 +155,14 @@ def test_a_table_of_the_modality(tmp_path: Path) -> None:
     lut = item(LUTDescriptor=[4, 1, 16], ModalityLUTType="OD")
     lut.add_new("LUTData", "OW", np.array([10, 20, 40, 80], np.uint16).tobytes())
     path = save_dicom(tmp_path / "a.dcm", np.array([[0, 1, 2, 9]], np.uint16), ModalityLUTSequence=[lut])
+    assert read_dicom(path).frame(0).values.tolist() == [[10, 10, 20, 80]]
+
+
+def test_signed_values_far_beyond_a_table_take_its_last_entry(tmp_path: Path) -> None:
+    """In 16 bits 32767 less a first entry of -2 would wrap around to the table's beginning."""
+    lut = item(LUTDescriptor=[4, -2, 16], ModalityLUTType="OD")
+    lut.add_new("LUTData", "OW", np.array([10, 20, 40, 80], np.uint16).tobytes())
+    path = save_dicom(tmp_path / "a.dcm", np.array([[-32768, -2, -1, 32767]], np.int16), ModalityLUTSequence=[lut])
     assert read_dicom(path).frame(0).values.tolist() == [[10, 10, 20, 80]]
 
 
