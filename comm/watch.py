@@ -76,9 +76,13 @@ class Watch:
         if first == winner:
             tell()
             sys.stderr.flush()
-            # Rank 0 may keep the store: give the others time to read the failure before it goes.
-            time.sleep(2 * POLL_SECONDS)
+        self._let_others_read(is_first=first == winner)
         os._exit(code)
+
+    def _let_others_read(self, *, is_first: bool = False) -> None:
+        """Wait where others would lose the failure with this rank: the first to fail, and rank 0 with its store."""
+        if is_first or self._rank == 0:
+            time.sleep(2 * POLL_SECONDS)
 
     def _talk(self, store: Store) -> None:
         turns_per_beat = round(BEAT_SECONDS / POLL_SECONDS)
@@ -87,6 +91,7 @@ class Watch:
                 return
             try:
                 if store.check([FAILURE_KEY]):
+                    self._let_others_read()
                     _end()
                 if turn % turns_per_beat == 0:
                     self._beat(store, turn)

@@ -14,6 +14,7 @@ from fedsim.algorithms.ditto import Ditto
 from fedsim.algorithms.prrfl import DEPUTY, PERSONAL, PRRFL, is_transformed
 from fedsim.measure.global_model import global_model
 from fedsim.models.specs import ParamSpec
+from fedsim.schedule.clock import Clock
 from fedsim.simulation import Simulation
 from tests.helpers import TINY_VIT, batch_of, facts_of, furthest, play, same_bits, simulate, train_alone, with_params
 
@@ -50,7 +51,8 @@ def test_local_clients_are_alone() -> None:
     models = []
     for client in range(3):
         alone = simulate(sizes, 2, model=HEAD, train=STORED)
-        alone = replace(alone, parts=alone.parts.where(np.arange(3) == client))
+        parts = alone.parts.where(np.arange(3) == client)
+        alone = replace(alone, parts=parts, clock=Clock(alone.config, parts.sizes))
         models.append(own(sim, client))
         assert furthest(models[-1], play(alone, 2)[0].params) < (1e-5, "")
     mean = global_model(sim, end).params

@@ -50,7 +50,7 @@ def load(folder: Path) -> tuple[Submodel, Submodel]:
 def test_a_distillation_leaves_its_folder(tmp_path: Path) -> None:
     facts = run(make_config(), tmp_path / "half", resume=False)
     assert {path.name for path in (tmp_path / "half").iterdir()} == {
-        *("config.yaml", "environment.json", "distillation.jsonl", "timings.jsonl"),
+        *("config.yaml", "environment.json", "distillation.jsonl", "timings.jsonl", "exit_code"),
         *("submodel.json", "submodel.safetensors"),
     }
     assert [row["step"] for row in rows(tmp_path / "half")] == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -73,13 +73,18 @@ def test_no_epochs_make_the_undistilled_sub_model(tmp_path: Path) -> None:
     assert same_bits(found.tensors, begun.tensors)
 
 
+def times(folder: Path) -> dict[Path, int]:
+    """When each file was written, but for the one that every start writes."""
+    return {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "exit_code"}
+
+
 def test_a_finished_distillation_is_shown_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = run(make_config(epochs=0), tmp_path / "half", resume=False)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "half").iterdir()}
+    before = times(tmp_path / "half")
     capsys.readouterr()
     assert run(make_config(epochs=0), tmp_path / "half", resume=True) == facts
     assert f"model.submodel: {{folder: {tmp_path / 'half'}}}" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "half").iterdir()} == before
+    assert times(tmp_path / "half") == before
 
 
 def test_a_folder_in_use_and_another_distillation_s(tmp_path: Path) -> None:
