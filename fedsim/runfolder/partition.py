@@ -12,6 +12,7 @@ from fedsim.config.experiment import Config
 from fedsim.data.client_images import ClientImages
 from fedsim.data.dataset import Dataset, Indices
 from fedsim.data.findings import num_lacking
+from fedsim.data.overlap import group_overlaps
 from fedsim.data.partition import partition_table
 from fedsim.machine.files import write_atomic, write_json
 from fedsim.results.figures.clients import draw_bars
@@ -44,6 +45,9 @@ def describe_partition(sim: Simulation, log: RunLog) -> None:
         write_members(sim, log.folder)
         for name, text in notes(sim):
             log.message(f"{name}: {text}")
+        for shared in group_overlaps(sim.dataset):
+            if shared.num_shared:
+                log.message(f"warning: {shared.name}: {shared.text}")
 
 
 def split_digests(dataset: Dataset, config: Config, parts: ClientImages) -> dict[str, str]:

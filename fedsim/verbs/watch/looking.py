@@ -85,8 +85,8 @@ class Look:
         last = self.rounds[-1] if self.rounds else {}
         if last.get("client_steps") and last.get("train_loss") is None:
             found.append(f"round {self.round}: the training loss is no number")
-        if lost := sum(row.get("lost", False) for row in self.clients):
-            found.append(f"round {self.round}: the messages of {lost} clients were lost")
+        if lost := {row["client"] for row in self.clients if row.get("lost")}:
+            found.append(f"round {self.round}: messages of {len(lost)} of the clients were lost")
         each = self.seconds_per_round
         if self.holder and not self.has_ended and each and (self.since_round or 0.0) > SLOW * each:
             found.append(f"round {self.round + 1} takes more than {SLOW:g} times the usual")

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedsim.runfolder.partition import describe_partition, notes
@@ -73,6 +74,17 @@ def test_what_was_drawn_and_who_was_left_out_is_told(tmp_path: Path) -> None:
     describe_partition(sim, SimpleNamespace(folder=tmp_path, message=said.append))  # type: ignore[arg-type]  # stands in
     assert said == [": ".join(row) for row in notes(sim)]
     assert notes(make_simulation(make_config(clients=words), dataset, parts)) == []
+
+
+def test_patients_in_two_splits_are_told_when_a_run_starts(tmp_path: Path) -> None:
+    dataset, parts = make_dataset([40])
+    groups = np.arange(len(dataset.labels))
+    groups[dataset.test[:3]] = groups[dataset.train[:3]]
+    sim = make_simulation(make_config(clients={"count": 1, "per_block": 1}), replace(dataset, groups=groups), parts)
+    said: list[str] = []
+    describe_partition(sim, SimpleNamespace(folder=tmp_path, message=said.append))  # type: ignore[arg-type]  # stands in
+    shared = "0 of 12 val images have one in train; 3 of 12 test images have one in train"
+    assert said == [f"warning: same groups: {shared}; 0 of 12 test images have one in val"]
 
 
 @pytest.mark.parametrize(

@@ -186,14 +186,15 @@ def test_of_a_large_table_the_end_is_read(tmp_path: Path) -> None:
 
 def test_warnings(tmp_path: Path) -> None:
     folder = write_rows(tmp_path / "a", 0.5, 0.25, loss=None)
-    append(folder / "clients.jsonl", {"round": 2, "phase": "b", "client": 5, "train_loss": 1.0, "lost": True})
+    lost = {"round": 2, "client": 5, "train_loss": 1.0, "lost": True}
+    append(folder / "clients.jsonl", {"phase": "b", **lost}, {"phase": "a", **lost})
     lock = FolderLock(folder, print)
     long_ago = time.time() - 100
     os.utime(folder / "timings.jsonl", (long_ago, long_ago))
     text = " ".join(seen(Watcher(folder).look()).split())
     lock.release()
     assert "round 2: the training loss is no number" in text
-    assert "round 2: the messages of 1 clients were lost" in text
+    assert "round 2: messages of 1 of the clients were lost" in text
     assert "round 3 takes more than 5 times the usual" in text
 
 
