@@ -4,14 +4,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from fedsim.config.plain_yaml import flatten, read_mapping
 from fedsim.errors import UserError
 from fedsim.results.sweeps import run_folders
 from fedsim.storage.rows import metric_rows, read_object, read_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Of names and meaning of the columns; a change that readers would stumble over raises it.
 SCHEMA = 1
@@ -27,9 +28,9 @@ class Results:
     ``config.``. ``rounds``: a row per round: metrics.jsonl and timings.jsonl. ``clients``: clients.jsonl.
     """
 
-    runs: pd.DataFrame
-    rounds: pd.DataFrame
-    clients: pd.DataFrame
+    runs: "pd.DataFrame"
+    rounds: "pd.DataFrame"
+    clients: "pd.DataFrame"
     schema: int = SCHEMA
 
 
@@ -39,6 +40,8 @@ def load(*paths: str | os.PathLike[str]) -> Results:
     A run is called by its folder, behind as much of the path as tells it from the others. UserError for a folder that
     is none, and for what cannot be read in one.
     """
+    import pandas as pd  # here: a run draws pictures by this package, and makes no table
+
     folders = run_folders([Path(path) for path in paths])
     names = short_names(folders)
     runs, rounds, clients = [], [], []

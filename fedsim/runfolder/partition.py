@@ -15,7 +15,7 @@ from fedsim.data.findings import num_lacking
 from fedsim.data.overlap import group_overlaps
 from fedsim.data.partition import partition_table
 from fedsim.machine.files import write_atomic, write_json
-from fedsim.results.figures.clients import draw_bars
+from fedsim.results.figures.bars import draw_bars
 from fedsim.runfolder.members import write_members
 from fedsim.runfolder.runlog import RunLog
 from fedsim.schedule.cohort import draw_cohort

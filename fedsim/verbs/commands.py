@@ -63,7 +63,7 @@ def compare(
     with showing():
         print(flamby(results, found) if form == "flamby" else verb.written(found, form, wish), end="")
     if figures is not None:
-        from fedsim.results.figures import draw
+        from fedsim.results.figures.drawing import draw
 
         for line in draw(results, found, figures):
             print(line, file=sys.stderr)

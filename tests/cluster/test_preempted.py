@@ -1,5 +1,6 @@
 """Jobs that are told to leave: they save, are queued again, and end with the bits of a run that was never told."""
 
+import json
 import re
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def test_a_job_that_is_told_to_leave_is_queued_again_and_ends_with_the_same_bits
     assert results(run) == results(whole)
     assert same_log(run, whole)
     assert (run / "exit_code").read_text() == "0\n"
+
+
+def test_a_cell_of_a_sweep_that_is_told_to_leave_is_queued_again(slurm: Slurm, whole: Path, tmp_path: Path) -> None:
+    sweep, run = tmp_path / "sweep.yaml", tmp_path / "sweep" / "cell"
+    cell = {"name": "cell", "rounds": ROUNDS, "checkpoint.every": 100}
+    sweep.write_text(json.dumps({"base": str(write_config(tmp_path)), "list": [cell]}))
+    job = slurm.submit("--array=0", SCRIPTS / "sweep.sbatch", sweep, "--out", run.parent)
+    task = f"{job}_0"
+    in_midst(slurm, task, run)
+    slurm.ask("scancel", "--signal=USR1", task)
+    slurm.wait(lambda: slurm.state(task)["Restarts"] == "1", slurm.log(job), 60)
+    assert (run / "exit_code").read_text() == "75\n"
+    assert slurm.finish(task) == "COMPLETED", slurm.log(job)
+    assert results(run) == results(whole)
 
 
 def test_a_job_that_its_user_cancels_saves_and_is_not_queued_again(slurm: Slurm, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from fedsim.errors import UserError
 from fedsim.results.comparing import Comparison, Wish, compare
-from fedsim.results.figures import FIGURES, draw
 from fedsim.results.figures.clients import client_figure, partition_figure
 from fedsim.results.figures.curves import DEVIATIONS, EPSILON, RETROGRESS, round_figure, score_figure
+from fedsim.results.figures.drawing import FIGURES, draw
 from fedsim.results.flamby import flamby
 from fedsim.results.reading import Results, load
 from tests.unit.results.test_comparing import DIGESTS, write_runs

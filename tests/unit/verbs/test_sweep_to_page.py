@@ -7,7 +7,7 @@ import pytest
 
 from fedsim import server
 from fedsim.results.comparing import Wish
-from fedsim.results.figures import draw
+from fedsim.results.figures.drawing import draw
 from fedsim.runfolder.runlog import Round, RunLog
 from fedsim.verbs import sweep as verb
 from fedsim.verbs.compare import comparisons, report
