@@ -5,12 +5,12 @@ What needs torch is imported inside the verbs, so that help and mistakes in a co
 """
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from fedsim.machine.loading import loading
 from fedsim.machine.output import fill_closed_streams, show_rows, showing
 from fedsim.runfolder.place import default_folder
 from fedsim.runfolder.trust import load_own, load_own_distillation
@@ -30,7 +30,7 @@ from fedsim.verbs.command_line import (
     Verbs,
     Version,
 )
-from fedsim.verbs.commands import compare, plan, report, splits, sweep, watch
+from fedsim.verbs.commands import compare, plan, privacy, report, splits, sweep, watch
 from fedsim.verbs.importing import import_set
 from fedsim.verbs.listing import LISTINGS
 from fedsim.verbs.submit import submit
@@ -47,7 +47,7 @@ app = typer.Typer(
 )
 app.command("import")(import_set)
 app.add_typer(assets, name="assets")
-for verb in (sweep, compare, plan, report, watch, splits, take_out.predict, take_out.export, cache, submit):
+for verb in (privacy, sweep, compare, plan, report, watch, splits, take_out.predict, take_out.export, cache, submit):
     app.command()(verb)
 
 
@@ -73,7 +73,8 @@ def run(
         code, _ = run_ranks("fedsim.launch", words(config, overrides or [], out, resume, trust), ranks)
         raise typer.Exit(code)
     settings = load_own(config, overrides or [], out, trust=trust)
-    from fedsim import server
+    with loading():
+        from fedsim import server
 
     server.run(settings, out or default_folder(settings.name), resume)
 
@@ -86,16 +87,6 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 
     if IS_FIRST_RANK:
         show_rows(describe(settings))
-
-
-@app.command()
-def privacy(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Show what a config spends of privacy, and who sees what; trains nothing."""
-    settings = load_own(config, overrides or [])
-    from fedsim.verbs.privacy import describe
-
-    if IS_FIRST_RANK:
-        show_rows(describe(settings, lambda text: print(text, file=sys.stderr)))
 
 
 @app.command()

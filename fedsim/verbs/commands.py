@@ -8,7 +8,7 @@ import typer
 
 from fedsim.errors import UserError
 from fedsim.machine.output import show_rows, showing
-from fedsim.verbs.command_line import ConfigPath, Overrides, RunDir
+from fedsim.verbs.command_line import IS_FIRST_RANK, ConfigPath, Overrides, RunDir
 
 Folders = Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs or sweeps.")]
 Metrics = Annotated[list[str] | None, typer.Option("--metric", help="Test metric; given again: more tables.")]
@@ -137,3 +137,13 @@ def plan(
 
     settings = load_own(config, overrides or [])
     show_rows(describe(settings, config, overrides or [], ranks, nodes, gpu))
+
+
+def privacy(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Show what a config spends of privacy, and who sees what; trains nothing."""
+    from fedsim.runfolder.trust import load_own
+    from fedsim.verbs.privacy import describe
+
+    settings = load_own(config, overrides or [])
+    if IS_FIRST_RANK:
+        show_rows(describe(settings, lambda text: print(text, file=sys.stderr)))

@@ -16,6 +16,7 @@ from fedsim.config.train import LESS_IS_BETTER
 from fedsim.errors import RankError, UserError, one_line
 from fedsim.machine import bound
 from fedsim.machine.files import naming_files, write_json
+from fedsim.machine.loading import loading
 from fedsim.results.likeness import unlike
 from fedsim.results.reading import load
 from fedsim.results.sweeps import FILE_NAME, SCHEMA, is_sweep
@@ -117,7 +118,8 @@ def run_at(file: Path, out: Path, index: int) -> None:
 
     A sweep knows from there which trials have diverged.
     """
-    from fedsim import server  # late: whoever starts cells needs no torch
+    with loading():
+        from fedsim import server  # late: whoever starts cells needs no torch
 
     config, folder = cell_at(file, out, index)
     try:
