@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fedsim.machine.ending import end
 from fedsim.machine.loading import loading
 from fedsim.machine.output import fill_closed_streams, show_rows, showing
 from fedsim.runfolder.place import default_folder
@@ -83,7 +84,8 @@ def run(
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check config and data and show the plan, with time and memory from a few steps of training."""
     settings = load_own(config, overrides or [])
-    from fedsim.verbs.check import describe
+    with loading():
+        from fedsim.verbs.check import describe
 
     if IS_FIRST_RANK:
         show_rows(describe(settings))
@@ -93,7 +95,8 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 def distill(config: ConfigPath, overrides: Overrides = None, out: Out = None, resume: Resume = False) -> None:
     """Make the sub-model that a run names in model.submodel, and distil it."""
     settings = load_own_distillation(config, overrides or [], out)
-    from fedsim.verbs.distill import run as make_submodel
+    with loading():
+        from fedsim.verbs.distill import run as make_submodel
 
     make_submodel(settings, out or default_folder(settings.name), resume)
 
@@ -121,7 +124,9 @@ def evaluate(
 ) -> None:
     """Evaluate a run's saved model: tables, intervals, curves and predictions as files."""
     from fedsim.runfolder.screen import make_console
-    from fedsim.verbs.evaluate import evaluate_run
+
+    with loading():
+        from fedsim.verbs.evaluate import evaluate_run
 
     found = evaluate_run(run_dir, checkpoint, trust, data, out, cross_site)
     with showing():
@@ -132,7 +137,12 @@ def evaluate(
 def main() -> None:
     """Run the command line."""
     fill_closed_streams()
-    app()
+    try:
+        app()
+    except SystemExit as ending:
+        if isinstance(ending.code, int):
+            end(ending.code)
+        raise
 
 
 if __name__ == "__main__":
