@@ -73,10 +73,12 @@ def run(
 
         code, _ = run_ranks("fedsim.launch", words(config, overrides or [], out, resume, trust), ranks)
         raise typer.Exit(code)
-    settings = load_own(config, overrides or [], out, trust=trust)
     with loading():
+        settings = load_own(config, overrides or [], out, trust=trust)
         from fedsim import server
+        from fedsim.models.encoders import load_library
 
+        load_library(settings.model)
     server.run(settings, out or default_folder(settings.name), resume)
 
 
@@ -84,8 +86,7 @@ def run(
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check config and data and show the plan, with time and memory from a few steps of training."""
     settings = load_own(config, overrides or [])
-    with loading():
-        from fedsim.verbs.check import describe
+    from fedsim.verbs.check import describe
 
     if IS_FIRST_RANK:
         show_rows(describe(settings))
@@ -95,8 +96,7 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 def distill(config: ConfigPath, overrides: Overrides = None, out: Out = None, resume: Resume = False) -> None:
     """Make the sub-model that a run names in model.submodel, and distil it."""
     settings = load_own_distillation(config, overrides or [], out)
-    with loading():
-        from fedsim.verbs.distill import run as make_submodel
+    from fedsim.verbs.distill import run as make_submodel
 
     make_submodel(settings, out or default_folder(settings.name), resume)
 
@@ -124,9 +124,7 @@ def evaluate(
 ) -> None:
     """Evaluate a run's saved model: tables, intervals, curves and predictions as files."""
     from fedsim.runfolder.screen import make_console
-
-    with loading():
-        from fedsim.verbs.evaluate import evaluate_run
+    from fedsim.verbs.evaluate import evaluate_run
 
     found = evaluate_run(run_dir, checkpoint, trust, data, out, cross_site)
     with showing():

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fedsim.kernels.build import available, call
+from fedsim.machine.loading import loaded
 
 
 class Gelu(nn.Module):
@@ -134,5 +134,6 @@ def replace_rows(block: nn.Module, norms: Collection[str]) -> None:
         for name, child in parent.named_children():
             if type(child) is nn.GELU and child.approximate == "none":
                 # What another module in these hands on nobody else reads.
-                within = type(parent) is Mlp or (type(parent) is nn.Sequential and parent[0] is not child)
+                is_mlp = type(parent) is loaded("timm.layers", "Mlp")
+                within = is_mlp or (type(parent) is nn.Sequential and parent[0] is not child)
                 setattr(parent, name, Gelu(alone=within))

@@ -1,9 +1,11 @@
-"""Loading what a run needs, which stays to its end."""
+"""Loading what a run needs, which stays to its end, and nothing else."""
 
 import atexit
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -19,3 +21,8 @@ def loading() -> Iterator[None]:
         gc.freeze()
         gc.enable()
         atexit.register(gc.unfreeze)
+
+
+def loaded(module: str, name: str) -> Any:
+    """Return what a module has under a name; None where nobody has loaded it: nothing is of that type."""
+    return getattr(sys.modules.get(module), name, None)

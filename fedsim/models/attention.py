@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention as TimmAttention
 from torch import Tensor, nn
 
 from fedsim.kernels import attention as compiled
 from fedsim.kernels.frozen import FrozenLinear, frozen_linear
+from fedsim.machine.loading import loaded
 from fedsim.models.lora import LoRALinear
 
 
@@ -173,7 +173,7 @@ def from_torch(source: nn.MultiheadAttention) -> ClipAttention:
 def replace_attention(block: nn.Module) -> None:
     """Put our attention in place of every known one inside ``block``; others stay as they are."""
     for name, child in block.named_children():
-        if type(child) is TimmAttention and child.gate is None:
+        if type(child) is loaded("timm.layers", "Attention") and child.gate is None:
             setattr(block, name, from_timm(child))
         elif type(child) is nn.MultiheadAttention:
             setattr(block, name, from_torch(child))

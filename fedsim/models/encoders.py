@@ -30,6 +30,13 @@ def _random_from(seed: int) -> Iterator[None]:
         yield
 
 
+def load_library(config: ModelConfig) -> None:
+    """Import what a model of the catalogue is built with; a name that is not in it is nobody's business yet."""
+    row = model_row(config.name)
+    if row is not None and row is not OWN_MODEL:
+        function_of(row.network)
+
+
 def library_model(config: ModelConfig, image_size: int, seed: int, class_names: Sequence[str] = ()) -> nn.Module:
     """Build the model that ``config.name`` and ``config.weights`` ask for, just as its library makes it.
 
