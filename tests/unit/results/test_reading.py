@@ -9,6 +9,7 @@ import pytest
 
 from fedsim.errors import UserError
 from fedsim.results import load
+from fedsim.results.comparing import Wish, compare
 from tests.unit.results.test_comparing import write_run, write_runs
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -44,6 +45,17 @@ def test_columns(tmp_path: Path) -> None:
     assert found.clients.to_dict("records") == [
         {"run": "a", "round": 1, "phase": "b", "client": 2, "n": 9, "own.f1": 0.5}
     ]
+
+
+def test_a_key_that_an_earlier_version_did_not_have_is_at_its_default(tmp_path: Path) -> None:
+    words = {"train": {"lr": 0.1}, "evaluate": {"every": 3}, "privacy": None}
+    later = write_run(tmp_path / "b", "deer", 4, [0.5], **words, clients={"count": 2, "max_diverged": 0.0})
+    earlier = write_run(tmp_path / "a", "deer", 3, [0.5], **words, clients={"count": 2})
+    runs = load(earlier, later).runs
+    for key, value in {"clients.max_diverged": 0.0, "evaluate.every": 3, "train.momentum": 0.0}.items():
+        assert runs[f"config.{key}"].tolist() == [value, value]
+    (found,) = compare(load(earlier, later), Wish(("accuracy",)))
+    assert len(found.numbers) == 1
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -239,9 +239,9 @@ def test_the_command_needs_no_torch_and_goes_through_a_pipe(tmp_path: Path) -> N
     folder = write_rows(tmp_path / "a", 0.5, 0.75)
     finish(folder, 2)
     program = (
-        "import sys; from fedsim import launch; sys.argv = ['fedsim', 'watch', *sys.argv[1:]]\n"
-        "try: launch.main()\n"
-        "finally: print('torch' in sys.modules, file=sys.stderr)"
+        "import atexit, sys; from fedsim import launch; sys.argv = ['fedsim', 'watch', *sys.argv[1:]]\n"
+        "atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n"
+        "launch.main()"
     )
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
