@@ -22,7 +22,7 @@ def task_of(dataset: Dataset, config: Config) -> Task:
         return Segmentation(dataset.class_names, loss, config.evaluate.absent_class)
     if config.train.loss in ("dice", "dice_ce"):
         found = f"{config.train.loss} with {dataset.name}, which has no masks"
-        raise UserError("train.loss", found, "cross_entropy or focal")
+        raise UserError("train.loss", found, f"cross_entropy or focal{', or ordinal' * dataset.is_graded}")
     if config.evaluate.absent_class != "skip":
         found = f"{config.evaluate.absent_class} with {dataset.name}, which has no masks"
         raise UserError("evaluate.absent_class", found, "no such key: nothing would use it")

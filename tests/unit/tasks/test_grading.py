@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import cohen_kappa_score, mean_absolute_error
 
+from fedsim.errors import UserError
 from fedsim.measure.scores import worth
 from fedsim.tasks.choose import task_of
 from fedsim.tasks.grading import Grading
@@ -59,6 +60,8 @@ def test_scores_that_are_no_numbers() -> None:
 def test_a_graded_set_poses_the_task_and_a_smaller_distance_is_better() -> None:
     dataset, _ = make_dataset([30], num_classes=4)
     assert isinstance(task_of(replace(dataset, is_graded=True), make_config()), Grading)
+    with pytest.raises(UserError, match=r"which has no masks; expected cross_entropy or focal, or ordinal$"):
+        task_of(replace(dataset, is_graded=True), make_config(train={"loss": "dice"}))
     assert not isinstance(task_of(dataset, make_config()), Grading)
     assert worth({"mae": 0.5}, "mae") > worth({"mae": 0.75}, "mae")
     assert worth({"quadratic_kappa": 0.5}, "quadratic_kappa") < worth({"quadratic_kappa": 0.75}, "quadratic_kappa")
