@@ -1,7 +1,7 @@
 """From the ``model`` section of a config to an Encoder."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
@@ -31,10 +31,11 @@ def _random_from(seed: int) -> Iterator[None]:
 
 
 def load_library(config: ModelConfig) -> None:
-    """Import what a model of the catalogue is built with; a name that is not in it is nobody's business yet."""
+    """Import what a model of the catalogue is built with. What is amiss, such as its name, is told by who builds it."""
     row = model_row(config.name)
     if row is not None and row is not OWN_MODEL:
-        function_of(row.network)
+        with suppress(ImportError):
+            function_of(row.network)
 
 
 def library_model(config: ModelConfig, image_size: int, seed: int, class_names: Sequence[str] = ()) -> nn.Module:

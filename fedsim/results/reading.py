@@ -1,14 +1,13 @@
 """Run folders as pandas DataFrames; docs/run_folder.md says what the columns hold."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.config.base import Words
-from fedsim.config.experiment import Config
 from fedsim.config.plain_yaml import flatten, read_mapping
+from fedsim.config.recorded import completed
 from fedsim.errors import UserError
 from fedsim.results.sweeps import run_folders
 from fedsim.storage.rows import metric_rows, read_object, read_rows
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 #: Of names and meaning of the columns; a change that readers would stumble over raises it.
 SCHEMA = 1
 UNFINISHED = "unfinished"
-PLAIN = (bool, int, float, str)
 DIGESTS = ("data", "validation", "test", "clients", "cohorts")
 
 
@@ -100,17 +98,6 @@ def run_row(folder: Path, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "commit": (environment.get("git") or {}).get("commit"),
         **{f"config.{key}": value for key, value in flatten(completed(words), ".").items()},
     }
-
-
-def completed(words: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recorded config with the default of each key that fedsim did not have yet when it was written."""
-    found = dict(words)
-    for name, field in Config.model_fields.items():
-        section = field.annotation
-        if isinstance(words.get(name), dict) and isinstance(section, type) and issubclass(section, Words):
-            known = {key: of.default for key, of in section.model_fields.items() if isinstance(of.default, PLAIN)}
-            found[name] = known | words[name]
-    return found
 
 
 def total(rounds: Sequence[dict[str, Any]], key: str) -> float | None:

@@ -1,6 +1,7 @@
 """The end of a process: what is printed arrives, handlers and threads are waited for, and the code is the one given."""
 
 import os
+import pstats
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,25 @@ def test_it_ends_as_python_does(code: int) -> None:
     )
     assert (done.returncode, done.stderr) == (code, "error")
     assert done.stdout == "pool\ntoldthread\nhandler\n"
+
+
+def test_what_nobody_has_closed_is_written(tmp_path: Path) -> None:
+    text, binary = tmp_path / "text", tmp_path / "binary"
+    done = python(
+        f"import ctypes; log = open({str(text)!r}, 'w'); print('a line', file=log)\n"
+        f"raw = open({str(binary)!r}, 'wb'); raw.write(b'bytes')\n"
+        "ctypes.CDLL(None).printf(b'of C'); import gc; gc.freeze(); end(0)",
+        subprocess.PIPE,
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "of C")
+    assert (text.read_text(), binary.read_bytes()) == ("a line\n", b"bytes")
+
+
+def test_a_profiler_sees_the_end(tmp_path: Path) -> None:
+    out = tmp_path / "profile"
+    command = [sys.executable, "-m", "cProfile", "-o", str(out), "launch.py", "--version"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60).returncode == 0
+    assert pstats.Stats(str(out)).get_stats_profile().func_profiles
 
 
 def test_output_that_cannot_be_written_is_told_as_ever() -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,12 +49,21 @@ def test_columns(tmp_path: Path) -> None:
 
 
 def test_a_key_that_an_earlier_version_did_not_have_is_at_its_default(tmp_path: Path) -> None:
-    words = {"train": {"lr": 0.1}, "evaluate": {"every": 3}, "privacy": None}
-    later = write_run(tmp_path / "b", "deer", 4, [0.5], **words, clients={"count": 2, "max_diverged": 0.0})
-    earlier = write_run(tmp_path / "a", "deer", 3, [0.5], **words, clients={"count": 2})
+    words = {"train": {"lr": 0.1, "schedule": {"name": "cosine"}}, "evaluate": {"every": 3}, "privacy": None}
+    lora, clients = {"r": 4, "use_dora": False}, {"count": 2, "max_diverged": 0.0}
+    data = {"name": "digits", "external_sites": []}
+    later = write_run(tmp_path / "b", "deer", 4, [0.5], **words, data=data, model={"lora": lora}, clients=clients)
+    of_old: dict[str, Any] = {"model": {"lora": {"r": 4}}, "clients": {"count": 2}, "data": {"name": "digits"}}
+    earlier = write_run(tmp_path / "a", "deer", 3, [0.5], **words, **of_old)
     runs = load(earlier, later).runs
-    for key, value in {"clients.max_diverged": 0.0, "evaluate.every": 3, "train.momentum": 0.0}.items():
-        assert runs[f"config.{key}"].tolist() == [value, value]
+    expected = {
+        "clients.max_diverged": 0.0,
+        "evaluate.every": 3,
+        "model.lora.use_dora": False,
+        "data.external_sites": [],
+    }
+    for key, value in {**expected, "train.momentum": 0.0, "train.schedule.final": 0.0}.items():
+        assert runs[f"config.{key}"].tolist() == [value, value], key
     (found,) = compare(load(earlier, later), Wish(("accuracy",)))
     assert len(found.numbers) == 1
 
