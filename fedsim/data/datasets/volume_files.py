@@ -6,6 +6,7 @@ Shapes: N volumes, D slices of a file, S slices that are kept, H rows, W columns
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,8 @@ from fedsim.errors import UserError, reading
 from fedsim.machine.cache import cached_folder
 
 VOLUME = ".npy"
+#: numpy has Python's parser read a header, which up to Python 3.11.7 and 3.12.1 may fail in one of two threads.
+HEADER = Lock()
 FORM = "a volume uint8 (slices, rows, columns), as launch.py import --volumes whole writes it"
 
 
@@ -36,7 +39,7 @@ def _write(paths: Sequence[Path], side: int, fit: str, slices: int, folder: Path
 
 def read_volume(path: Path, side: int, fit: str, slices: int) -> Pixels:
     """Return (S, 1, side, side). UserError for a file that holds no volume (D, H, W) of 8 bits, or D below S."""
-    with reading(str(path), FORM):
+    with reading(str(path), FORM), HEADER:
         volume = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(volume, np.ndarray) or volume.dtype != np.uint8 or volume.ndim != 3:
             raise ValueError(f"{getattr(volume, 'dtype', 'several arrays')}{getattr(volume, 'shape', '')}")

@@ -1,6 +1,8 @@
 """A table whose files are volumes, as the import of whole volumes writes them."""
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from PIL import Image
 from fedsim.data.datasets.med import evenly_spaced
 from fedsim.data.images import fitted
 from fedsim.errors import UserError
+from tests.distributed.runs import ROOT
 from tests.helpers import load_set
 from tests.unit.data.clinic.clinic_folder import bring_in
 
@@ -85,6 +88,25 @@ def test_damaged_files_are_told_of_at_once(tmp_path: Path) -> None:
     (root / "4.npy").write_bytes(b"no array")
     with pytest.raises(UserError, match=r"2 of 10 images: found .*3\.npy.*4\.npy"):
         load(root)
+
+
+def test_a_thread_does_not_break_the_header_that_another_one_reads(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", [np.zeros((6, 9, 9), np.uint8)] * 10)
+    # Whenever garbage is looked for, which may be amid a header, the other threads get their turn.
+    code = (
+        "import gc, time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from pathlib import Path\n"
+        "from fedsim.data.datasets.volume_files import read_volume\n"
+        "pause = lambda *_: time.sleep(0.0001)\n"
+        f"read = lambda n: read_volume(Path({str(root)!r}) / f'{{n % 10}}.npy', 12, 'stretch', 4)\n"
+        "gc.callbacks.append(pause); gc.set_threshold(20)\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    list(pool.map(read, range(2000)))\n"
+        "gc.callbacks.clear()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_pictures_are_no_volumes(tmp_path: Path) -> None:
