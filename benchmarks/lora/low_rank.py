@@ -96,7 +96,7 @@ def serve(form: str, width: int, clients: int, threads: int, out: Path) -> None:
             update = block_of(places)
             started = time.perf_counter()
             payload = method.pre_aggregate(update)
-            sums.add(places, update, payload, payload, torch.zeros(len(places)))
+            sums.add(places, update, payload, payload, torch.zeros(len(places), dtype=torch.float64))
             clock += time.perf_counter() - started
         seconds["blocks"] = clock
         started = time.perf_counter()
