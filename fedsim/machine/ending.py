@@ -21,7 +21,7 @@ def end(code: int) -> None:
     if is_watched():
         return
     threading._shutdown()  # type: ignore[attr-defined]  # no public name for what Python does first
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # of a full disk, and of a stream that was taken apart
         atexit._run_exitfuncs()
         gc.unfreeze()
         for found in gc.get_objects():  # files that nobody has closed

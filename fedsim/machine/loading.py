@@ -12,7 +12,7 @@ from typing import Any
 def loading() -> Iterator[None]:
     """Import inside the ``with``: no search for garbage goes through the objects of these modules.
 
-    There are about a million. At the process's end they are taken apart as ever, which Triton insists on.
+    There are about a million. Where Python ends the process itself it takes them apart as ever, as Triton insists on.
     """
     gc.disable()
     try:

@@ -47,6 +47,11 @@ def test_what_nobody_has_closed_is_written(tmp_path: Path) -> None:
     assert (text.read_text(), binary.read_bytes()) == ("a line\n", b"bytes")
 
 
+def test_a_stream_that_was_taken_apart_changes_no_code() -> None:
+    done = python("import io; apart = io.TextIOWrapper(io.BytesIO()); apart.detach(); end(0)", subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_profiler_sees_the_end(tmp_path: Path) -> None:
     out = tmp_path / "profile"
     command = [sys.executable, "-m", "cProfile", "-o", str(out), "launch.py", "--version"]
