@@ -147,7 +147,7 @@ class RunLog:
         for table, new in rows:
             table.append(new)
         self._scalars.append(record.row["round"], numbers_of(record.row))
-        tell(self._trackers, record.row)
+        self._trackers = tell(self._trackers, record.row, self.message)
         self._screen.end_round(record.row, record.timing)
 
     def last_row(self) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class RunLog:
                 said = ": ".join(filter(None, (type(error).__name__, str(error))))
                 keep_message(self.folder, f"{ENDED}{said}"[:MOST_SAID])
         try:
-            close_trackers(self._trackers, error)
+            close_trackers(self._trackers, error, self.message)
         finally:
             leave_folder(self._group, self.folder, self._lock, error)
 

@@ -2,12 +2,13 @@
 
 A run is the same one there after a resume: it has an id of its own in its folder. Whoever is told says which numbers it
 has, and gets those of metrics.jsonl that it lacks, each once: a resumed run computes rounds again, with the same bits.
+A run that has begun does not end where one of them fails: its own folder has all.
 """
 
-import contextlib
 import importlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from fedsim.machine.files import finite, write_atomic
 from fedsim.storage.rows import read_rows
 
 ID_FILE = "tracking_id"
+Say = Callable[[str], object]
 PACKAGES = {"mlflow": ("mlflow", "mlflow-skinny SQLAlchemy alembic"), "wandb": ("wandb", "wandb")}
 
 
@@ -43,7 +45,7 @@ def require_packages(track: TrackConfig | None) -> None:
 
 
 def open_trackers(folder: Path, config: Config) -> list[Tracker]:
-    """Open all that the config names, and bring them up to the rows in ``folder``."""
+    """Open all that the config names, and bring them up to the rows in ``folder``. UserError where that fails."""
     track, found = config.track, list[Tracker]()
     if track is None:
         return found
@@ -57,22 +59,31 @@ def open_trackers(folder: Path, config: Config) -> list[Tracker]:
 
         found.append(WandB(folder, track.wandb, own_id, config.name, words))
     for row in read_rows(folder / "metrics.jsonl"):
-        tell(found, row)
+        for tracker in found:
+            tracker.append(row["round"], numbers_of(finite(row)))
     return found
 
 
-def tell(trackers: Sequence[Tracker], row: Mapping[str, Any]) -> None:
-    """Give a round's row to all."""
+def tell(trackers: Sequence[Tracker], row: Mapping[str, Any], say: Say) -> list[Tracker]:
+    """Give a round's row to all; say who fails, and return the others."""
     numbers = numbers_of(finite(row))
-    for tracker in trackers:
-        tracker.append(row["round"], numbers)
+    return [one for one in trackers if succeeds(partial(one.append, row["round"], numbers), say)]
 
 
-def close_trackers(trackers: Sequence[Tracker], error: BaseException | None) -> None:
-    """Tell all how the run has ended; what they have to say then is less than what ended the run before its time."""
-    for tracker in trackers:
-        with contextlib.nullcontext() if error is None else contextlib.suppress(UserError):
-            tracker.close(failed=error is not None)
+def close_trackers(trackers: Sequence[Tracker], error: BaseException | None, say: Say) -> None:
+    """Tell all how the run has ended; say who fails, but for a run that was ended before its time."""
+    for one in trackers:
+        succeeds(partial(one.close, failed=error is not None), say if error is None else str)
+
+
+def succeeds(act: Callable[[], None], say: Say) -> bool:
+    """Whether somebody takes what is told; say that the run goes on without those who do not."""
+    try:
+        act()
+    except UserError as error:
+        say(f"goes on without: {error}")
+        return False
+    return True
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:

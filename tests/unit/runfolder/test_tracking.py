@@ -1,8 +1,10 @@
 """MLflow and Weights & Biases hold the numbers of metrics.jsonl, each once, whatever ends a start."""
 
+import contextlib
 import math
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ import pytest
 from fedsim.config.experiment import Config
 from fedsim.config.plain_yaml import flatten
 from fedsim.errors import UserError
+from fedsim.runfolder.runlog import RunLog
 from fedsim.runfolder.tracking import id_of, open_trackers, tell
 from fedsim.runfolder.tracking.mlflow_store import MLflow
 from fedsim.runfolder.tracking.wandb_run import BEGINNING, BLOCK, HEADER, logs, read_log, records
@@ -38,7 +41,7 @@ from tests.unit.runfolder.test_tracking import config, metrics_row
 folder = Path(sys.argv[1])
 trackers = open_trackers(folder, config(folder))
 for number in (1, 2, 3):
-    tell(trackers, metrics_row(number))
+    tell(trackers, metrics_row(number), str)
 if sys.argv[2] == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 for tracker in trackers:
@@ -132,7 +135,7 @@ def test_both_hold_the_numbers_of_metrics_jsonl_once_after_a_resume(folder: Path
     trackers = open_trackers(folder, config(folder))
     for number in (3, 4):
         table.append([metrics_row(number)])
-        tell(trackers, metrics_row(number))
+        tell(trackers, metrics_row(number), str)
     for tracker in trackers:
         tracker.close(failed=False)
 
@@ -172,6 +175,43 @@ def test_a_run_is_tracked_and_no_bit_of_it_changes(folder: Path) -> None:
     assert len(rows[2]) > 10
 
 
+@pytest.mark.parametrize("broken", [1, 3])
+def test_a_store_that_fails_later_ends_no_run(folder: Path, broken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loses what it keeps numbers in before the second round, or how runs end after the last."""
+    from fedsim import server
+    from tests.helpers import make_config
+
+    store = folder.parent / "store.db"
+    table = "metrics" if broken == 1 else "runs"
+    said: list[str] = []
+    end_round = RunLog.end_round
+
+    def rename(old: str, new: str) -> None:
+        with contextlib.closing(sqlite3.connect(store)) as opened:
+            opened.execute(f"ALTER TABLE {old} RENAME TO {new}")
+
+    def breaking(log: RunLog, record: Any) -> None:
+        end_round(log, record)
+        if record.row["round"] == broken:
+            rename(table, "elsewhere")
+
+    monkeypatch.setattr(RunLog, "end_round", breaking)
+    monkeypatch.setattr(RunLog, "message", lambda _, text: said.append(text))
+    words = make_config(name="small", rounds=3, data={"max_train": 40}).model_dump(mode="json")
+    settings = Config.model_validate({**words, "track": config(folder).track})
+    results = server.run(settings, folder, False)
+    assert results["status"] == "finished"
+    assert in_wandb(folder) == expected(folder)
+    told = [line for line in said if line.startswith("goes on without: track.mlflow, ")]
+    assert len(told) == 1
+    assert "--resume" in told[0]
+    rename("elsewhere", table)
+    time.sleep(1)  # as above
+    assert server.run(settings, folder, True)["state_sha256"] == results["state_sha256"]
+    stored, run = in_mlflow(folder)
+    assert (stored, run.info.status) == (expected(folder), "FINISHED")
+
+
 def test_a_log_that_is_torn_or_longer_than_a_block() -> None:
     """Records as LevelDB writes them, cut into blocks here by the rule that it has."""
     whole = [b"a" * 10, b"b" * (2 * BLOCK), b"c" * (BLOCK - 60), b"d"]
@@ -195,7 +235,6 @@ def test_a_log_that_is_torn_or_longer_than_a_block() -> None:
 def test_a_package_that_is_missing_is_one_line_and_nothing_is_written(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedsim.runfolder.runlog import RunLog
     from tests.unit.runfolder.test_runlog import group
 
     monkeypatch.setitem(sys.modules, name, None)
