@@ -132,6 +132,11 @@ class Group:
         self.bytes_sent += sum(part.nbytes for part in sent.values())
         self.bytes_received += sum(part.nbytes for part in taken.values())
 
+    def agrees_to_leave(self) -> bool:
+        """Whether some rank was told to leave; all ranks ask this together."""
+        self.leave.agree(bool(self.max_exact(torch.tensor([int(self.leave.is_asked)]))))
+        return self.leave.is_agreed
+
     def check_equal(self, what: str, digest: str) -> None:
         """Raise RuntimeError unless every rank holds the same digest."""
         digests = self.gather_to_all(digest)

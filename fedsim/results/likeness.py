@@ -1,6 +1,7 @@
 """Which runs may be compared: those that share data, splits, clients and cohorts, seed by seed."""
 
 import json
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -40,5 +41,13 @@ def unlike(runs: pd.DataFrame, per: Sequence[str] = ()) -> list[str]:
 
 
 def text_of(values: pd.Series) -> pd.Series:
-    """Return a column of the config as texts, by which runs can be grouped; lists have no order or hash."""
-    return values.map(lambda value: json.dumps(value, default=str))
+    """Return a column of the config as texts, by which runs can be grouped; lists have no order or hash.
+
+    A run without the key, since a section above it is null, has null.
+    """
+    return values.map(lambda value: json.dumps(None if is_missing(value) else value, default=str))
+
+
+def is_missing(value: object) -> bool:
+    """Whether pandas has filled a run's place in a column."""
+    return isinstance(value, float) and math.isnan(value)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedsim.build import check_own_code
 from fedsim.comm.group import Group, open_group
+from fedsim.comm.leave import ToldToLeave, hearing
 from fedsim.config.distill import DistillConfig, load_distill_config
 from fedsim.config.experiment import dump_config
 from fedsim.data import Dataset, load_dataset
@@ -63,8 +64,9 @@ def run(config: DistillConfig, out: Path, resume: bool) -> dict[str, Any]:
     """Make the sub-model in the folder ``out`` and return the content of its submodel.json.
 
     ``resume`` goes on from the last checkpoint in ``out``, starts where there is none, and shows what is finished.
+    ToldToLeave where a signal asks to end before the last step; all up to there is saved.
     """
-    with open_group() as group, DistillLog(out, config, group, resume) as log:
+    with open_group() as group, hearing(group.leave.ask), DistillLog(out, config, group, resume) as log:
         if not group.broadcast(log.is_finished):
             job = build_job(config, group)
             distiller = job.distiller
@@ -81,8 +83,12 @@ def run(config: DistillConfig, out: Path, resume: bool) -> dict[str, Any]:
             for step in distiller.steps():
                 # The log comes before the checkpoint: a resumed distillation drops the rows that no checkpoint covers.
                 log.add(step)
-                if step.step % max(1, distiller.num_steps // NUM_CHECKPOINTS) == 0:
+                leaves = group.agrees_to_leave() and step.step < distiller.num_steps
+                if leaves or step.step % max(1, distiller.num_steps // NUM_CHECKPOINTS) == 0:
                     log.save(step, distiller.state())
+                if leaves:
+                    where = f"step {step.step} of {distiller.num_steps}"
+                    raise ToldToLeave(f"told to leave: {where} is saved, --resume goes on from it")
 
             group.check_equal("the sub-model at the end", digest_tensors(distiller.state()))
             after = distiller.measure(job.held_out) if distiller.num_steps else before

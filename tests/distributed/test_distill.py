@@ -60,6 +60,28 @@ def test_any_number_of_ranks_gives_the_same_bits(ranks: int, config: Path, whole
     assert (whole / "distillation.jsonl").read_bytes().count(b"\n") == steps == 42
 
 
+def test_a_rank_that_is_told_to_leave_has_all_save_and_leave(config: Path, whole: Path, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    process = subprocess.Popen(
+        command(2, "distill", config, "--out", told),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for((told / "checkpoint.json").exists, 120)
+    os.kill(pid_of_rank(process.pid, 1), signal.SIGUSR1)
+    _, errors = process.communicate(timeout=60)
+    assert (told / "exit_code").read_text() == "75\n"
+    rows = (told / "distillation.jsonl").read_bytes().count(b"\n")
+    assert rows < 42
+    assert f"told to leave: step {rows} of 42 is saved, --resume goes on from it" in errors
+    done = launch(0, "distill", config, "--out", told, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert same_folder(told, whole)
+
+
 def test_a_killed_rank_costs_nothing(config: Path, whole: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     process = subprocess.Popen(

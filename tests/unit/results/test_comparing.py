@@ -179,6 +179,14 @@ def test_a_table_for_each_value(tmp_path: Path) -> None:
     assert [one.scores["fedavg"].iloc[0] for one in found] == pytest.approx([0.51, 0.6])
 
 
+def test_a_table_of_the_runs_without_the_section_is_called_null(tmp_path: Path) -> None:
+    runs = []
+    for name, words in (("none", {"privacy": None}), ("eight", {"privacy": {"epsilon": 8.0}})):
+        runs += write_runs(tmp_path / name, {"fedavg": [0.5], "deer": [0.6]}, **words)
+    found = compare(load(*runs), Wish(per=("privacy.epsilon",)))
+    assert [one.values for one in found] == [{"privacy.epsilon": "null"}, {"privacy.epsilon": "8.0"}]
+
+
 def test_contenders_of_one_method_are_told_by_what_differs(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / f"r{r}", "fedavg", 0, [0.5], model={"lora": {"r": r}}) for r in (4, 8)]
     runs.append(write_run(tmp_path / "deer", "deer", 0, [0.5], model={"lora": {"r": 4}}, store={"memory": 3}))
