@@ -100,7 +100,8 @@ def test_example_configs_load_and_are_named_like_their_file(
         (tmp_path / own[1]).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     if is_sweep:
-        assert Plan(path, tmp_path / "out").cells({})
+        plan = Plan(path, tmp_path / "out")
+        assert plan.trials or plan.cells({})
         return
     # The name of the run's folder: that of the file, after those of the folders that it lies in.
     assert load(path).name == "_".join(path.relative_to(ROOT / "configs").with_suffix("").parts)
