@@ -25,6 +25,12 @@ class TuneConfig(Words):
         default={}, description="A grid for single methods in place of grid; of as many trials as the others'."
     )
 
+    by: Annotated[str, Field(pattern=r"^clients\..+$")] | None = Field(
+        default=None,
+        description="What chooses, such as clients.f1: the mean validation of the clients' own models, which "
+        "evaluate.clients measures; null: the model of all, by evaluate.best_by.",
+    )
+
     @model_validator(mode="after")
     def _something_to_try(self) -> Self:
         if not self.grid and not self.methods:

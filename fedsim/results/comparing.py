@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 
 from fedsim.config.mistakes import nearest
-from fedsim.config.train import LESS_IS_BETTER
 from fedsim.errors import UserError
 from fedsim.results.likeness import SEED, text_of, unlike
-from fedsim.results.reading import UNFINISHED, Results
+from fedsim.results.reading import CLIENTS, UNFINISHED, Results, is_less_better
 from fedsim.results.statistics import LEVEL, Difference, all_differences, best_of, is_best
 
 METHOD = "config.algorithm.name"
@@ -140,8 +139,8 @@ def is_solved(runs: pd.DataFrame, name: str) -> bool:
 def table(
     runs: pd.DataFrame, rounds: pd.DataFrame, metric: str, values: dict[str, str], wish: Wish, notes: list[str]
 ) -> Comparison:
-    """Compare the runs of one table."""
-    runs = runs.assign(contender=labels(runs))
+    """Compare the runs of one table. Metrics of the clients' own models choose a round by themselves."""
+    runs = runs.assign(contender=labels(runs), best_by=metric if metric.startswith(CLIENTS) else runs["best_by"])
     repeated = runs[runs.duplicated(["contender", SEED])]
     if len(repeated):
         first = repeated.iloc[0]
@@ -149,7 +148,7 @@ def table(
         raise UserError("compare", found, "each contender once with a seed")
     scores = runs.pivot(index=SEED, columns="contender", values=f"test.{metric}").astype(float)
     scores = scores[list(dict.fromkeys(runs["contender"]))]
-    lower = metric in LESS_IS_BETTER
+    lower = is_less_better(metric)
     differences = all_differences(scores, wish.level)
     best = best_of(scores, lower=lower)
     by_run = dict(iter(rounds.groupby("run", sort=False)))
@@ -198,7 +197,7 @@ def at_equal(runs: pd.DataFrame, rounds: dict[str, pd.DataFrame], metric: str, c
         if validation.empty:
             found.append(np.nan)
         else:
-            best = validation.idxmin() if best_by in LESS_IS_BETTER else validation.idxmax()
+            best = validation.idxmin() if is_less_better(best_by) else validation.idxmax()
             found.append(float(inside.loc[best, f"test.{metric}"]))
     return float(least.mean()), pd.Series(found, index=runs.index, dtype=float)
 
@@ -227,7 +226,7 @@ def spent_to_reach(runs: pd.DataFrame, rounds: dict[str, pd.DataFrame], reach: f
     for name, best_by in zip(runs["run"], runs["best_by"], strict=True):
         own = rounds[name]
         validation = own[f"val.{best_by}"].astype(float)
-        is_there = validation <= reach if best_by in LESS_IS_BETTER else validation >= reach
+        is_there = validation <= reach if is_less_better(best_by) else validation >= reach
         first = own.assign(spent=own[BYTES].cumsum())[is_there].head(1)
         bytes_spent.append(float(first["spent"].sum(min_count=1)))
         seconds.append(float(first[CLOCK].sum(min_count=1)) if CLOCK in own else np.nan)

@@ -1,6 +1,7 @@
 """Run folders as pandas DataFrames; docs/run_folder.md says what the columns hold."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim.config.plain_yaml import flatten, read_mapping
 from fedsim.config.recorded import completed
+from fedsim.config.train import LESS_IS_BETTER
 from fedsim.errors import UserError
 from fedsim.results.sweeps import run_folders
 from fedsim.storage.rows import metric_rows, read_object, read_rows
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 #: Of names and meaning of the columns; a change that readers would stumble over raises it.
 SCHEMA = 1
 UNFINISHED = "unfinished"
+#: What stands before a metric that is the mean over a round's clients, each one's own model on its own images.
+CLIENTS = "clients."
+CLIENT_MEAN = re.compile(r"diagnostics\.clients\.(val|test)\.(.+)\.after\.mean")
 DIGESTS = ("data", "validation", "test", "clients", "cohorts")
 
 
@@ -74,8 +79,28 @@ def round_rows(folder: Path) -> list[dict[str, Any]]:
         timing = {key: value for key, value in timings.get(row["round"], {}).items() if key != "phases"}
         measured = {key: row.get(key) or {} for key in ("val", "test", "diagnostics", "clock")}
         plain = {key: value for key, value in row.items() if key not in (*measured, "simulation_only")}
-        rows.append({**plain, **{k: v for k, v in flatten(measured, ".").items() if v != {}}, **timing})
+        scores = {k: v for k, v in flatten(measured, ".").items() if v != {}}
+        means = {f"{found[1]}.{CLIENTS}{found[2]}": v for k, v in scores.items() if (found := CLIENT_MEAN.fullmatch(k))}
+        rows.append({**plain, **scores, **means, **timing})
     return rows
+
+
+def client_scores(rounds: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Return the clients' means, each metric's of the round in which that of the validation is best, by column name."""
+    found: dict[str, float | None] = {}
+    columns = (name for row in rounds for name in row if name.startswith(f"val.{CLIENTS}"))
+    for metric in dict.fromkeys(name.removeprefix("val.") for name in columns):
+        validation = {place: row.get(f"val.{metric}") for place, row in enumerate(rounds)}
+        known = {place: value for place, value in validation.items() if value is not None}
+        if known:
+            best = (min if is_less_better(metric) else max)(known, key=known.__getitem__)
+            found |= {f"{split}.{metric}": rounds[best].get(f"{split}.{metric}") for split in ("val", "test")}
+    return found
+
+
+def is_less_better(metric: str) -> bool:
+    """Whether less of a metric is better, of the clients' means too."""
+    return metric.removeprefix(CLIENTS) in LESS_IS_BETTER
 
 
 def run_row(folder: Path, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -89,6 +114,7 @@ def run_row(folder: Path, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     costs = {key: value for key, value in flatten({"costs": results.pop("costs", {})}, ".").items() if value != {}}
     return {
         **{key: value for key, value in flatten(results, ".").items() if value != {}},
+        **client_scores(rounds),
         **costs,
         "rounds": len(rounds),
         **{key: total(rounds, key) for key in ("bytes_up", "bytes_down", "client_steps", "seconds")},

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from fedsim.results.comparing import BYTES, CLOCK, STEPS, Comparison, Wish
+from fedsim.results.reading import CLIENTS
 
 BIG = 1e6
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -68,9 +69,11 @@ def legend(one: Comparison, wish: Wish) -> list[str]:
     """Return what the columns are."""
     num = len(one.scores.columns)
     pairs = num * (num - 1) // 2
+    own = one.metric.startswith(CLIENTS)
+    what = "the mean over the round's clients, each one's own model on its own images, " if own else ""
     verdict = "in bold: its difference to each other one holds" if one.holds else "none in bold: no best one that holds"
     return [
-        f"{one.metric} of the test, at the best validation round: mean ± standard deviation over seeds",
+        f"{one.metric} of the test, {what}at the best validation round: mean ± standard deviation over seeds",
         f"minus the best: paired over seeds, Student's t; p: paired t-test, corrected for all {pairs} pairs (Holm)",
         f"a difference holds where p < {wish.level:g} and the bootstrap's interval leaves zero out; {verdict}",
         "MB, seconds and client steps (local steps, of all models and phases) are of all rounds, means over seeds",

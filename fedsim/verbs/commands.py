@@ -11,7 +11,10 @@ from fedsim.machine.output import show_rows, showing
 from fedsim.verbs.command_line import IS_FIRST_RANK, ConfigPath, Overrides, RunDir
 
 Folders = Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders of runs or sweeps.")]
-Metrics = Annotated[list[str] | None, typer.Option("--metric", help="Test metric; given again: more tables.")]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option("--metric", help="Test metric; clients.NAME: of own models; given again: more tables."),
+]
 Per = Annotated[list[str] | None, typer.Option(help="Config key with a table for each of its values.")]
 Reach = Annotated[float | None, typer.Option(help="Show the bytes until validation is as good as this.")]
 Level = Annotated[float, typer.Option(min=0.0001, max=0.5, help="Rate of differences that hold by chance.")]

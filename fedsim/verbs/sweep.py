@@ -12,13 +12,12 @@ from typing import Any
 
 from fedsim.comm.launcher import find_place
 from fedsim.config.experiment import Config
-from fedsim.config.train import LESS_IS_BETTER
 from fedsim.errors import RankError, UserError, one_line
 from fedsim.machine import bound
 from fedsim.machine.files import naming_files, write_json
 from fedsim.machine.loading import loading
 from fedsim.results.likeness import unlike
-from fedsim.results.reading import load
+from fedsim.results.reading import client_scores, is_less_better, load, round_rows
 from fedsim.results.sweeps import FILE_NAME, SCHEMA, is_sweep
 from fedsim.runfolder.lock import LOCK_FILE, FolderLock
 from fedsim.verbs.command_line import IS_FIRST_RANK
@@ -169,25 +168,33 @@ def choose(plan: Plan) -> dict[str, Changes]:
     equal ones the first in the file is taken. None where every setting diverged.
     """
     chosen: dict[str, Changes] = {}
+    by = None if plan.sweep.tune is None else plan.sweep.tune.by
     for contender in dict.fromkeys(trial.contender for trial in plan.trials):
         trials = [trial for trial in plan.trials if trial.contender == contender]
         if all(trial.has_ended for trial in trials):
             settings = [setting for trial in trials if (setting := trial.setting) is not None]
-            means = [sum(worth(t) for t in trials if t.setting == setting) for setting in settings]
+            means = [sum(worth(t, by) for t in trials if t.setting == setting) for setting in settings]
             if max(means) > -float("inf"):
                 chosen[contender] = settings[means.index(max(means))]
     return chosen
 
 
-def worth(trial: Cell) -> float:
-    """Return a trial's best validation, with the sign with which more is better."""
+def worth(trial: Cell, by: str | None) -> float:
+    """Return a trial's best validation, with the sign with which more is better; ``by``: as the sweep's file has it."""
     results = trial.results
     if results is None or results.get("val") is None:
         return -float("inf")
-    value = results["val"][results["best_by"]]
+    scores = {f"val.{name}": value for name, value in results["val"].items()}
+    if by is not None:
+        scores = client_scores(round_rows(trial.folder))
+        if f"val.{by}" not in scores:
+            known = ", ".join(name.removeprefix("val.") for name in scores if name.startswith("val."))
+            raise UserError("tune.by", by, known or "evaluate.clients: true, in the base's config")
+    metric = by or results["best_by"]
+    value = scores[f"val.{metric}"]
     if value is None:
         return -float("inf")
-    return -float(value) if results["best_by"] in LESS_IS_BETTER else float(value)
+    return -float(value) if is_less_better(metric) else float(value)
 
 
 def run_all(cells: Sequence[Cell], ranks: Ranks, say: Say) -> None:

@@ -160,6 +160,9 @@ class Plan:
             if config.seed in tune.seeds:
                 expected = f"other seeds than the cells': {config.seed} is that of {name}"
                 raise UserError(f"{self.file}: tune.seeds", show(list(tune.seeds)), expected)
+            if tune.by is not None and not config.evaluate.clients:
+                found = f"{tune.by}, but evaluate.clients: false in {name}"
+                raise UserError(f"{self.file}: tune.by", found, "evaluate.clients: true, so that it is measured")
         methods = list(dict.fromkeys(config.algorithm.name for config in self._untuned.values()))
         for name in tune.methods:
             if name not in methods:

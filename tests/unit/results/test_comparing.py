@@ -187,6 +187,39 @@ def test_a_table_of_the_runs_without_the_section_is_called_null(tmp_path: Path) 
     assert [one.values for one in found] == [{"privacy.epsilon": "null"}, {"privacy.epsilon": "8.0"}]
 
 
+def write_own_scores(run: Path, own: list[dict[str, list[float]]]) -> Path:
+    """Say of a run's rounds what the clients' own models score: validation and test of each metric."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row, scores in zip(rows, own, strict=True):
+        row["diagnostics"]["clients"] = {
+            split: {name: {"before": {"mean": 9.0}, "after": {"mean": pair[at]}} for name, pair in scores.items()}
+            for at, split in enumerate(("val", "test"))
+        }
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def test_the_clients_own_models_are_compared_at_their_own_best_round(tmp_path: Path) -> None:
+    """Their validation chooses the second round; that of the server's model, the first. Less of a loss is better."""
+    runs = []
+    for method, gain in (("fedavg", 0.0), ("ditto", 0.2)):
+        for seed in range(3):
+            rounds = [
+                {"accuracy": [0.3, 0.9], "loss": [0.1, 1 - gain]},
+                {"accuracy": [0.4, 0.5 + gain + seed / 100], "loss": [0.2, 9.0]},
+            ]
+            runs.append(write_own_scores(write_run(tmp_path / f"{method}{seed}", method, seed, [0.8, 0.7]), rounds))
+    table = one_table(runs, metrics=("clients.accuracy",), reach=0.35)
+    assert list(table.numbers["mean"]) == pytest.approx([0.51, 0.71])
+    assert (table.best, list(table.numbers["bytes_to_reach"])) == ("ditto", [4e6, 4e6])
+    assert list(table.numbers["mean_at_equal_bytes"]) == pytest.approx([0.51, 0.71])
+    assert "the mean over the round's clients, each one's own model" in markdown([shown(table, Wish(reach=0.35))])
+    table = one_table(runs, metrics=("clients.loss",))
+    assert (table.best, list(table.numbers["mean"])) == ("ditto", pytest.approx([1.0, 0.8]))
+    with pytest.raises(UserError, match=r"--metric: found clients.f1; expected .*clients.accuracy"):
+        one_table(runs, metrics=("clients.f1",))
+
+
 def test_contenders_of_one_method_are_told_by_what_differs(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / f"r{r}", "fedavg", 0, [0.5], model={"lora": {"r": r}}) for r in (4, 8)]
     runs.append(write_run(tmp_path / "deer", "deer", 0, [0.5], model={"lora": {"r": 4}}, store={"memory": 3}))

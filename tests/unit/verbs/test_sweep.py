@@ -18,7 +18,7 @@ from fedsim.results.comparing import Wish
 from fedsim.results.likeness import unlike
 from fedsim.verbs import sweep as verb
 from fedsim.verbs.compare import comparisons, written
-from fedsim.verbs.sweep_plan import Cell
+from fedsim.verbs.sweep_plan import Cell, Plan
 from tests.helpers import TINY_VIT
 
 BASE = {
@@ -158,6 +158,29 @@ def test_settings_are_chosen_by_validation(tmp_path: Path, started: list[str]) -
     assert config["train"]["lr"] == chosen["fedavg"]["train.lr"]
     _, (table,) = comparisons([tmp_path / "out"], Wish())
     assert any("2 trial runs for each contender, 2 in all, 0 of them diverged" in note for note in table.notes)
+
+
+def test_settings_are_chosen_by_the_clients_own_models(tmp_path: Path, started: list[str]) -> None:
+    tune = {"seeds": [7], "grid": {"train.lr": [0.01, 0.1]}, "by": "clients.auroc"}
+    words = {"grid": {"algorithm.name": ["local"], "seed": [3]}, "tune": tune}
+    with pytest.raises(UserError, match=r"tune.by: found clients.auroc, but evaluate.clients: false in local_seed3"):
+        verb.status(write_sweep(tmp_path / "unmeasured", **words), tmp_path / "out")
+    words["list"] = [{"evaluate.clients": True}]
+    file, out = write_sweep(tmp_path, **words), tmp_path / "out"
+    assert verb.run_sweep(file, out, RANKS, str)
+    trials = [out / "trials" / name for name in started[:2]]
+    expected = load(*trials).runs["val.clients.auroc"].argmax()
+    # Whoever's clients are best is chosen, whatever the server's model does.
+    for best, score in ((expected, None), (1 - expected, 2.0), (expected, 3.0)):
+        if score is not None:
+            rows = [json.loads(line) for line in (trials[best] / "metrics.jsonl").read_text().splitlines()]
+            rows[0]["diagnostics"]["clients"]["val"]["auroc"]["after"]["mean"] = score
+            (trials[best] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (chosen,) = verb.choose(Plan(file, out)).values()
+        assert chosen == {"train.lr": tune["grid"]["train.lr"][best]}
+    file = write_sweep(tmp_path, **{**words, "tune": {**tune, "by": "clients.f2"}})
+    with pytest.raises(UserError, match=r"tune.by: found clients.f2; expected clients.f1, clients.auroc"):
+        verb.status(file, out)
 
 
 def test_a_trial_that_diverged_is_the_worst_and_is_not_run_again(
