@@ -7,7 +7,7 @@ import pandas as pd
 
 from fedsim.errors import UserError
 from fedsim.results.comparing import Comparison, labels
-from fedsim.results.reading import UNFINISHED, Results
+from fedsim.results.reading import CLIENTS, UNFINISHED, Results, best_rounds
 
 OWN = "own.after.test."
 POOLED = "Pooled Test"
@@ -27,8 +27,8 @@ SETTINGS = {
 def flamby(results: Results, found: Sequence[Comparison]) -> str:
     """Return the rows of a table's runs as CSV, of each run's best round.
 
-    A run has a row for the whole test, and one for every client that has this metric on test images of its own.
-    UserError for several tables.
+    A run has a row for the whole test, but for a metric of the clients, and one for every client that has this metric
+    on test images of its own. UserError for several tables.
     """
     if len(found) > 1:
         raise UserError(
@@ -44,13 +44,14 @@ def rows_of(results: Results, one: Comparison) -> Iterator[dict[str, Any]]:
     runs = results.runs[(results.runs["status"] != UNFINISHED) & results.runs["run"].isin(one.runs)]
     runs = runs.reset_index(drop=True)
     clients = results.clients
-    for (_, run), method in zip(runs.iterrows(), labels(runs), strict=True):
+    is_own, column = one.metric.startswith(CLIENTS), f"{OWN}{one.metric.removeprefix(CLIENTS)}"
+    for (_, run), best_round, method in zip(runs.iterrows(), best_rounds(runs, one.metric), labels(runs), strict=True):
         settings = {name: run.get(key) for name, key in SETTINGS.items()}
         shared = {"Method": method, "seed": run["config.seed"], **settings}
-        column = f"{OWN}{one.metric}"
         if column in clients:
-            own = clients[(clients["run"] == run["run"]) & (clients["round"] == run["best_round"])]
+            own = clients[(clients["run"] == run["run"]) & (clients["round"] == best_round)]
             for client, score in zip(own["client"], own[column], strict=True):
                 if not pd.isna(score):
                     yield {"Test": f"client_test_{client}", "Metric": score, **shared}
-        yield {"Test": POOLED, "Metric": run[f"test.{one.metric}"], **shared}
+        if not is_own:
+            yield {"Test": POOLED, "Metric": run[f"test.{one.metric}"], **shared}

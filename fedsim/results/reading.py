@@ -86,7 +86,7 @@ def round_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def client_scores(rounds: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """Return the clients' means, each metric's of the round in which that of the validation is best, by column name."""
+    """Return the clients' means, each metric's of the round in which that of the validation is best, and that round."""
     found: dict[str, float | None] = {}
     columns = (name for row in rounds for name in row if name.startswith(f"val.{CLIENTS}"))
     for metric in dict.fromkeys(name.removeprefix("val.") for name in columns):
@@ -95,7 +95,13 @@ def client_scores(rounds: Sequence[dict[str, Any]]) -> dict[str, float | None]:
         if known:
             best = (min if is_less_better(metric) else max)(known, key=known.__getitem__)
             found |= {f"{split}.{metric}": rounds[best].get(f"{split}.{metric}") for split in ("val", "test")}
+            found[f"best_round.{metric}"] = rounds[best]["round"]
     return found
+
+
+def best_rounds(runs: "pd.DataFrame", metric: str) -> "pd.Series":
+    """Return each run's best round: the run's own, or for a metric of the clients that metric's."""
+    return runs[f"best_round.{metric}" if metric.startswith(CLIENTS) else "best_round"]
 
 
 def is_less_better(metric: str) -> bool:

@@ -12,7 +12,7 @@ from fedsim.results.comparing import Comparison, labels
 from fedsim.results.figures.bars import draw_bars
 from fedsim.results.figures.curves import heading
 from fedsim.results.figures.style import COLOURS, WIDTH, new_figure
-from fedsim.results.reading import UNFINISHED, Results
+from fedsim.results.reading import CLIENTS, UNFINISHED, Results, best_rounds
 from fedsim.storage.rows import read_object
 
 OWN = "own.after.test."
@@ -52,6 +52,7 @@ def client_figure(results: Results, one: Comparison) -> Any:
 def own_metric(clients: pd.DataFrame, wanted: str) -> str | None:
     """Return the metric of the clients' own scores: the table's, or the first that there is."""
     known = [name.removeprefix(OWN) for name in clients if name.startswith(OWN)]
+    wanted = wanted.removeprefix(CLIENTS)
     return wanted if wanted in known else next(iter(known), None)
 
 
@@ -60,7 +61,7 @@ def own_scores(results: Results, one: Comparison, metric: str) -> dict[str, npt.
     runs = results.runs[(results.runs["status"] != UNFINISHED) & results.runs["run"].isin(one.runs)]
     runs = runs.reset_index(drop=True)
     found: dict[str, list[float]] = {}
-    for name, best_round, contender in zip(runs["run"], runs["best_round"], labels(runs), strict=True):
+    for name, best_round, contender in zip(runs["run"], best_rounds(runs, one.metric), labels(runs), strict=True):
         rows = results.clients[(results.clients["run"] == name) & (results.clients["round"] == best_round)]
         found.setdefault(contender, []).extend(rows[f"{OWN}{metric}"].astype(float).dropna())
     return {contender: np.array(values, float) for contender, values in found.items()}
