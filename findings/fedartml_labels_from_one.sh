@@ -9,8 +9,8 @@
 #     without_class_completion    1000 (1000)           800 (800), nobody has class 5
 #     with_class_completion       1000 (1000)           804 (801), each has the same single sample of class 5
 # dirichlet_method (fedartml/fl_split_as_federated_data.py) looks for samples of class k for k below the number of classes.
-# Grades, BI-RADS and tumour types are counted from 1, and a test set split likewise hides it. No warning; of labels
-# that are texts nothing is found, and it looks for ever. Exit code 1 if this is no longer so.
+# Grades, BI-RADS and tumour types are counted from 1, and a test set split likewise hides it. There is no warning.
+# Exit code 1 if this is no longer so.
 set -euo pipefail
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
