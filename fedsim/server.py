@@ -59,7 +59,7 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
         sim = build_simulation(log.config, group, scratch, log.progress)
         config = sim.config  # says what the file left open
         log.record_config(config)
-        log.record_data(sim.dataset)
+        log.record_inputs(sim.dataset, sim.model.encoder)
         describe_partition(sim, log)
         checkpoints = Checkpoints(out / "checkpoints", config, group)
         state, progress = start_or_resume(sim, checkpoints, log, resume)

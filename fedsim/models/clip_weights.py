@@ -31,7 +31,7 @@ def own_weights(name: str, pretrained: str | None, is_quick: bool, where: str) -
         if right and open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"):
             raise UserError(where, f"weights trained with QuickGELU, with {name}", right)
         return None
-    state = read_weights(Path(pretrained or _file_in(name.removeprefix(FOLDER), where)), where)
+    state = read_weights(Path(pretrained or file_in(name.removeprefix(FOLDER), where)), where)
     if not state:
         raise UserError(where, "no tensor", "the weights of both towers")
     if right and _is_of_openai(state):
@@ -39,7 +39,7 @@ def own_weights(name: str, pretrained: str | None, is_quick: bool, where: str) -
     return state
 
 
-def _file_in(folder: str, where: str) -> str:
+def file_in(folder: str, where: str) -> str:
     """The file that open_clip takes from a folder."""
     found: str | None = _find_checkpoint_in_dir(Path(folder))
     if found is None or not found.endswith(".safetensors"):

@@ -1,8 +1,10 @@
 """From the ``model`` section of a config to an Encoder."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from fedsim.catalogue.functions import function_of, is_import_path
 from fedsim.catalogue.models import MODELS, OWN_MODEL, WEIGHT_FILES, ModelRow, model_row
 from fedsim.config.mistakes import nearest
 from fedsim.config.words import ALL_LINEAR, ModelConfig
+from fedsim.data.digests import content_digests
 from fedsim.errors import UserError
 from fedsim.models.any.net import LibraryNet
 from fedsim.models.attention import ClipAttention
@@ -20,6 +23,8 @@ from fedsim.models.tower import Adaptable, Encoder, Tower
 from fedsim.models.weights import check_values
 
 __all__ = ["Encoder", "Tower", "library_model", "load_encoder"]
+
+HUGGING, CLIP_FOLDER = "hf:", "open_clip:local-dir:"
 
 
 @contextmanager
@@ -87,7 +92,37 @@ def load_encoder(config: ModelConfig, image_size: int, class_names: Sequence[str
         with _random_from(seed):
             encoder = with_decoder(encoder, config, len(class_names))
     encoder.net.requires_grad_(config.train == "all")
-    return replace(encoder, seed=seed)
+    frozen = None if config.train == "all" else digest_of(files_of(config)) or encoder.sha256
+    return replace(encoder, seed=seed, frozen_sha256=frozen)
+
+
+def files_of(config: ModelConfig) -> list[Path]:
+    """The files that a network is read from which may have another content tomorrow: the user's, and a hub's copies."""
+    if str(config.weights).endswith(WEIGHT_FILES):
+        return [Path(str(config.weights))]
+    if config.weights == "random":
+        return []
+    # Late: what these modules import is there where such a network was built.
+    if config.name.startswith(HUGGING):
+        from fedsim.models.folders import file_of, weight_files
+
+        source = config.name.removeprefix(HUGGING)
+        settings = file_of(source, "config.json")
+        return [*weight_files(source), *([] if settings is None else [settings])]
+    if config.name.startswith(CLIP_FOLDER):
+        from fedsim.models.clip_weights import CONFIG_FILE, file_in
+
+        folder = Path(config.name.removeprefix(CLIP_FOLDER))
+        return [Path(file_in(str(folder), f"model.name {config.name}")), folder / CONFIG_FILE]
+    return []
+
+
+def digest_of(files: Sequence[Path]) -> str | None:
+    """Return the sha256 of a file, or of the digests of several, wherever they stand and whatever they are called."""
+    digests = sorted(content_digests(files))
+    if len(digests) < 2:
+        return digests[0] if digests else None
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def _row(config: ModelConfig) -> ModelRow:

@@ -159,8 +159,10 @@ class Encoder:
     weights were drawn from. ``head_bias``: whether the linear classifier has a bias. ``per_pixel``: ``net`` gives
     the scores of every pixel itself, (N, width, image_size, image_size), and no classifier follows. ``decoder``: what
     scores pixels in a classifier's place, with random weights; ``net`` is then a tower whose blocks are read.
-    ``sha256``: the digest of the tensors of a network named by its import path, None for others. ``remarks``: lines for
-    the person who starts a run.
+    ``sha256``: the digest of the tensors of a network named by its import path, None for others. ``frozen_sha256``:
+    what tells weights that stay frozen from others: the digest of their files, or ``sha256``; None where nothing is
+    frozen, and for what a library or fedsim itself has a version of. ``remarks``: lines for the person who starts a
+    run.
 
     ``slices``: how many slices an input has where these are volumes; ``net`` sees one slice at a time and the mean of
     their features is the volume's. None where inputs are images or texts. ``whole_volumes``: ``net`` sees a volume as
@@ -182,6 +184,7 @@ class Encoder:
     per_pixel: bool = False
     tokenizer: Any | None = None
     sha256: str | None = None
+    frozen_sha256: str | None = None
     slices: int | None = None
     whole_volumes: bool = False
     decoder: Decoder | None = None

@@ -11,6 +11,7 @@ from fedsim.machine.files import write_json
 from fedsim.measure.global_model import unsent
 from fedsim.models.export import export_peft
 from fedsim.models.specs import SHIFT
+from fedsim.runfolder.environment import FROZEN
 from fedsim.simulation import Simulation
 
 MEAN_OF_CLIENTS, THE_SERVERS = "the mean of the clients' own", "the server's; clients go on with their own"
@@ -31,6 +32,7 @@ def export_adapter(folder: Path, sim: Simulation, params: Mapping[str, Tensor], 
         "test": row["test"],
         "class_names": sim.dataset.class_names,
         "inputs": inputs_of(sim),
+        FROZEN: sim.model.encoder.frozen_sha256,
     }
     if any(bool(shift.any()) for shift in shifts):
         about["frozen_weights"] = "changed by the server; the adapter's factors hold the changes"

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ from fedsim.data import Dataset
 from fedsim.errors import UserError
 from fedsim.kernels import build
 from fedsim.machine.files import write_json
+from fedsim.models.tower import Encoder
 
 ROOT = Path(__file__).resolve().parents[2]
+#: What tells a run's frozen weights from others.
+FROZEN = "frozen_sha256"
 PACKAGES = ("torch", "numpy", "timm", "open_clip_torch", "peft", "pydantic", "safetensors", "scikit-learn")
 
 
@@ -66,13 +69,14 @@ def _read_starts(path: Path) -> list[dict[str, Any]]:
     return starts
 
 
-def note_data(path: Path, dataset: Dataset, say: Callable[[str], object]) -> None:
-    """Add digests of the data to the facts about this start, and say what the reader remarks.
+def note_inputs(path: Path, dataset: Dataset, encoder: Encoder, say: Callable[[str], object]) -> None:
+    """Add digests of data and frozen weights to the facts about this start, and say what the reader remarks.
 
-    UserError where an earlier start had data of other content.
+    UserError where an earlier start had data or weights of other content.
     """
     facts = json.loads(path.read_text())
-    facts |= {"data_files": dataset.files, "data_arrays": dataset.arrays}
+    facts |= {"data_files": dataset.files, "data_arrays": dataset.arrays, FROZEN: encoder.frozen_sha256}
+    require_frozen(facts.get("earlier_starts", []), encoder, path)
     for start in facts.get("earlier_starts", []):
         for key in ("data_files", "data_arrays"):
             before, now = (value.get(key) or {} for value in (start, facts))
@@ -84,6 +88,22 @@ def note_data(path: Path, dataset: Dataset, say: Callable[[str], object]) -> Non
     write_json(path, facts)
     for remark in dataset.remarks:
         say(f"data: {remark}")
+
+
+def require_same_network(folder: Path, encoder: Encoder) -> None:
+    """UserError where the run in a folder was made with other frozen weights than the encoder has."""
+    path = folder / "environment.json"
+    if path.exists():
+        require_frozen(_read_starts(path), encoder, path)
+
+
+def require_frozen(starts: Sequence[Mapping[str, Any]], encoder: Encoder, path: Path) -> None:
+    """UserError where one of the starts had other frozen weights; ``path``: where the facts about them stand."""
+    now = encoder.frozen_sha256
+    for before in (start.get(FROZEN) for start in starts):
+        if now is not None and before not in (None, now):
+            found = f"files of frozen weights that have changed, sha256 {now}"
+            raise UserError("model", found, f"{before}, as in {path}")
 
 
 def _version(package: str) -> str | None:

@@ -20,8 +20,9 @@ from fedsim.data import Dataset
 from fedsim.errors import UserError
 from fedsim.kernels import build
 from fedsim.machine.files import naming_files, write_atomic, write_json
+from fedsim.models.tower import Encoder
 from fedsim.runfolder.claim import claim_folder, leave_folder
-from fedsim.runfolder.environment import environment, note_data, write_environment
+from fedsim.runfolder.environment import environment, note_inputs, write_environment
 from fedsim.runfolder.lock import FolderLock
 from fedsim.runfolder.messages import ENDED, keep_message
 from fedsim.runfolder.scalars import Scalars
@@ -89,9 +90,9 @@ class RunLog:
         if self._is_writer:
             write_atomic(self.folder / "config.yaml", dump_config(config).encode())
 
-    def record_data(self, dataset: Dataset) -> None:
-        """Note the data files in environment.json, and show what there is to say about them. Every rank calls this."""
-        self._group.decide(lambda: note_data(self.folder / "environment.json", dataset, self.message))
+    def record_inputs(self, dataset: Dataset, encoder: Encoder) -> None:
+        """Note digests of data and weights in environment.json, show what there is to say. Every rank calls this."""
+        self._group.decide(lambda: note_inputs(self.folder / "environment.json", dataset, encoder, self.message))
 
     @property
     def seals(self) -> dict[str, Seal]:

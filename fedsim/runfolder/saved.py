@@ -15,6 +15,7 @@ from fedsim.config.experiment import Config
 from fedsim.errors import UserError
 from fedsim.machine.files import naming_files
 from fedsim.measure.global_model import global_model
+from fedsim.runfolder.environment import require_same_network
 from fedsim.runfolder.trust import load_recorded
 from fedsim.simulation import Simulation
 from fedsim.storage.checkpoint import Checkpoints
@@ -46,12 +47,13 @@ def saved_model(run_dir: Path, config: Config, which: str, group: Group) -> Save
     """Return a run's best or last saved state; every rank calls this.
 
     ``config``: the recorded one, for which code that it names by its import path has been found. UserError where
-    nothing is saved.
+    nothing is saved, and where the frozen weights have changed since.
     """
     saved = Checkpoints(run_dir / "checkpoints", config, group).load(which)
     if saved is None:
         raise UserError(str(run_dir / "checkpoints"), "no checkpoint", "a run with at least one finished round")
     sim = build_simulation(config, group)
+    group.decide(lambda: require_same_network(run_dir, sim.model.encoder))
     sim.store.adopt(saved.clients)
     state = saved.state.to(group.device)
     rows = {row["round"]: row for row in metric_rows(run_dir)}

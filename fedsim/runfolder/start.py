@@ -16,6 +16,7 @@ from fedsim.machine.files import naming_files, parse_json
 from fedsim.models.outside.adapters import CONFIG, factors_of
 from fedsim.models.tuned_tower import TunedTower
 from fedsim.models.weights import in_float32, read_weights
+from fedsim.runfolder.environment import require_frozen
 from fedsim.runfolder.saved import SavedModel, saved_model
 from fedsim.runfolder.trust import load_recorded
 from fedsim.simulation import Simulation
@@ -67,13 +68,15 @@ def of_adapter(sim: Simulation, folder: Path) -> dict[str, Tensor]:
             raise UserError(WHERE, f"{file} with {name} {tuple(value.shape)}", f"{specs[own].shape}")
         if own in specs:
             found[own] = value.to(device)
-    for about in (folder / "about.json", folder / "card.json"):
-        if about.is_file():
-            with reading(str(about), "a JSON object with class_names"):
-                names = tuple(parse_json(about.read_text("utf-8"))["class_names"])
+    for file in (folder / "about.json", folder / "card.json"):
+        if file.is_file():
+            with reading(str(file), "a JSON object with class_names"):
+                about = parse_json(file.read_text("utf-8"))
+                names = tuple(about["class_names"])
             if names != sim.dataset.class_names:
                 shown = ", ".join(sim.dataset.class_names)
                 raise UserError(WHERE, f"{folder}, of the classes {', '.join(map(str, names))}", shown)
+            require_frozen([about], sim.model.encoder, file)
     return found
 
 

@@ -28,13 +28,13 @@ from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.machine.files import naming_files
 from fedsim.machine.memory import keep_freed_memory
 from fedsim.machine.sealed import digest_tensors, read_sealed, write_sealed
-from fedsim.models.encoders import load_encoder
+from fedsim.models.encoders import Encoder, load_encoder
 from fedsim.models.specs import PROXIES
 from fedsim.models.submodel.folder import CONFIG_FILE, FACTS_FILE, Submodel, fingerprint, make_submodel, save_submodel
 from fedsim.models.submodel.model import BLOCKS, HeldModel
 from fedsim.models.tuned_tower import tune
 from fedsim.runfolder.claim import claim_folder, leave_folder
-from fedsim.runfolder.environment import environment, note_data, write_environment
+from fedsim.runfolder.environment import environment, note_inputs, write_environment
 from fedsim.runfolder.lock import FolderLock
 from fedsim.runfolder.runlog import require_same
 from fedsim.runfolder.screen import Screen
@@ -53,6 +53,7 @@ class Job:
     model_sha256: str
     distiller: Distiller
     dataset: Dataset
+    encoder: Encoder
 
     @property
     def held_out(self) -> Indices:
@@ -76,7 +77,7 @@ def run(config: DistillConfig, out: Path, resume: bool) -> dict[str, Any]:
                 state, record = read_sealed(out / CHECKPOINT_FILE, "a distillation's checkpoint")
                 seals = {name: Seal(**seal) for name, seal in record["log"].items()}
                 distiller.restore(state)
-            log.record_data(job.dataset)
+            log.record_inputs(job.dataset, job.encoder)
             group.check_equal("the sub-model at the start", digest_tensors(distiller.state()))
 
             log.start(distiller.num_done, seals)
@@ -122,7 +123,7 @@ def build_job(config: DistillConfig, group: Group) -> Job:
     distiller = Distiller(
         pair, everything, source, dataset.train, config.distill, group, seed=config.seed, purpose="distillation"
     )
-    return Job(submodel, digest, distiller, dataset)
+    return Job(submodel, digest, distiller, dataset, encoder)
 
 
 class DistillLog:
@@ -168,9 +169,10 @@ class DistillLog:
         """Whether the sub-model is there."""
         return (self._folder / FACTS_FILE).exists()
 
-    def record_data(self, dataset: Dataset) -> None:
-        """Note the data files in environment.json, and show what there is to say about them. Every rank calls this."""
-        self._group.decide(lambda: note_data(self._folder / "environment.json", dataset, self._screen.message))
+    def record_inputs(self, dataset: Dataset, encoder: Encoder) -> None:
+        """As ``RunLog`` does."""
+        path = self._folder / "environment.json"
+        self._group.decide(lambda: note_inputs(path, dataset, encoder, self._screen.message))
 
     def start(self, done: int, seals: Mapping[str, Seal]) -> None:
         """Drop the rows of all steps after ``done``: they are about to be written again.
