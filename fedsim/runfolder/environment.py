@@ -102,8 +102,7 @@ def require_frozen(starts: Sequence[Mapping[str, Any]], encoder: Encoder, path: 
     now = encoder.frozen_sha256
     for before in (start.get(FROZEN) for start in starts):
         if now is not None and before not in (None, now):
-            found = f"files of frozen weights that have changed, sha256 {now}"
-            raise UserError("model", found, f"{before}, as in {path}")
+            raise UserError("model", f"other frozen weights, sha256 {now}", f"{before}, as in {path}")
 
 
 def _version(package: str) -> str | None:

@@ -10,13 +10,14 @@ from torch import Tensor
 from fedsim.algorithms.base import ServerState
 from fedsim.config.experiment import Config
 from fedsim.config.mistakes import show
+from fedsim.configure import own_names
 from fedsim.errors import UserError, reading
 from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.machine.files import naming_files, parse_json
 from fedsim.models.outside.adapters import CONFIG, factors_of
 from fedsim.models.tuned_tower import TunedTower
 from fedsim.models.weights import in_float32, read_weights
-from fedsim.runfolder.environment import require_frozen
+from fedsim.runfolder.environment import FROZEN, require_frozen
 from fedsim.runfolder.saved import SavedModel, saved_model
 from fedsim.runfolder.trust import load_recorded
 from fedsim.simulation import Simulation
@@ -31,7 +32,7 @@ def first_state(sim: Simulation) -> ServerState:
 
     With ``model.start_from`` the parameters are those of that run's best round, or an adapter's; all else, such as what
     the method or the clients keep, is new. UserError for a run of another model, or of other classes, and for one that
-    names code.
+    names code which this run does not.
     """
     state = sim.initial_state()
     if sim.config.model.start_from is None:
@@ -39,13 +40,15 @@ def first_state(sim: Simulation) -> ServerState:
     folder = Path(sim.config.model.start_from)
     if (folder / CONFIG).is_file():
         return replace(state, params={**state.params, **of_adapter(sim, folder)})
-    recorded = load_recorded(folder / "config.yaml")
+    recorded = load_recorded(folder / "config.yaml", known=own_names(sim.config).values())
     check_same_model(sim.config, recorded, folder)
     with naming_files(folder):
         other = saved_model(folder, recorded, "best", sim.group)
     # The other run's arithmetic was set for it.
     set_arithmetic(sim.config.model.precision, sim.config.deterministic, sim.group.device)
     check_same_classes(sim, other, folder)
+    theirs = other.sim.model.encoder.frozen_sha256  # of a network of the user's it may follow the seed
+    require_frozen([{FROZEN: theirs}], sim.model.encoder, folder)
     return replace(state, params=taken(state.params, other.params, sim, folder))
 
 

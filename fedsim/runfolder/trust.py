@@ -6,7 +6,7 @@ long as these do not lead into the run folder itself. Both limits go with ``--tr
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -43,14 +43,18 @@ def load_own_distillation(file: Path, overrides: Sequence[str], out: Path | None
         return load_distillation(file, overrides)
 
 
-def load_recorded(file: Path, *, trust: bool = False) -> Config:
-    """Read the config that a run folder holds. UserError where it names code by its import path, without ``trust``."""
+def load_recorded(file: Path, *, trust: bool = False, known: Collection[str] = ()) -> Config:
+    """Read the config that a run folder holds.
+
+    UserError where it names code by its import path, without ``trust``, but for names that are ``known``: imported.
+    """
     config = load_config(file, imports=False)
     own = own_names(config)
     if not own:
         return config
-    if not trust:
-        key, name = next(iter(own.items()))
+    unknown = {key: name for key, name in own.items() if name not in known}
+    if unknown and not trust:
+        key, name = next(iter(unknown.items()))
         raise UserError(f"{file}: {key}", f"{show(name)}, code that the run folder names", "--trust to import it")
     with importing([Path.cwd()], None):
         return load_config(file)

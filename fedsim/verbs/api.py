@@ -95,6 +95,9 @@ def run(
     """
     if ranks < 1:
         raise UserError("ranks", str(ranks), "at least 1")
+    for change in changes:
+        if not isinstance(change, str):
+            raise UserError("changes", f"{change!r}", 'texts "key=value", one after the other')
     with tempfile.TemporaryDirectory(prefix="fedsim-") as scratch:
         if isinstance(config, Mapping):
             file = Path(scratch) / "config.yaml"
@@ -106,7 +109,7 @@ def run(
         folder = Path(out) if out is not None else Path("runs") / str(data.get("name"))
         code, errors = run_ranks("fedsim.launch", words(file, changes, folder, resume, trust), ranks, show)
     if code == 2:
-        raise mistake(errors)
+        raise mistake(errors.replace(str(file), "config") if isinstance(config, Mapping) else errors)
     if code != 0:
         raise RuntimeError(f"a rank has failed\n{errors}")
     if errors:
@@ -151,6 +154,8 @@ def evaluate(
     run: Run | str | Path, checkpoint: Literal["best", "last"] = "best", *, trust: bool = False
 ) -> dict[str, dict[str, float]]:
     """Measure a run's saved model anew, in this process: ``{"val": {metric: value}, "test": ...}``."""
+    if checkpoint not in ("best", "last"):
+        raise UserError("checkpoint", repr(checkpoint), "'best' or 'last'")
     from fedsim.measure.scores import evaluate as measure
     from fedsim.runfolder.saved import open_saved
 

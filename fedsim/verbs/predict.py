@@ -66,6 +66,8 @@ def predict(run_dir: Path, images: Sequence[Path], which: str, out: Path | None,
         if not sim.group.is_server:
             return
         names = sim.dataset.class_names
+        if out is not None and not isinstance(sim.task, Segmentation):
+            require_room(out)
         if isinstance(sim.task, Classification):
             table = [["file", "class", *names], *classes(answers(saved, files), names)]
         elif isinstance(sim.task, Findings):
@@ -83,6 +85,16 @@ def predict(run_dir: Path, images: Sequence[Path], which: str, out: Path | None,
         return
     with showing():
         print(text, end="")
+
+
+def require_room(table: Path) -> None:
+    """Make the folder of a table. UserError where there can be none, or the table itself is a folder."""
+    try:
+        table.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError("--out", f"{table}: {error.strerror}", "a file that can be written") from None
+    if table.is_dir():
+        raise UserError("--out", f"{table}, a folder", "a CSV file")
 
 
 def find_images(places: Sequence[Path]) -> list[ImageFile]:

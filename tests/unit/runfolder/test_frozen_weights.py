@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from fedsim import server
 from fedsim.build import build_simulation
@@ -16,11 +17,11 @@ from fedsim.errors import UserError
 from fedsim.models.encoders import load_encoder
 from fedsim.runfolder.saved import open_saved
 from fedsim.runfolder.start import first_state
-from tests.helpers import make_config
+from tests.helpers import make_config, same_bits
 from tests.unit.models.models_hugging_folders import write_hugging
 
 SIZES = {"patch_size": 7, "embed_dim": 32, "depth": 2, "num_heads": 2}
-CHANGED = r"model: found files of frozen weights that have changed, sha256 .*; expected .*, as in "
+CHANGED = r"model: found other frozen weights, sha256 .*; expected .*, as in "
 
 
 def write_weights(file: Path, seed: int) -> None:
@@ -71,6 +72,28 @@ def test_the_name_of_the_file_is_free(run: tuple[Path, Path], tmp_path: Path) ->
     config = config_of(tmp_path / "other_name.safetensors", model={"start_from": str(run[1] / "adapter")})
     with open_group() as group:
         first_state(build_simulation(config, group))
+
+
+def own_network(_config: object, _image_size: int) -> nn.Module:
+    """The user's own; what stays frozen of it follows the seed."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Flatten(1), nn.Linear(144, 8))
+
+
+def test_a_run_on_a_network_of_the_users_is_where_another_begins(tmp_path: Path) -> None:
+    model = {"name": f"{__name__}.own_network", "lora": {"r": 2, "target": ["all-linear"]}}
+    words: dict[str, Any] = {"rounds": 1, "data": {"max_train": 40}, "model": model}
+    server.run(make_config(**words), tmp_path / "run", False)
+    with open_saved(tmp_path / "run", "best", trust=True) as saved:
+        expected = saved.params
+    model = {**model, "start_from": str(tmp_path / "run")}
+    with open_group() as group:
+        found = first_state(build_simulation(make_config(**{**words, "model": model}), group))
+        assert same_bits(found.params, expected)
+        with pytest.raises(UserError, match="model: found other frozen weights"):
+            first_state(build_simulation(make_config(**{**words, "model": model, "seed": 6}), group))
+        model = {**make_config().model.model_dump(mode="json"), "start_from": str(tmp_path / "run")}
+        with pytest.raises(UserError, match="code that the run folder names"):
+            first_state(build_simulation(make_config(**{**words, "model": model}), group))
 
 
 def test_what_is_trained_whole_needs_no_old_weights(tmp_path: Path) -> None:

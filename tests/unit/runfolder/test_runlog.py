@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from torch import nn
 
 from fedsim.comm.group import Group
 from fedsim.config.experiment import Config
@@ -18,6 +19,7 @@ from fedsim.data import Dataset
 from fedsim.data.digests import describe_files
 from fedsim.errors import UserError
 from fedsim.machine.files import write_atomic, write_json
+from fedsim.models.tower import Encoder
 from fedsim.runfolder.runlog import RunLog, flatten
 from fedsim.storage.rows import Table, read_rows
 from tests.helpers import make_dataset
@@ -134,7 +136,7 @@ def test_resume_drops_later_rows_and_keeps_the_bytes_of_the_others(tmp_path: Pat
 def test_data_files_are_kept_and_a_run_goes_on_with_the_same_content_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "set" / "a.tsv"
+    file, encoder = tmp_path / "set" / "a.tsv", Encoder(nn.Identity(), 3, (0.0,) * 3, (1.0,) * 3, 14)
     file.parent.mkdir()
 
     def dataset(content: str) -> Dataset:
@@ -142,18 +144,18 @@ def test_data_files_are_kept_and_a_run_goes_on_with_the_same_content_alone(
         return replace(make_dataset([4])[0], files=describe_files([file]), remarks=("not as published",))
 
     with open_log(tmp_path / "run") as log:
-        log.record_data(dataset("old"))
+        log.record_inputs(dataset("old"), encoder)
     facts = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert facts["data_files"]["each"] == {"a.tsv": hashlib.sha256(b"old").hexdigest()}
     assert "data: not as published\n" in capsys.readouterr().out
     with open_log(tmp_path / "run", resume=True) as log:
-        log.record_data(dataset("old"))
+        log.record_inputs(dataset("old"), encoder)
     for _ in range(2):  # a start that was refused leaves what the next one is compared with
         with (
             pytest.raises(UserError, match=r"--resume: data made up: found 1 files, sha256 .*; expected 1 files, sha"),
             open_log(tmp_path / "run", resume=True) as log,
         ):
-            log.record_data(dataset("new"))
+            log.record_inputs(dataset("new"), encoder)
         assert log._lock is not None
         log._lock.release()  # one of two ranks leaves that to the process's end
 

@@ -69,6 +69,15 @@ def test_a_mistake_is_a_user_error_with_its_parts(starter: Starter) -> None:
     assert str(caught.value) == "train.lr: found 'x: y'; or so; expected a number"
 
 
+def test_a_mistake_in_a_dictionary_names_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_module: str, words: Sequence[str], *_: Any) -> tuple[int, str]:
+        return 2, f"error: {words[words.index('--') + 1]}: rounds: found 0; expected a whole number >= 1\n"
+
+    monkeypatch.setattr(api, "run_ranks", refuse)
+    with pytest.raises(fedsim.UserError, match=r"^config: rounds: found 0; expected a whole number >= 1$"):
+        fedsim.run(CONFIG)
+
+
 def test_a_failure_is_told_whole(starter: Starter) -> None:
     starter.end = (1, "rank 1 failed:\nZeroDivisionError\n")
     with pytest.raises(RuntimeError, match="rank 1 failed:\nZeroDivisionError"):
@@ -82,6 +91,8 @@ def test_a_failure_is_told_whole(starter: Starter) -> None:
         (lambda: fedsim.run(CONFIG, ranks=0), "ranks: found 0; expected at least 1"),
         (lambda: fedsim.run("none.yaml"), "none.yaml"),
         (lambda: fedsim.run(CONFIG, "train.lr"), "key=value"),
+        (lambda: fedsim.run(CONFIG, ["rounds=1"]), r"changes: found \['rounds=1'\]; expected texts"),  # type: ignore[arg-type]  # as users do
+        (lambda: fedsim.evaluate("r", "Last"), "checkpoint: found 'Last'; expected 'best' or 'last'"),  # type: ignore[arg-type]  # as above
         (lambda: fedsim.run({**CONFIG, "seed": {1}}), "config: found Object of type set"),
         (lambda: fedsim.load("nowhere"), "nowhere: found no config.yaml; expected the folder of a run"),
     ],

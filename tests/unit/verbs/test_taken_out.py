@@ -118,9 +118,13 @@ def test_predictions_of_classes(runs: dict[str, Path], pictures: Path, tmp_path:
         shares = [float(value) for name, value in row.items() if name not in ("file", "class")]
         np.testing.assert_allclose(shares, scores.softmax(0), atol=2e-6)
         assert row["class"] == [name for name in row if name not in ("file", "class")][int(scores.argmax())]
-    table = tmp_path / "table.csv"
+    table = tmp_path / "new" / "table.csv"
     assert invoke("predict", runs["lora"], pictures / "a.png", pictures / "more", "--out", table).exit_code == 0
     assert read(table.read_text()) == rows
+    for place, found in ((tmp_path, "a folder"), (table / "more.csv", "Not a directory|File exists")):
+        result = invoke("predict", runs["lora"], pictures, "--out", place)
+        assert result.exit_code == 2
+        assert re.fullmatch(rf"error: --out: found {place}[:,] ({found}); expected .*\n", result.stderr)
 
 
 def test_the_images_of_a_run_are_predicted_as_in_the_run(runs: dict[str, Path], tmp_path: Path) -> None:
