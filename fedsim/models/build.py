@@ -9,6 +9,7 @@ import torch
 from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
 from fedsim.machine.memory import own_pages
+from fedsim.models.any.apart import check_apart
 from fedsim.models.any.tuned_net import tune_net
 from fedsim.models.encoders import load_encoder
 from fedsim.models.networks.volumes import require_volumes
@@ -40,11 +41,13 @@ def build_models(
     """Build the server's full model and the one that clients hold, the same object where there is no sub-model.
 
     ``slices``: those of a volume, where the inputs are volumes.
-    UserError for ``submodel.layers`` that the model has not, and for a folder that is no sub-model of this model.
+    UserError for ``submodel.layers`` that the model has not, for a folder that is no sub-model of this model, and for
+    an encoder that lets the images of a batch see each other.
     """
     encoder = replace(load_encoder(config, image_size, class_names, seed), slices=slices)
     if encoder.whole_volumes:
         require_volumes(encoder, config)
+    check_apart(encoder, config)
     if config.submodel is None:
         full = stack(config, encoder, len(class_names), device)
         return full, full

@@ -135,9 +135,12 @@ def check_kinds(state: Mapping[str, Tensor], model: nn.Module, where: str) -> No
 
 
 def check_values(model: nn.Module, where: str) -> None:
-    """UserError unless all tensors that a checkpoint of ``model`` would hold have elements, and finite ones."""
+    """UserError unless all tensors that a checkpoint of ``model`` would hold have elements, and finite ones.
+
+    A kind of tokens of which the network has none, (1, 0, D), is no layer: DINOv3's registers, by its settings.
+    """
     for name, tensor in model.state_dict().items():
-        if not tensor.numel():
+        if not tensor.numel() and not (tensor.dim() == 3 and tensor.shape[:2] == (1, 0) and tensor.shape[2] > 0):
             raise UserError(where, f"tensor {name} of shape {tuple(tensor.shape)}", "layers with at least one element")
         if not torch.isfinite(tensor).all():
             raise UserError(where, f"tensor {name} with {_first_odd(tensor)}", "finite numbers")

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.models.networks.each_client import each_client
+from fedsim.models.networks.unet import BatchOrImageNorm
 from fedsim.models.specs import Kind, ParamSpec
 from fedsim.models.stacked import Counting, StackedModel
 from fedsim.models.tower import one_channel
@@ -37,8 +38,7 @@ class WholeNet(StackedModel):
         return {name: value.detach().clone() for name, value in own.items() if name in self.specs}
 
     def encoder_mixes(self, *, training: bool) -> bool:
-        norms = [part for part in self.net.modules() if isinstance(part, _BatchNorm)]
-        return any(training or (type(part) is nn.BatchNorm2d and not part.track_running_stats) for part in norms)
+        return norms_mix(self.net, training=training)
 
     def normalises_over_batch(self, image_size: int) -> bool:
         """Whether some BatchNorm layer meets one value per channel and image, so that it cannot train on one image."""
@@ -74,3 +74,9 @@ class WholeNet(StackedModel):
             # With channels last convolutions are faster (slim VGG16, one CPU thread: 20 %, without gradients 40 %).
             fixed = fixed[0].contiguous(memory_format=torch.channels_last)[None]
         return each_client(self.net, own, stacked, fixed)
+
+
+def norms_mix(net: nn.Module, *, training: bool) -> bool:
+    """Whether a BatchNorm looks at the whole batch: each does in training, without running statistics always."""
+    norms = [part for part in net.modules() if isinstance(part, _BatchNorm)]
+    return any(training or (part.running_mean is None and not isinstance(part, BatchOrImageNorm)) for part in norms)

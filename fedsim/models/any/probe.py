@@ -84,7 +84,7 @@ class Trial:
         buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
         with (
             user_errors(where, "a network through which images of several clients go"),
-            _mode(self.net, training=training),
+            in_mode(self.net, training=training),
             torch.set_grad_enabled(with_grad),
             self._watched(trace, len(images)),
             torch.autocast(kind, torch.bfloat16, enabled=self.config.precision == "bf16"),
@@ -177,7 +177,7 @@ def _random(name: str, shape: Sequence[int], stream: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def _mode(net: nn.Module, *, training: bool) -> Iterator[None]:
+def in_mode(net: nn.Module, *, training: bool) -> Iterator[None]:
     """Put a network into train mode, but for what drops something out, or into eval mode; afterwards it is in eval."""
     net.train(training)
     for part in net.modules():
