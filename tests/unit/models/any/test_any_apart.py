@@ -119,9 +119,7 @@ def test_batch_norm_is_known_to_mix_where_it_trains(monkeypatch: pytest.MonkeyPa
         model_of(net_with(without, nn.ReLU()), monkeypatch, train="head")
     flat = nn.BatchNorm1d(4, track_running_stats=False)
     assert model_of(net_with(flat), monkeypatch, train="all").mixes_images(training=False)
-    with pytest.raises(
-        UserError, match=r"Expected more than 1 value per channel .*; expected a network through"
-    ):
+    with pytest.raises(UserError, match=r"Expected more than 1 value per channel .*; expected a network through"):
         model_of(net_with(flat), monkeypatch, train="head")
 
 
