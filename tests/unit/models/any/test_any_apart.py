@@ -134,7 +134,7 @@ def test_a_network_of_the_catalogue() -> None:
 
 def test_a_network_for_whole_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = (nn.Conv3d(1, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten())
-    words = {"width": 4, "mean": HALF, "std": HALF, "image_size": 8, "whole_volumes": True}
+    words: dict[str, Any] = {"width": 4, "mean": HALF, "std": HALF, "image_size": 8, "whole_volumes": True}
     with pytest.raises(UserError, match=MIXES.format(r"net_of_apart\.make", "eval")):
         model_of(Encoder(nn.Sequential(*layers, Centred()), **words), monkeypatch, train="all", slices=5)
     model_of(Encoder(nn.Sequential(*layers), **words), monkeypatch, train="all", slices=5)
