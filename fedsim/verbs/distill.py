@@ -28,6 +28,7 @@ from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.machine.files import naming_files
 from fedsim.machine.memory import keep_freed_memory
 from fedsim.machine.sealed import digest_tensors, read_sealed, write_sealed
+from fedsim.models.any.apart import check_apart
 from fedsim.models.encoders import Encoder, load_encoder
 from fedsim.models.specs import PROXIES
 from fedsim.models.submodel.folder import CONFIG_FILE, FACTS_FILE, Submodel, fingerprint, make_submodel, save_submodel
@@ -108,6 +109,7 @@ def build_job(config: DistillConfig, group: Group) -> Job:
     encoder = load_encoder(config.model, config.data.image_size, dataset.class_names, config.seed)
     encoder = replace(encoder, slices=dataset.num_slices)
     check_own_code(group, dataset, encoder)
+    check_apart(encoder, config.model)
     if encoder.tower is None:
         raise UserError("model.name", f"{config.model.name}, which is no plain transformer", "a ViT, BERT or RoBERTa")
     submodel, digest = make_submodel(config, encoder.tower.blocks), fingerprint(encoder.tower.blocks)
