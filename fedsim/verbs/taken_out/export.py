@@ -27,6 +27,7 @@ from fedsim.verbs.taken_out.cards import facts, readme
 
 NUM_COMPARED = 8
 #: How far scores may differ from the run's, as a share of the largest of them, or of 1 where that is more.
+#: In bf16 deep networks whose weights are right were seen 0.6 to 1.9 % apart.
 MOST = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
 #: The formats that have weights alone, and so nothing for factors that these cannot hold.
 MERGED = ("weights", "monai")
