@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import fedsim
 from fedsim import launch, server
 from fedsim.configure import load_config
+from fedsim.models.outside import network
 from fedsim.runfolder.saved import open_saved
 from fedsim.verbs.predict import answers, find_images
 from fedsim.verbs.taken_out import export
@@ -103,12 +104,12 @@ def test_weights_alone_cannot_hold_it(form: str, run: Path, tmp_path: Path) -> N
 def test_other_scores_than_the_runs_are_refused(
     change: float, is_refused: bool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = export.trained_network
+    trained = network.trained_network
 
     def changed(*given: Any) -> nn.Module:
         net = trained(*given)
         with torch.no_grad():
-            net.get_submodule("base_model.model.head.norm").bias.add_(change)  # type: ignore[operator,union-attr]
+            net.get_submodule("base_model.model.head.norm").bias.add_(change)  # type: ignore[operator]  # a parameter
         return net
 
     monkeypatch.setattr(export, "trained_network", changed)
