@@ -57,10 +57,12 @@ class AnyLinear(LoRALinear):
 def add_anywhere(root: nn.Module, prefix: str, config: LoraConfig, *, in_bf16: bool) -> list[LoraLayer]:
     """Replace the targeted layers below ``root``, whose own path is ``prefix``, and return them in order.
 
-    UserError for a word that no layer matches, and for a convolution that peft could not adapt.
+    UserError for a word that no layer matches, for a convolution that peft could not adapt, and for a layer that shares
+    its weight.
     """
-    layers = []
-    for place in find(root, config):
+    layers, places = [], find(root, config)
+    _check_own(root, places)
+    for place in places:
         layer: LowRank
         if isinstance(place.module, nn.Conv2d):
             check_conv(place.module, place.path, config)
@@ -74,6 +76,24 @@ def add_anywhere(root: nn.Module, prefix: str, config: LoraConfig, *, in_bf16: b
         setattr(root.get_submodule(parent), name, layer)
         layers.append(LoraLayer(f"{prefix}.{place.path}", layer, config.r // len(layer_groups(layer))))
     return layers
+
+
+def _check_own(root: nn.Module, places: Sequence[Place]) -> None:
+    """UserError for a layer whose weight another has, too: merged into it, an update would be in both."""
+    owners: dict[int, list[str]] = {}
+    for path, module in root.named_modules():
+        for value in module.parameters(recurse=False):
+            owners.setdefault(value.data_ptr(), []).append(path)
+    for place in places:
+        weight = place.module.weight
+        assert isinstance(weight, Tensor), "a layer of these kinds has one"
+        others = [path for path in owners.get(weight.data_ptr(), ()) if path != place.path]
+        if others and weight.numel():
+            raise UserError(
+                WHERE,
+                f"{place.path}, which shares its weight with {others[0]}",
+                "layers with weights of their own: merged, LoRA on one would change both",
+            )
 
 
 def layer_groups(layer: LowRank) -> Sequence[int]:

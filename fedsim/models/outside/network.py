@@ -6,6 +6,7 @@ numbers.
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from fedsim.catalogue.functions import is_import_path
 from fedsim.config.words import ModelConfig
 from fedsim.errors import UserError
 from fedsim.models.amplitude import AmplitudeNorm
+from fedsim.models.any.conv import LoRAConv2d
 from fedsim.models.decoder.export import read_blocks
 from fedsim.models.decoder.nets import Decoded
 from fedsim.models.encoders import first_network
@@ -36,15 +38,16 @@ KNOWN_ENDS = (".lora_a", ".lora_b", ".lora_magnitude", ".shift")
 def trained_network(model: StackedModel, params: Mapping[str, Tensor], class_names: Sequence[str]) -> nn.Module:
     """Return the network as ``library_model`` makes it, on the CPU, in float32 and eval mode, with what was trained.
 
-    LoRA's factors are merged, in float32: an update is often smaller than what a bf16 weight can tell. UserError for
-    trained parts that no library has.
+    LoRA's factors are merged, in float32: an update is often smaller than what a bf16 weight can tell. Where a layer
+    is ``unmergeable`` they stay beside the weights, in a model of peft's. UserError for trained parts that no library
+    has.
     """
     config, encoder = model.config, model.encoder
     if odd := [name for name in params if not (name.startswith(KNOWN_STARTS) or name.endswith(KNOWN_ENDS))]:
         raise UserError("model", f"{odd[0]}, trained beside the library's network", "export --format adapter")
     base = first_network(config, encoder.image_size, encoder.seed, class_names)
     if config.lora is not None:
-        base = _merged(base, model, params)
+        base = _adapted(base, model, params)
     elif state := library_state(encoder.net, params):
         # The text tower of a whole CLIP trains nowhere, and your own network may be anything; all else must be there.
         missing, unexpected = base.load_state_dict(state, strict=False)
@@ -54,16 +57,33 @@ def trained_network(model: StackedModel, params: Mapping[str, Tensor], class_nam
     return base.eval().requires_grad_(False)
 
 
-def _merged(base: nn.Module, model: StackedModel, params: Mapping[str, Tensor]) -> nn.Module:
-    """Return the library's network with the adapter that a run writes merged into its weights by peft."""
+def unmergeable(encoder: Encoder) -> str | None:
+    """Return the path, in the library's network, of an adapted convolution of groups; None where there is none.
+
+    Its factors see all channels, its kernel those of a group: no kernel holds their product, and peft merges none.
+    """
+    groups = (
+        path
+        for path, module in encoder.net.named_modules()
+        if isinstance(module, LoRAConv2d) and len(module.slices) > 1
+    )
+    first = next(groups, None)
+    return None if first is None else encoder.adaptable.source_path(first)
+
+
+def _adapted(base: nn.Module, model: StackedModel, params: Mapping[str, Tensor]) -> nn.Module:
+    """Return the library's network with the adapter that a run writes, merged into its weights where peft can."""
     import peft  # late: it takes seconds
 
     trained: Any = model
-    with TemporaryDirectory(prefix="fedsim-") as folder:
+    with TemporaryDirectory(prefix="fedsim-") as folder, warnings.catch_warnings():
+        # peft asks transformers' models for a property that is called otherwise now, and warns of what is told above.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "LoRA adapter added to ConvNd layer with groups", UserWarning)
         export_peft(Path(folder), params, trained)
-        adapted = peft.PeftModel.from_pretrained(base, folder)
-        merged: nn.Module = adapted.merge_and_unload()
-    return merged
+        adapted: Any = peft.PeftModel.from_pretrained(base, folder)
+    found: nn.Module = adapted if unmergeable(model.encoder) else adapted.merge_and_unload()
+    return found
 
 
 def features_line(config: ModelConfig, encoder: Encoder) -> str:

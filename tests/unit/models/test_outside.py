@@ -1,5 +1,6 @@
 """The library's own network with what was trained in it gives the scores of the run's model."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,13 @@ def test_merging_is_done_in_float32(folders: dict[str, Path]) -> None:
     a, b = (small[f"blocks.0.attn.qkv.lora_{letter}"].double() for letter in "ab")
     expected = (b @ a).flatten(0, 1) * 2  # lora_alpha / r
     torch.testing.assert_close(update.double(), expected, rtol=1e-2, atol=1e-7)
+
+
+def test_peft_says_nothing_of_transformers_old_names(folders: dict[str, Path]) -> None:
+    model, params = trained(MODELS["hugging, lora"], folders)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        trained_network(model, params, CLASSES)
 
 
 def test_what_no_library_has_is_refused(folders: dict[str, Path]) -> None:

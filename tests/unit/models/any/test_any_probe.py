@@ -94,6 +94,32 @@ class Twice(nn.Module):
         return out
 
 
+class Tied(nn.Module):
+    """Two layers with one weight, of the same parameter or of two on the same memory."""
+
+    def __init__(self, *, same_parameter: bool) -> None:
+        super().__init__()
+        self.early, self.late = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.late.weight = self.early.weight if same_parameter else nn.Parameter(self.early.weight.data)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.late(torch.tanh(self.early(tokens)))
+        return out
+
+
+class TwoNames(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.last = self.fc
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.fc(tokens)
+        return out
+
+
 def tuned(net: nn.Module, target: str, monkeypatch: pytest.MonkeyPatch, *more: str, **lora: Any) -> Any:
     module = ModuleType("net_of_probe")
     vars(module)["make"] = lambda *_: net
@@ -158,6 +184,32 @@ def test_attention_that_multiplies_by_the_weight_itself(name: str, options: dict
             build(timm(name, size, (("proj",),), **options).config(tmp_path), size)
     else:
         assert build(timm(name, size, (("proj",),), **options).config(tmp_path), size).lora_layers
+
+
+@pytest.mark.parametrize("same_parameter", [True, False])
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (
+            "all-linear",
+            r"inner\.early, which shares its weight with inner\.late; expected layers with weights of their",
+        ),
+        ("late", r"inner\.late, which shares its weight with inner\.early; expected layers with weights of their"),
+    ],
+)
+def test_a_weight_that_two_layers_share(
+    target: str, words: str, same_parameter: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """peft would merge into it the updates of both, or that of one for both."""
+    with pytest.raises(UserError, match=rf"model\.lora\.target: found {words}") as caught:
+        tuned(Patches(Tied(same_parameter=same_parameter)), target, monkeypatch)
+    assert "\n" not in str(caught.value)
+    assert tuned(Patches(Tied(same_parameter=same_parameter)), "embed", monkeypatch).lora_layers
+
+
+def test_a_layer_under_two_names_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    (layer,) = tuned(Patches(TwoNames()), "fc", monkeypatch).lora_layers
+    assert layer.path == "net.inner.fc"
 
 
 def test_the_network_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
