@@ -1,6 +1,6 @@
 """What a population costs: the same round of 1,000 clients out of a thousand, a hundred thousand and a million.
 
-    python -m benchmarks.population [--clients 1000 100000 1000000] [--rounds 7]
+    python -m benchmarks.population [--clients 1000 100000 1000000] [--rounds 60]
 
 Every run is launch.py in a process of its own, on the same made-up images in memory, of which each client has two. Peak
 memory is the process's (ru_maxrss), libraries and images included, and comes while the images are read; beyond the
@@ -118,7 +118,7 @@ def resident_bytes(pid: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=[1000, 100_000, MOST_CLIENTS])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--folder", type=Path, default=Path("runs/population"))
     words = parser.parse_args()
     machine = description()
