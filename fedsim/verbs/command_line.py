@@ -12,7 +12,8 @@ import typer
 from typer.core import TyperGroup
 
 from fedsim import __version__
-from fedsim.comm.leave import LEFT, ToldToLeave
+from fedsim.comm.launcher import find_place
+from fedsim.comm.leave import LEFT, ToldToLeave, put_off_the_end
 from fedsim.errors import RankError, UserError
 
 IS_FIRST_RANK = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
@@ -50,6 +51,8 @@ class Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
         try:
+            if IS_FIRST_RANK and find_place().num_ranks > 1:
+                put_off_the_end()
             return super().invoke(ctx)
         except UserError as error:
             if IS_FIRST_RANK or isinstance(error, RankError):
