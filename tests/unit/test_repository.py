@@ -91,12 +91,10 @@ def test_example_configs_load_and_are_named_like_their_file(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_sweep = path.parent.name == "sweeps"
-    text = path.read_text()
-    if is_sweep:
-        text += (path.parent / yaml.safe_load(text)["base"]).read_text()
+    text = (path.parent / yaml.safe_load(path.read_text())["base"] if is_sweep else path).read_text()
     load = load_distill_config if path.stem.startswith("submodel_") else load_config
     if made := re.search(r"submodel: {folder: runs/(\w+)}", text):
-        assert (path.parent / f"{made[1]}.yaml").is_file(), "the config that launch.py distill makes the folder with"
+        assert (ROOT / f"configs/{made[1]}.yaml").is_file(), "the config that launch.py distill makes the folder with"
         (tmp_path / "runs" / made[1]).mkdir(parents=True)
     if own := re.search(r"root: ([\w./-]+)", text):
         (tmp_path / own[1]).mkdir(parents=True)
