@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from fedsim.config.clock import DEVICE_KEYS, ClockConfig, DeviceClass
-from fedsim.config.mistakes import show
+from fedsim.config.mistakes import mistakes, show
 from fedsim.config.train import TrainConfig
 from fedsim.errors import UserError, reading
 from fedsim.schedule.cohort import num_local_steps
@@ -142,8 +142,9 @@ def _device(cells: dict[str, str], where: str) -> DeviceClass:
             values |= {key: float(cell)} if cell.strip() else {}
         except ValueError:
             raise UserError(where, f"{key} {show(cell)}", "a number, or an empty cell") from None
+    device = {"name": "trace", **values}
     try:
-        return DeviceClass.model_validate({"name": "trace", **values})
+        return DeviceClass.model_validate(device)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UserError(where, f"{first['loc'][0]} {show(first['input'])}", first["msg"]) from None
+        first = mistakes(error, device, DeviceClass)[0]
+        raise UserError(where, f"{first.key} {first.found}", first.expected) from None
