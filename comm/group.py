@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from fedsim.comm.launcher import Place, find_place
-from fedsim.comm.leave import Leave, ToldToLeave, take_the_end
+from fedsim.comm.leave import Leave, ToldToLeave
 from fedsim.comm.meeting import Meeting, meet
 from fedsim.errors import UserError
 
@@ -180,7 +180,6 @@ def open_group() -> Group:
     place = find_place()
     if place.num_ranks == 1:
         return Group(place, _own_device(place), "none", None)
-    take_the_end()
     meeting = meet(place)
     try:
         device = _own_device(place)

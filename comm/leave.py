@@ -15,18 +15,6 @@ LEFT = 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-def put_off_the_end() -> None:
-    """Let SIGTERM wait until ``take_the_end``. What all ranks meet alike the first one tells, and torchrun ends it with
-    this signal once another has failed: it would be gone before it has told.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-
-def take_the_end() -> None:
-    """Let SIGTERM come again; one that waited ends this process here."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
 class ToldToLeave(BaseException):
     """Every rank raises it at the same place, so that the run ends in order; it is to be resumed, and no error."""
 

@@ -5,6 +5,7 @@ Imports nothing slow: the command line begins here.
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,11 +13,12 @@ import typer
 from typer.core import TyperGroup
 
 from fedsim import __version__
-from fedsim.comm.launcher import find_place
-from fedsim.comm.leave import LEFT, ToldToLeave, put_off_the_end
+from fedsim.comm.leave import LEFT, ToldToLeave
 from fedsim.errors import RankError, UserError
 
 IS_FIRST_RANK = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+#: How long another rank leaves it to the first one to tell of a mistake, where torchrun would end that one before.
+TELLING_SECONDS = 30.0
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml.")]
 Overrides = Annotated[
@@ -51,12 +53,13 @@ class Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the verb."""
         try:
-            if IS_FIRST_RANK and find_place().num_ranks > 1:
-                put_off_the_end()
             return super().invoke(ctx)
         except UserError as error:
             if IS_FIRST_RANK or isinstance(error, RankError):
                 print(f"error: {error}", file=sys.stderr)
+            elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                time.sleep(TELLING_SECONDS)  # torchrun ends this rank once the first one has met the mistake, too
+                print(f"error: rank {os.environ['RANK']}: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
         except ToldToLeave as told:
             if IS_FIRST_RANK:

@@ -119,28 +119,13 @@ def test_a_broken_config_ends_all_ranks_with_one_line(tmp_path):
     assert sum("train.lrr" in line for line in done.stderr.splitlines()) == 1
 
 
-TOLD_WHILE_READING = """
-import os, signal, sys
-from fedsim import launch
-
-def read(*arguments, read=launch.load_own, **options):
-    os.kill(os.getpid(), signal.SIGTERM)
-    return read(*arguments, **options)
-
-launch.load_own = read
-launch.main()
-"""
-
-
-def test_rank_0_tells_of_a_broken_config_though_torchrun_ends_it_first(tmp_path: Path) -> None:
-    config = write_config(tmp_path)
-    for mistake, code in (["train.lrr=1"], 2), ([], -signal.SIGTERM):
-        words = ["-c", TOLD_WHILE_READING, "run", config, *mistake, "--out", tmp_path / "run"]
-        first, _ = ranks = bare_ranks(2, words, MASTER_PORT=str(free_port()))
-        ranks[1].kill()
-        error = first.communicate(timeout=120)[1]
-        assert (first.returncode, error.count("train.lrr"), len(error.splitlines())) == (code, *[len(mistake)] * 2)
-        ranks[1].communicate()
+@pytest.mark.parametrize(("kind", "begins"), [("late", "error: command line"), ("alone", "error: rank 1: command")])
+def test_a_mistake_is_told_once_by_whoever_can(kind: str, begins: str, tmp_path: Path) -> None:
+    program = [*command(2)[:-1], "-m", "tests.distributed.uneven", kind, str(write_config(tmp_path)), tmp_path / "run"]
+    done = subprocess.run(program, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if "train.lrr" in line]
+    assert [line[: len(begins)] for line in lines] == [begins]
 
 
 def test_every_broken_config_ends_all_ranks_with_one_line(tmp_path: Path) -> None:
