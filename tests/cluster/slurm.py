@@ -31,6 +31,7 @@ ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
+FirstJobId={first_job}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
@@ -75,11 +76,23 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def claim_jobs() -> tuple[int, socket.socket]:
+    """The first of 100 job numbers that no other SLURM on this machine has while the socket is open. The ranks of a
+    job meet at a port that follows from its number (comm/launcher.py): two with one number would meet each other.
+    """
+    for place in range(100):
+        with contextlib.suppress(OSError):
+            claim = socket.create_server(("127.0.0.1", 19900 + place))
+            return 1 + 101 * place, claim  # 101 jobs on, the ports begin anew, 59 higher
+    raise RuntimeError("ports 19900 to 19999 are all taken")
+
+
 class Slurm:
     """Use as a context manager; ``folder`` needs a short path, since a socket lies in it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._first_job, self._claim = claim_jobs()
         self._daemons: list[subprocess.Popen[bytes]] = []
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | {
             "SLURM_CONF": str(folder / "slurm.conf"),
@@ -108,6 +121,7 @@ class Slurm:
             for process in self._left_over():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
+            self._claim.close()
 
     def ask(self, *command: str, seconds: float = 30) -> str:
         """Standard output of one of SLURM's commands; CalledProcessError if it fails."""
@@ -142,7 +156,8 @@ class Slurm:
         key.write_bytes(secrets.token_bytes(64))
         key.chmod(0o400)
         (self.folder / "state").mkdir()
-        conf = CONF.format(folder=self.folder, host=socket.gethostname().split(".")[0], ports=free_ports(3))
+        host = socket.gethostname().split(".")[0]
+        conf = CONF.format(folder=self.folder, host=host, ports=free_ports(3), first_job=self._first_job)
         (self.folder / "slurm.conf").write_text(conf)
         (self.folder / "gres.conf").write_text(f"Name=gpu File={','.join(DEVICES)}\n")
         # The nodes' GPUs are none, but SLURM would have the job use the first one of this machine.
