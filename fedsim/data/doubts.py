@@ -24,7 +24,7 @@ def doubts(data: Dataset, parts: Sequence[Indices], found: Sequence[Overlap]) ->
     lines = []
     owned = ClientImages.of(parts)
     lines += _clients(np.asarray(owned.sizes) == 0, f"no training {data.unit[:-1]}")
-    if data.targets is None and len(data.class_names) > 1:
+    if data.targets is None and data.masks is None and len(data.class_names) > 1:
         lines += _clients(_num_classes(data, owned) == 1, f"training {data.unit} of one class alone")
     for one in found:
         if one.num_shared:

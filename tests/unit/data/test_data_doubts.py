@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from fedsim.data.doubts import doubts
 from fedsim.data.overlap import Overlap, overlaps
@@ -23,6 +24,9 @@ def test_clients_that_hold_little_are_named() -> None:
         "12 of 13 clients have no training image: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 ...",
     ]
     assert doubts(data, [data.train], []) == []
+    # A pixel has a class, not an image: with background and one structure all images count as that structure's.
+    masks = torch.zeros(len(data.labels), 2, 2, dtype=torch.uint8)
+    assert doubts(replace(data, masks=masks), [data.train[labels == 0], data.train[labels != 0]], []) == []
 
 
 def test_images_in_two_splits_and_patients_at_two_clients_are_counted() -> None:

@@ -11,7 +11,7 @@ import pytest
 from fedsim.runfolder.partition import describe_partition, notes
 from fedsim.schedule.cohort import draw_cohort
 from fedsim.verbs import check as plan
-from fedsim.verbs.trial import trial_rows
+from fedsim.verbs import trial
 from tests.helpers import TINY_VIT, make_config, make_dataset, make_simulation, same_bits
 
 
@@ -103,7 +103,22 @@ def test_a_trial_leaves_no_trace(sections: dict[str, Any]) -> None:
     state = sim.initial_state()
     before = {name: value.clone() for name, value in state.params.items()}
     cohort = draw_cohort(sim.config.clients, sim.config.train, sim.sizes, sim.config.seed, 1)
-    rows = dict(trial_rows(sim, state, cohort))
+    rows = dict(trial.trial_rows(sim, state, cohort))
     assert rows.keys() == {"seconds per round", "whole run", "memory"}
     assert same_bits(state.params, before)
     assert not list(sim.store.sizes())
+
+
+@pytest.mark.parametrize(("clients", "evaluation"), [(False, "2"), (True, "6")])
+def test_a_round_takes_each_clients_own_steps(monkeypatch: pytest.MonkeyPatch, clients: bool, evaluation: str) -> None:
+    """20 and 6 images in batches of 8 are 3 steps and 1, in one block of both."""
+    dataset, parts = make_dataset([20, 6])
+    config = make_config(
+        clients={"count": 2, "per_block": 2}, train={"batch_size": 8, "epochs": 1}, evaluate={"clients": clients}
+    )
+    sim = make_simulation(config, dataset, parts)
+    cohort = draw_cohort(sim.config.clients, sim.config.train, sim.sizes, sim.config.seed, 1)
+    monkeypatch.setattr(trial, "step_seconds", lambda *_: 0.5)
+    monkeypatch.setattr(trial, "evaluation_seconds", lambda *_: 2.0)
+    found = dict(trial.trial_rows(sim, sim.initial_state(), cohort))["seconds per round"]
+    assert found == f"about 2 of training and {evaluation} of evaluation, by one rank here"
