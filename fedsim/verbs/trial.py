@@ -13,8 +13,8 @@ from fedsim.measure.scores import evaluation_rows
 from fedsim.schedule.cohort import Cohort, num_local_steps
 from fedsim.simulation import Simulation
 
-#: Steps of the two trials; what every local pass does once, such as laying out weights, is in both. The first does not count:
-#: it reads images and compiles, once in a run. Of the others the faster counts: a machine has other work, too.
+#: Steps of the two trials; what every local pass does once, such as laying out weights, is in both. The first is not
+#: counted: it reads images and compiles, once in a run. Of the others the faster is: a machine has other work, too.
 FEW, MORE = 1, 3
 TRIALS = (MORE, FEW, MORE, FEW, MORE)
 GIB = 2**30
