@@ -5,7 +5,7 @@ validation found best.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ from fedsim.config.mistakes import nearest
 from fedsim.errors import UserError
 from fedsim.results.likeness import SEED, text_of, unlike
 from fedsim.results.reading import CLIENTS, UNFINISHED, Results, is_less_better
-from fedsim.results.statistics import LEVEL, Difference, all_differences, best_of, is_best
+from fedsim.results.statistics import FEWEST_SEEDS, LEVEL, Difference, all_differences, best_of, is_best
 
 METHOD = "config.algorithm.name"
 #: Keys of the config that change no result, or that name the run.
@@ -118,9 +118,10 @@ def groups(runs: pd.DataFrame, per: Sequence[str]) -> Iterator[tuple[tuple[str, 
 def labels(runs: pd.DataFrame) -> pd.Series:
     """Return what each run's contender is called: its method, and the keys in which runs of one method differ."""
     named = runs[METHOD].astype(str)
+    runs = without_solved(runs)
     for key in config_keys(runs):
         name = f"config.{key}"
-        if name in (METHOD, SEED) or name.startswith(IDLE) or is_solved(runs, name):
+        if name in (METHOD, SEED) or name.startswith(IDLE):
             continue
         texts = text_of(runs[name])
         if (texts.groupby(runs[METHOD]).nunique() > 1).any():
@@ -130,10 +131,12 @@ def labels(runs: pd.DataFrame) -> pd.Series:
     return named
 
 
-def is_solved(runs: pd.DataFrame, name: str) -> bool:
-    """Whether a key follows from others: the noise for an epsilon, which every partition has its own of."""
-    epsilon = "config.privacy.epsilon"
-    return name == "config.privacy.noise_multiplier" and epsilon in runs and bool(runs[epsilon].notna().all())
+def without_solved(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return runs without the noise that follows from an epsilon: every partition has its own."""
+    noise, epsilon = "config.privacy.noise_multiplier", "config.privacy.epsilon"
+    if not {noise, epsilon} <= {*runs.columns}:
+        return runs
+    return runs.assign(**{noise: runs[noise].where(runs[epsilon].isna(), None)})
 
 
 def table(
@@ -154,7 +157,7 @@ def table(
     by_run = dict(iter(rounds.groupby("run", sort=False)))
     within = {column: at_equal(runs, by_run, metric, column) for column in (BYTES, STEPS)}
     deviations = runs["run"].map(lambda name: deviation(by_run[name]))
-    reached = {} if wish.reach is None else spent_to_reach(runs, by_run, wish.reach)
+    reached = {} if wish.reach is None else spent_to_reach(runs, by_run, metric, wish.reach)
     rows = []
     for name in scores.columns:
         own = runs["contender"] == name
@@ -168,24 +171,22 @@ def table(
         row["epsilon"] = runs.loc[own, "epsilon"].astype(float).mean(skipna=False) if "epsilon" in runs else np.nan
         row["deviation"] = deviations[own].mean()
         for column, (budget, found) in within.items():
-            row |= {f"budget_{column}": budget, f"mean_at_equal_{column}": found[own].mean()}
-            row[f"spread_at_equal_{column}"] = found[own].std(ddof=1)
+            row |= {f"budget_{column}": budget, f"mean_at_equal_{column}": found[own].mean(skipna=False)}
+            row[f"spread_at_equal_{column}"] = found[own].std(ddof=1, skipna=False)
         for column, found in reached.items():
-            row |= {f"{column}_to_reach": found[own].mean()}
-        if BYTES in reached:
-            row["seeds_that_reach"] = int(reached[BYTES][own].count())
+            row |= {f"{column}_to_reach": found[own].mean(), f"{column}_seeds_that_reach": int(found[own].count())}
         rows.append(row)
-    holds = best is not None and is_best(best, scores, differences)
-    known = [*notes, *what_to_know(runs, scores)]
+    holds = best is not None and is_best(best, scores, differences, lower=lower)
+    known = [*notes, *what_to_know(runs, scores, differences)]
     return Comparison(metric, values, pd.DataFrame(rows), scores, differences, best, holds, list(runs["run"]), known)
 
 
 def at_equal(runs: pd.DataFrame, rounds: dict[str, pd.DataFrame], metric: str, column: str) -> tuple[float, pd.Series]:
-    """Return the least that a contender has spent in all, and each run's score at the last evaluation within it.
+    """Return the least that a contender has spent in all, and each run's score within it.
 
     The least is that of the seed, over all contenders that have spent something; the first value is its mean over the
     seeds. The score is that of the round, among those within, that validation found best; nan where no evaluated round
-    is.
+    is, and where that one's test was not measured.
     """
     spent = pd.Series([rounds[name][column].astype(float).sum(skipna=False) for name in runs["run"]], index=runs.index)
     least = spent.where(spent > 0).groupby(runs[SEED]).min()
@@ -217,16 +218,18 @@ def deviation(rounds: pd.DataFrame) -> float:
     return float(rounds[columns].astype(float).stack().mean()) if columns else float("nan")
 
 
-def spent_to_reach(runs: pd.DataFrame, rounds: dict[str, pd.DataFrame], reach: float) -> dict[str, pd.Series]:
-    """Return the bytes up and down until a run's validation is as good as ``reach``, and seconds of simulated clocks.
+def spent_to_reach(
+    runs: pd.DataFrame, rounds: dict[str, pd.DataFrame], metric: str, reach: float
+) -> dict[str, pd.Series]:
+    """Return the bytes up and down until validation by the metric is as good as ``reach``, and simulated seconds.
 
     nan where it never is, and for a run without a clock; no seconds where no run has one.
     """
     bytes_spent, seconds = [], []
-    for name, best_by in zip(runs["run"], runs["best_by"], strict=True):
+    for name in runs["run"]:
         own = rounds[name]
-        validation = own[f"val.{best_by}"].astype(float)
-        is_there = validation <= reach if is_less_better(best_by) else validation >= reach
+        validation = own[f"val.{metric}"].astype(float)
+        is_there = validation <= reach if is_less_better(metric) else validation >= reach
         first = own.assign(spent=own[BYTES].cumsum())[is_there].head(1)
         bytes_spent.append(float(first["spent"].sum(min_count=1)))
         seconds.append(float(first[CLOCK].sum(min_count=1)) if CLOCK in own else np.nan)
@@ -234,15 +237,19 @@ def spent_to_reach(runs: pd.DataFrame, rounds: dict[str, pd.DataFrame], reach: f
     return {column: pd.Series(values, index=runs.index, dtype=float) for column, values in found.items()}
 
 
-def what_to_know(runs: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
+def what_to_know(
+    runs: pd.DataFrame, scores: pd.DataFrame, differences: Mapping[tuple[str, str], Difference]
+) -> list[str]:
     """Return what a reader must be told of a table's runs."""
     notes = []
     if scores.isna().any(axis=None):
         notes.append(
             "a difference is over the seeds that both contenders have; one that lacks a seed is not taken for the best"
         )
-    if len(scores) < 3:
-        notes.append(f"{len(scores)} seeds: too few for a difference to mean anything")
+    fewest = min((one.seeds for one in differences.values()), default=len(scores))
+    if fewest < FEWEST_SEEDS:
+        notes.append(f"{fewest} seeds: too few for a difference to mean anything")
+    runs = without_solved(runs)
     differing = [
         key
         for key in config_keys(runs)
@@ -253,6 +260,8 @@ def what_to_know(runs: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
         notes.append(f"methods differ in {', '.join(differing)} too")
     if runs["cpu"].nunique() > 1 or runs["ranks"].nunique() > 1:
         notes.append("seconds are of different machines or numbers of ranks")
+    if runs["commit"].nunique() > 1:
+        notes.append(f"runs are of {runs['commit'].nunique()} commits of fedsim")
     if runs[STEPS].isna().any():
         notes.append("client steps are hidden where privacy.observe is false")
     return notes

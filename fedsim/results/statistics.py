@@ -12,6 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 
 LEVEL = 0.05
+#: With two, both signs are the same in half of the cases, and a t-test hangs on one degree of freedom.
+FEWEST_SEEDS = 3
 RESAMPLES = 9999
 #: Differences that differ by less, relative to their size, are the same: rounding is no spread.
 SAME = 1e-9
@@ -23,8 +25,8 @@ class Difference:
 
     ``low`` to ``high``: the interval of Student's paired t at 1 - level, for this pair alone; ``resampled_low`` to
     ``resampled_high``: of the bootstrap. ``p``: of the paired t-test; ``p_corrected``: after Holm, over all pairs.
-    ``holds``: whether the corrected p is below the level and the bootstrap's interval leaves zero out. nan, and no
-    difference that holds, with fewer than two seeds, and where the difference is the same in all.
+    ``holds``: whether the corrected p is below the level and the bootstrap's interval leaves zero out, over three seeds
+    or more. nan, and no difference that holds, with fewer than two, and where the difference is the same in all.
     """
 
     first: str
@@ -52,7 +54,8 @@ def all_differences(scores: pd.DataFrame, level: float = LEVEL) -> dict[tuple[st
     found = {}
     for (first, second), row, p in zip(pairs, tested, corrected, strict=True):
         excludes_zero = row["resampled_low"] > 0 or row["resampled_high"] < 0
-        one = Difference(first, second, p_corrected=p, holds=bool(p < level and excludes_zero), **row)
+        holds = bool(row["seeds"] >= FEWEST_SEEDS and p < level and excludes_zero)
+        one = Difference(first, second, p_corrected=p, holds=holds, **row)
         found[first, second], found[second, first] = one, _turned(one)
     return found
 
@@ -126,7 +129,15 @@ def best_of(scores: pd.DataFrame, *, lower: bool = False) -> str | None:
     return str(means.idxmin() if lower else means.idxmax())
 
 
-def is_best(name: str, scores: pd.DataFrame, differences: dict[tuple[str, str], Difference]) -> bool:
-    """Whether the differences between a contender and each other one hold, and there is another."""
+def better_than(name: str, differences: dict[tuple[str, str], Difference], *, lower: bool = False) -> list[str]:
+    """Return the contenders that are better than this one by a difference that holds."""
+    against = (one for (first, _), one in differences.items() if first == name)
+    return [one.second for one in against if one.holds and (one.mean > 0) == lower]
+
+
+def is_best(
+    name: str, scores: pd.DataFrame, differences: dict[tuple[str, str], Difference], *, lower: bool = False
+) -> bool:
+    """Whether a contender is better than each other one by a difference that holds, and there is another."""
     others = [other for other in scores.columns if other != name]
-    return bool(others) and all(differences[name, other].holds for other in others)
+    return bool(others) and all(name in better_than(other, differences, lower=lower) for other in others)

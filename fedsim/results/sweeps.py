@@ -12,21 +12,22 @@ FILE_NAME = "sweep.json"
 #: The folder of the runs that settings are chosen by.
 TRIALS = "trials"
 #: Of the file's form; a change that readers would stumble over raises it.
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
 class SweepRecord:
     """``cells``: names of the run folders. ``per``: keys with a table of their own for each value.
 
-    ``trials``: names, contenders and settings of the runs that chose; ``chosen``: settings by contender; ``diverged``:
-    names of the trials that did.
+    ``trials``: names, contenders and settings of the runs that chose; ``by``: the metric that they were judged by, None
+    for each run's own; ``chosen``: settings by contender; ``diverged``: names of the trials that did.
     """
 
     cells: list[str]
     contenders: dict[str, str]
     per: list[str]
     trials: list[dict[str, Any]]
+    by: str | None
     chosen: dict[str, dict[str, Any]]
     diverged: list[str]
 
@@ -48,6 +49,7 @@ def read_sweep(folder: Path) -> SweepRecord:
                 {cell["name"]: cell["contender"] for cell in content["cells"]},
                 content["per"],
                 content["trials"],
+                content["by"],
                 content["chosen"],
                 content["diverged"],
             )

@@ -54,10 +54,10 @@ def shown(one: Comparison, wish: Wish) -> Shown:
             makers.append(equal_maker(column))
     if wish.reach is not None:
         header.append(f"MB to validation {wish.reach:g}")
-        makers.append(lambda row: reach_text(row))
+        makers.append(lambda row: reach_text(row, BYTES, BIG))
         if f"{CLOCK}_to_reach" in numbers:
             header.append(f"simulated seconds to validation {wish.reach:g}")
-            makers.append(lambda row: amount(row[f"{CLOCK}_to_reach"]))
+            makers.append(lambda row: reach_text(row, CLOCK, 1))
     rows = [[make(row) for make in makers] for _, row in numbers.iterrows()]
     names = list(numbers["contender"])
     bold = (names.index(one.best), 2) if one.holds and one.best is not None else None
@@ -115,10 +115,11 @@ def amount(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def reach_text(row: pd.Series) -> str:
-    """Return the bytes to a score, and how many seeds get there where not all do."""
-    seeds = f" ({row['seeds_that_reach']} of {row['seeds']})" if row["seeds_that_reach"] < row["seeds"] else ""
-    return amount(row["bytes_to_reach"] / BIG) + seeds
+def reach_text(row: pd.Series, column: str, unit: float) -> str:
+    """Return what is spent until a score, and how many seeds get there where not all do."""
+    number = row[f"{column}_seeds_that_reach"]
+    seeds = f" ({number} of {row['seeds']})" if number < row["seeds"] else ""
+    return amount(row[f"{column}_to_reach"] / unit) + seeds
 
 
 def markdown(tables: Sequence[Shown]) -> str:

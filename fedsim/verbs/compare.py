@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from fedsim.config.plain_yaml import flatten
 from fedsim.errors import UserError
 from fedsim.machine.files import naming_files, write_atomic
 from fedsim.results.comparing import Comparison, Wish, compare
+from fedsim.results.likeness import is_missing
 from fedsim.results.reading import UNFINISHED, Results, load
 from fedsim.results.sweeps import SweepRecord, is_sweep, read_sweep
 from fedsim.results.tables import csv, latex, markdown, shown, web
@@ -31,7 +33,7 @@ def completed(wish: Wish, paths: Sequence[Path]) -> Wish:
 
 def tables(results: Results, paths: Sequence[Path], wish: Wish) -> list[Comparison]:
     """Return the tables of the runs behind ``paths``, with what sweeps among these have to say."""
-    notes = [note for path in paths if is_sweep(path) for note in about_sweep(path, read_sweep(path))]
+    notes = [note for path in paths if is_sweep(path) for note in about_sweep(path, read_sweep(path), results)]
     return [replace(one, notes=[*one.notes, *notes]) for one in compare(results, wish)]
 
 
@@ -65,12 +67,12 @@ def written(found: Sequence[Comparison], form: Format, wish: Wish) -> str:
     return makers[form]([shown(one, wish) for one in found])
 
 
-def about_sweep(folder: Path, record: SweepRecord) -> list[str]:
+def about_sweep(folder: Path, record: SweepRecord, results: Results) -> list[str]:
     """Return what a reader must know of a sweep: cells that are not there, and how settings were chosen."""
     missing = [name for name in record.cells if not (folder / name / "results.json").is_file()]
-    more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
-    named = ", ".join(missing[:MOST_NAMED]) + more
-    notes = [f"{len(missing)} of {len(record.cells)} cells are not done: {named}"] if missing else []
+    notes = [f"{len(missing)} of {len(record.cells)} cells are not done: {named(missing)}"] if missing else []
+    if strange := not_chosen(folder, record, results):
+        notes.append(f"settings that the present trials have not chosen: {named(strange)}")
     if record.trials:
         contenders = dict.fromkeys(trial["contender"] for trial in record.trials)
         each = len(record.trials) // max(1, len(contenders))
@@ -81,3 +83,24 @@ def about_sweep(folder: Path, record: SweepRecord) -> list[str]:
         for name, setting in record.chosen.items():
             notes.append(f"{name}: {', '.join(f'{key}={value}' for key, value in setting.items())}")
     return notes
+
+
+def not_chosen(folder: Path, record: SweepRecord, results: Results) -> list[str]:
+    """Return the cells whose contender has trials, and that were not run with the setting which these have chosen."""
+    tuned = {trial["contender"] for trial in record.trials}
+    found = []
+    for _, run in results.runs.iterrows():
+        path = Path(run["folder"])
+        contender = record.contenders.get(path.name, "")
+        if path.parent == folder and contender in tuned:
+            setting = flatten(record.chosen.get(contender, {}), ".")
+            has = {key: run[f"config.{key}"] for key in setting if f"config.{key}" in run}
+            if not setting or any(setting[key] != (None if is_missing(had) else had) for key, had in has.items()):
+                found.append(path.name)
+    return found
+
+
+def named(names: Sequence[str]) -> str:
+    """Return names, or the first of many."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more

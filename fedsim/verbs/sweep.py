@@ -59,6 +59,7 @@ def run_sweep(file: Path, out: Path, ranks: Ranks, say: Say) -> bool:
             record(plan, {})
             run_all(trials, ranks, say)
             chosen = choose(plan)
+            cells = plan.cells(chosen)  # refuses cells that were run with another setting
             record(plan, chosen)
             for contender, setting in chosen.items():
                 say(f"{contender}: validation chose {', '.join(f'{k}={v}' for k, v in setting.items())}")
@@ -66,7 +67,6 @@ def run_sweep(file: Path, out: Path, ranks: Ranks, say: Say) -> bool:
             for contender in dict.fromkeys(trial.contender for trial in trials):
                 if contender not in chosen and contender not in left:
                     say(f"{contender}: no setting that did not diverge, so none of its cells; tune needs other values")
-            cells = plan.cells(chosen)
             run_all(cells, ranks, say)
         finally:
             lock.release()
@@ -97,12 +97,13 @@ def cell_at(file: Path, out: Path, index: int) -> tuple[Config, Path]:
     if not 0 <= index < count:
         raise UserError("--index", str(index), f"0 to {count - 1}")
     claim(out)
+    cells = plan.cells(chosen)  # refuses cells that were run with another setting
     if find_place().rank == 0:
         record(plan, chosen)
     if index < len(trials):
         return trials[index].config, trials[index].folder
     name = plan.drafts[index - len(trials)].name
-    for cell in plan.cells(chosen):
+    for cell in cells:
         if cell.name == name:
             return cell.config, cell.folder
     raise UserError(
@@ -155,6 +156,7 @@ def record(plan: Plan, chosen: Mapping[str, Changes]) -> None:
         "per": plan.sweep.per,
         "cells": [asdict(draft) for draft in plan.drafts],
         "trials": trials,
+        "by": None if plan.sweep.tune is None else plan.sweep.tune.by,
         "chosen": chosen,
         "diverged": [cell.name for cell in plan.trials if cell.has_diverged],
     }

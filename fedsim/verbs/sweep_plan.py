@@ -61,8 +61,8 @@ class Cell:
 
     @property
     def has_diverged(self) -> bool:
-        """Whether the run ended since its training diverged, as its log says; it would again."""
-        if self.results is not None or not self.log.is_file():
+        """Whether the run ended since its training diverged, as its log says and its folder is there."""
+        if self.results is not None or not (self.log.is_file() and self.folder.is_dir()):
             return False
         lines = self.log.read_bytes()[-LOG_BYTES:].decode(errors="replace").splitlines()
         errors = [line for line in lines if line.startswith("error: ")]
@@ -118,11 +118,7 @@ class Plan:
         self.file, self.out = file, out
         self.sweep: SweepConfig = load_sweep(file)
         self.drafts = list(drafts(self.sweep))
-        names = [draft.name for draft in self.drafts]
-        for name in names:
-            if names.count(name) > 1:
-                expected = "values that differ, or name in the entries of list"
-                raise UserError(f"{file}: list, grid", f"two cells named {name}", expected)
+        self._check_names("list, grid", "cells", [draft.name for draft in self.drafts])
         # Without what is tuned: enough to know every cell's method, and to find mistakes before anything runs.
         self._untuned = {
             draft.name: self._settled(draft.name, draft.changes, out / draft.name) for draft in self.drafts
@@ -143,6 +139,7 @@ class Plan:
                     name = join(contender, *words_of(setting), f"seed{seed}")
                     changes = {**draft.changes, **setting, "seed": seed}
                     found.append(self._cell(Draft(name, contender, changes), self.out / TRIALS / name, setting))
+        self._check_names("tune", "trials", [trial.name for trial in found])
         return found
 
     def cells(self, chosen: Mapping[str, Changes]) -> list[Cell]:
@@ -153,6 +150,12 @@ class Plan:
                 tuned = replace(draft, changes={**draft.changes, **chosen.get(draft.contender, {})})
                 found.append(self._cell(tuned, self.out / draft.name))
         return found
+
+    def _check_names(self, where: str, what: str, names: Sequence[str]) -> None:
+        for name in names:
+            if names.count(name) > 1:
+                expected = "values that differ, or name in the entries of list"
+                raise UserError(f"{self.file}: {where}", f"two {what} named {name}", expected)
 
     def _check_tuning(self, tune: TuneConfig) -> None:
         """UserError where tuning would see a seed that counts, or methods would have more trials than others."""

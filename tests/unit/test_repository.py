@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,6 +99,9 @@ def test_example_configs_load_and_are_named_like_their_file(
         (tmp_path / "runs" / made[1]).mkdir(parents=True)
     if own := re.search(r"root: ([\w./-]+)", text):
         (tmp_path / own[1]).mkdir(parents=True)
+    if partition := re.search(r"path: ([\w./-]+)", text):
+        (tmp_path / partition[1]).parent.mkdir(parents=True)
+        shutil.copy(ROOT / partition[1], tmp_path / partition[1])
     monkeypatch.chdir(tmp_path)
     if is_sweep:
         plan = Plan(path, tmp_path / "out")

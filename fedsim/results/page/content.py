@@ -12,7 +12,8 @@ from fedsim.results.comparing import Comparison, Wish, groups, require_keys
 from fedsim.results.page.charts import MEGABYTE, charts, short
 from fedsim.results.page.clients import clients_of
 from fedsim.results.page.grids import Grid, from_shown, grid, shared_and_differing
-from fedsim.results.reading import DIGESTS, UNFINISHED, Results
+from fedsim.results.reading import DIGESTS, UNFINISHED, Results, client_scores, is_less_better, round_rows
+from fedsim.results.statistics import better_than
 from fedsim.results.sweeps import TRIALS, is_sweep, read_sweep
 from fedsim.results.tables import legend, shown, spread
 from fedsim.storage.rows import read_object
@@ -126,6 +127,9 @@ def verdict(one: Comparison) -> str:
         return f"{one.best} has {score}."
     if one.holds:
         return f"{one.best} is best, with {score}. Its difference to each other contender holds."
+    ahead = better_than(one.best, one.differences, lower=is_less_better(one.metric))
+    if ahead:
+        return f"{one.best} has the best mean of all seeds, with {score}. Better over shared seeds: {', '.join(ahead)}."
     return f"{one.best} has the best mean, with {score}. That it is better than all others is not shown."
 
 
@@ -186,8 +190,11 @@ def trials_grid(sweeps: Sequence[Path]) -> Grid | None:
     for sweep in sweeps:
         record = read_sweep(sweep)
         for trial in record.trials:
-            results = read_object(sweep / TRIALS / trial["name"] / "results.json") or {}
-            validation = (results.get("val") or {}).get(results.get("best_by"))
+            folder = sweep / TRIALS / trial["name"]
+            results = read_object(folder / "results.json") or {}
+            by = record.by or results.get("best_by")
+            scores = client_scores(round_rows(folder)) if record.by else flatten({"val": results.get("val") or {}}, ".")
+            validation = scores.get(f"val.{by}")
             state = "diverged" if trial["name"] in record.diverged else results.get("status", "not done")
             chosen = "chosen" if record.chosen.get(trial["contender"]) == trial["setting"] else ""
             setting = ", ".join(f"{key}={value}" for key, value in trial["setting"].items())

@@ -12,6 +12,7 @@ import yaml
 from fedsim.errors import UserError
 from fedsim.results.comparing import Comparison, Wish, compare
 from fedsim.results.figures.curves import score_figure
+from fedsim.results.page.content import verdict
 from fedsim.results.reading import load
 from fedsim.results.tables import csv, latex, markdown, shown, web
 
@@ -87,6 +88,44 @@ def test_no_one_is_bold_where_the_difference_may_be_chance(tmp_path: Path) -> No
     assert "**0" not in markdown([shown(table, Wish())])
 
 
+def test_whoever_has_all_seeds_is_not_bold_where_another_is_better(tmp_path: Path) -> None:
+    """A cell that failed takes the better method out of the running, and does not make the worse one the best."""
+    scores = {**CLEAR, "deer": CLEAR["deer"][:4]}
+    table = one_table(write_runs(tmp_path, scores))
+    assert (table.best, table.holds) == ("fedavg", False)
+    text = markdown([shown(table, Wish())])
+    assert "| deer | 4 | 0.805 ± 0.017 | +0.300 [" in text
+    assert "**0" not in text
+    assert verdict(table).endswith("Better over shared seeds: deer.")
+    losses = one_table(write_runs(tmp_path / "loss", scores), metrics=["loss"])
+    assert (losses.best, losses.holds) == ("fedavg", False)
+
+
+def test_two_seeds_show_nothing(tmp_path: Path) -> None:
+    """Two differences may be as alike as chance will have it."""
+    table = one_table(write_runs(tmp_path, {"fedavg": [0.5, 0.52], "deer": [0.8, 0.82001]}))
+    assert not table.holds
+    assert "2 seeds: too few for a difference to mean anything" in table.notes
+    shared = one_table(write_runs(tmp_path / "shared", {"fedavg": [0.5, 0.6, 0.7], "deer": [0.8, 0.82]}))
+    assert "2 seeds: too few for a difference to mean anything" in shared.notes
+
+
+def test_an_epsilon_s_noise_is_no_contender_s_own(tmp_path: Path) -> None:
+    """Beside runs without privacy, too."""
+    runs = write_runs(tmp_path / "open", {"fedavg": [0.7, 0.8, 0.75]}, privacy=None)
+    for seed, score in enumerate([0.5, 0.6, 0.52]):
+        privacy = {"epsilon": 8.0, "noise_multiplier": 1.1 + seed / 10}
+        runs.append(write_run(tmp_path / f"private_{seed}", "fedavg", seed, [score], privacy=privacy))
+    assert one_table(runs).numbers["seeds"].tolist() == [3, 3]
+
+
+def test_runs_of_two_commits_are_told(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path, {"fedavg": [0.5, 0.6, 0.7]})
+    for run, commit in zip(runs, "aab", strict=True):
+        (run / "environment.json").write_text(json.dumps({"git": {"commit": commit}}))
+    assert "runs are of 2 commits of fedsim" in one_table(runs).notes
+
+
 def test_sums_over_the_rounds(tmp_path: Path) -> None:
     row = one_table(write_runs(tmp_path, {"fedavg": [0.5, 0.6]})).numbers.iloc[0]
     assert (row["bytes_up"], row["bytes_down"], row["seconds"], row["client_steps"]) == (2e6, 2e6, 4.0, 20.0)
@@ -107,6 +146,16 @@ def test_scores_at_equal_bytes_and_steps(tmp_path: Path) -> None:
     assert pd.isna(numbers.loc["deer", "mean_at_equal_client_steps"])
 
 
+def test_a_seed_without_a_score_within_the_budget_is_not_left_out_of_the_mean(tmp_path: Path) -> None:
+    """Seed 0 of the cheap method stopped early: its budget is less than a round of the dear one."""
+    runs = [write_run(tmp_path / "cheap_0", "fedavg", 0, [0.5], status="stopped early")]
+    runs += [write_run(tmp_path / f"cheap_{seed}", "fedavg", seed, [0.5, 0.6]) for seed in (1, 2)]
+    runs += write_runs(tmp_path / "dear", {"deer": [0.2, 0.5, 0.8]}, per_round=(2_000_000, 10))
+    numbers = one_table(runs).numbers.set_index("contender")
+    assert pd.isna(numbers.loc["deer", "mean_at_equal_bytes"])
+    assert numbers.loc["fedavg", "mean_at_equal_bytes"] == pytest.approx((0.5 + 0.6 + 0.6) / 3)
+
+
 def test_who_sends_nothing_sets_no_budget(tmp_path: Path) -> None:
     runs = write_runs(tmp_path / "one", {"local": [0.5]}, per_round=(0, 10)) + write_runs(tmp_path, {"fedavg": [0.6]})
     numbers = one_table(runs).numbers
@@ -118,8 +167,15 @@ def test_bytes_to_reach_a_score(tmp_path: Path) -> None:
     table = one_table(write_runs(tmp_path, {"fedavg": [0.5, 0.65], "deer": [0.7, 0.8]}), reach=0.6)
     numbers = table.numbers.set_index("contender")
     assert numbers["bytes_to_reach"].tolist() == [4e6, 2e6]
-    assert numbers["seeds_that_reach"].tolist() == [1, 2]
+    assert numbers["bytes_seeds_that_reach"].tolist() == [1, 2]
     assert "| 4 (1 of 2) |" in markdown([shown(table, Wish(reach=0.6))])
+
+
+def test_a_score_is_reached_in_the_table_s_own_metric(tmp_path: Path) -> None:
+    """A loss of 0.4 takes fedavg's second round, an accuracy of 0.4 its first."""
+    runs = write_runs(tmp_path, {"fedavg": [0.6, 0.65], "deer": [0.7, 0.8]})
+    numbers = one_table(runs, metrics=["loss"], reach=0.4).numbers.set_index("contender")
+    assert numbers["bytes_to_reach"].tolist() == [4e6, 2e6]
 
 
 def test_an_epsilon_without_bound_is_not_left_out_of_the_mean(tmp_path: Path) -> None:

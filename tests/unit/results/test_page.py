@@ -222,8 +222,8 @@ def test_trials_are_counted(tmp_path: Path) -> None:
     write_run(sweep / "deer_seed1", "deer", 1, [0.5])
     write_run(sweep / "trials" / "deer_lr1_seed9", "deer", 9, [0.4])
     trials = [{"name": f"deer_lr{lr}_seed9", "contender": "deer", "setting": {"train.lr": lr}} for lr in (1, 2)]
-    record = {"schema": 1, "cells": [{"name": "deer_seed1", "contender": "deer"}], "per": [], "trials": trials}
-    record |= {"chosen": {"deer": {"train.lr": 1}}, "diverged": ["deer_lr2_seed9"]}
+    record = {"schema": 2, "cells": [{"name": "deer_seed1", "contender": "deer"}], "per": [], "trials": trials}
+    record |= {"by": None, "chosen": {"deer": {"train.lr": 1}}, "diverged": ["deer_lr2_seed9"]}
     (sweep / "sweep.json").write_text(json.dumps(record))
     assert report([sweep], Wish(), None) == sweep / "report.html"
     words = Reader((sweep / "report.html").read_text()).words
@@ -231,6 +231,14 @@ def test_trials_are_counted(tmp_path: Path) -> None:
     at = words.index("deer_lr1_seed9")
     assert words[at : at + 6] == ["deer_lr1_seed9", "deer", "train.lr=1", "finished", "0.4", "chosen"]
     assert any("2 trial runs for each contender, 2 in all, 1 of them diverged" in line for line in words)
+    # Judged by the clients' own models, a trial is shown with their score.
+    (row,) = map(json.loads, (sweep / "trials" / "deer_lr1_seed9" / "metrics.jsonl").read_text().splitlines())
+    row["diagnostics"] = {"clients": {split: {"f1": {"after": {"mean": 0.75}}} for split in ("val", "test")}}
+    (sweep / "trials" / "deer_lr1_seed9" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (sweep / "sweep.json").write_text(json.dumps(record | {"by": "clients.f1"}))
+    report([sweep], Wish(), None)
+    words = Reader((sweep / "report.html").read_text()).words
+    assert words[words.index("deer_lr1_seed9") :][4] == "0.75"
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:

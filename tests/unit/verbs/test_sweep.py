@@ -192,7 +192,7 @@ def test_a_trial_that_diverged_is_the_worst_and_is_not_run_again(
         if cell.config.train.lr < 0.01:
             return run_here(cell, ranks)
         started.append(cell.name)
-        cell.log.parent.mkdir(parents=True, exist_ok=True)
+        cell.folder.mkdir(parents=True)
         cell.log.write_text(f"error: client 3: found nan; expected numbers ({DIVERGED})\n")
         return 2
 
@@ -206,6 +206,40 @@ def test_a_trial_that_diverged_is_the_worst_and_is_not_run_again(
     started.clear()
     assert verb.run_sweep(file, tmp_path / "out", RANKS, str)
     assert started == []
+    # Whoever has mended the base removes the run, and need not know of its log.
+    (tmp_path / "out" / "trials" / "fedavg_lr0.1_seed7").rmdir()
+    assert verb.run_sweep(file, tmp_path / "out", RANKS, str)
+    assert started == ["fedavg_lr0.1_seed7"]
+
+
+@pytest.mark.usefixtures("started")
+def test_cells_with_a_setting_that_other_trials_do_not_choose_are_told(tmp_path: Path) -> None:
+    tune = {"seeds": [7], "grid": {"train.lr": [0.001]}}
+    words = {"grid": {"algorithm.name": ["fedavg"], "seed": [3]}, "tune": tune}
+    file, out = write_sweep(tmp_path, **words), tmp_path / "out"
+    assert verb.run_sweep(file, out, RANKS, str)
+    (fine,) = comparisons([out], Wish())[1]
+    assert "fedavg: train.lr=0.001" in fine.notes
+    assert not any("not chosen" in note for note in fine.notes)
+    file = write_sweep(tmp_path, **{**words, "tune": {**tune, "grid": {"train.lr": [0.05]}}})
+    with pytest.raises(UserError, match=r"cell fedavg_seed3: train.lr: found 0.05; expected 0.001"):
+        verb.run_sweep(file, out, RANKS, str)
+    with pytest.raises(UserError, match=r"cell fedavg_seed3: train.lr: found 0.05; expected 0.001"):
+        verb.cell_at(file, out, 0)
+    (stale,) = comparisons([out], Wish())[1]
+    assert "settings that the present trials have not chosen: fedavg_seed3" in stale.notes
+    assert not any("train.lr" in note for note in stale.notes)
+    record = json.loads((out / "sweep.json").read_text())
+    (out / "sweep.json").write_text(json.dumps(record | {"chosen": {"fedavg": {"train.lr": 0.05}}}))
+    (stale,) = comparisons([out], Wish())[1]
+    assert "settings that the present trials have not chosen: fedavg_seed3" in stale.notes
+
+
+def test_two_trials_of_one_name_are_refused(tmp_path: Path) -> None:
+    tune = {"seeds": [7], "grid": {"model.name": ["timm:a/b", "timm:a b"]}}
+    file = write_sweep(tmp_path, grid={"algorithm.name": ["fedavg"], "seed": [3]}, tune=tune)
+    with pytest.raises(UserError, match="tune: found two trials named fedavg_timm-a-b_seed7"):
+        verb.status(file, tmp_path / "out")
 
 
 def test_a_contender_of_which_all_trials_diverged_holds_nobody_up(
@@ -216,7 +250,7 @@ def test_a_contender_of_which_all_trials_diverged_holds_nobody_up(
     def run_or_diverge(cell: Cell, ranks: verb.Ranks) -> int:
         if cell.config.algorithm.name == "fedavg":
             return run_here(cell, ranks)
-        cell.log.parent.mkdir(parents=True, exist_ok=True)
+        cell.folder.mkdir(parents=True)
         cell.log.write_text(f"error: client 3: found nan; expected numbers ({DIVERGED})\n")
         return 2
 
@@ -237,6 +271,7 @@ def test_a_trial_of_an_array_that_diverged_is_known(tmp_path: Path, monkeypatch:
     def run_or_diverge(config: Config, out: Path, resume: bool) -> dict[str, Any]:
         if config.train.lr < 0.01:
             return run(config, out, resume)
+        out.mkdir(parents=True)
         raise UserError("client 3", "nan", f"numbers ({DIVERGED})")
 
     monkeypatch.setattr(server, "run", run_or_diverge)
