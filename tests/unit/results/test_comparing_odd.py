@@ -1,0 +1,47 @@
+"""Tables of runs that are not as a careful reader would have them: a seed is missing, commits differ, few seeds."""
+
+import json
+from pathlib import Path
+
+from fedsim.results.comparing import Wish
+from fedsim.results.page.content import verdict
+from fedsim.results.tables import markdown, shown
+from tests.unit.results.test_comparing import CLEAR, one_table, write_run, write_runs
+
+
+def test_whoever_has_all_seeds_is_not_bold_where_another_is_better(tmp_path: Path) -> None:
+    """A cell that failed takes the better method out of the running, and does not make the worse one the best."""
+    scores = {**CLEAR, "deer": CLEAR["deer"][:4]}
+    table = one_table(write_runs(tmp_path, scores))
+    assert (table.best, table.holds) == ("fedavg", False)
+    text = markdown([shown(table, Wish())])
+    assert "| deer | 4 | 0.805 ± 0.017 | +0.300 [" in text
+    assert "**0" not in text
+    assert verdict(table).endswith("Better over shared seeds: deer.")
+    losses = one_table(write_runs(tmp_path / "loss", scores), metrics=["loss"])
+    assert (losses.best, losses.holds) == ("fedavg", False)
+
+
+def test_two_seeds_show_nothing(tmp_path: Path) -> None:
+    """Two differences may be as alike as chance will have it."""
+    table = one_table(write_runs(tmp_path, {"fedavg": [0.5, 0.52], "deer": [0.8, 0.82001]}))
+    assert not table.holds
+    assert "2 seeds: too few for a difference to mean anything" in table.notes
+    shared = one_table(write_runs(tmp_path / "shared", {"fedavg": [0.5, 0.6, 0.7], "deer": [0.8, 0.82]}))
+    assert "2 seeds: too few for a difference to mean anything" in shared.notes
+
+
+def test_an_epsilon_s_noise_is_no_contender_s_own(tmp_path: Path) -> None:
+    """Beside runs without privacy, too."""
+    runs = write_runs(tmp_path / "open", {"fedavg": [0.7, 0.8, 0.75]}, privacy=None)
+    for seed, score in enumerate([0.5, 0.6, 0.52]):
+        privacy = {"epsilon": 8.0, "noise_multiplier": 1.1 + seed / 10}
+        runs.append(write_run(tmp_path / f"private_{seed}", "fedavg", seed, [score], privacy=privacy))
+    assert one_table(runs).numbers["seeds"].tolist() == [3, 3]
+
+
+def test_runs_of_two_commits_are_told(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path, {"fedavg": [0.5, 0.6, 0.7]})
+    for run, commit in zip(runs, "aab", strict=True):
+        (run / "environment.json").write_text(json.dumps({"git": {"commit": commit}}))
+    assert "runs are of 2 commits of fedsim" in one_table(runs).notes
