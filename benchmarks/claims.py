@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results" / "claims"
 def rows(sweep: Path, metrics: list[str]) -> pd.DataFrame:
     """Return a row for each run of a sweep that has ended."""
     trials = sorted(path.parent for path in sweep.glob(f"{TRIALS}/*/results.json"))
-    runs = pd.concat([load(*trials).runs, load(sweep).runs])
+    runs = load(*trials, sweep).runs
     scores = [f"{split}.{metric}" for metric in metrics for split in ("val", "test")]
     columns = ["run", "config.train.lr", "best_round", *scores, "bytes_up", "bytes_down", "client_steps"]
     return runs[[*columns, "state_sha256", "commit"]]
