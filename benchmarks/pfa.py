@@ -23,6 +23,7 @@ from fedsim.algorithms.base import add_exact
 from fedsim.algorithms.parts.fourier import from_matrices, low_amplitudes, to_matrices, with_low_amplitudes
 from fedsim.comm.exact import ExactSum
 from fedsim.comm.group import Group, open_group
+from fedsim.machine.memory import keep_freed_memory
 from fedsim.models.networks.vgg import build_vgg
 from fedsim.seeding import torch_stream
 
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, nargs="+", default=[0.7, 0.95], help="share of the frequencies")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    keep_freed_memory()
     with open_group() as group:
         clients = range(arguments.clients)[group.rank :: group.num_ranks]
         weights = [draw_weights(client) for client in clients]
