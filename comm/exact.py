@@ -7,13 +7,13 @@ clients has room; a maximum has no order either.
 Shapes: K clients in a block, T tensors with P numbers in all.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from fedsim.comm.columns import Columns, side_by_side
 from fedsim.comm.group import Group
 from fedsim.errors import UserError
 
@@ -26,15 +26,12 @@ SHARES_GRIDS = (40,)
 ROOM_BITS = 62
 # Whole numbers up to this are exact in float64, through which all terms go.
 WHOLE_BITS = 53
-# Small tensors are summed side by side up to so many numbers, since each operation has a price of its own.
-COLUMNS_AT_ONCE = 2**16
 
 # How many numbers stand behind the sums, see ``ExactSum.flat``.
 NUM_COUNTS = 2
 #: What the message about a client's number out of range asks, by which others know it.
 DIVERGED = "did the training diverge?"
 
-Refuse = Callable[[str, Tensor], UserError]
 #: What is added to the clients' multiples under a stream's name, of so many numbers: int64 (K, P).
 Masks = Callable[[Sequence[int], str, int], Tensor]
 
@@ -59,7 +56,7 @@ class ExactSum:
         self._counting = counting
         self._who = who
         self._masks = masks
-        self._columns: dict[str, list[_Columns]] = {}
+        self._columns: dict[str, list[Columns]] = {}
         self._agreed: Tensor | None = None
 
     def add_mean(self, terms: Mapping[str, Tensor], weights_K: Tensor, clients: Sequence[int]) -> None:
@@ -96,7 +93,7 @@ class ExactSum:
     ) -> None:
         if how not in self._columns:
             parts = enumerate(side_by_side(terms))
-            self._columns[how] = [_Columns(how, place, some, limits, self._counting) for place, some in parts]
+            self._columns[how] = [Columns(how, place, some, limits, self._counting) for place, some in parts]
         mask = None if self._masks is None else partial(self._masks, clients)
         for columns in self._columns[how]:
             columns.add(terms, weights, lambda name, values: self._refuse(how, name, values, limits, clients), mask)
@@ -105,7 +102,7 @@ class ExactSum:
         self, how: str, name: str, values: Tensor, limits: Mapping[int, float], clients: Sequence[int]
     ) -> UserError:
         limit = max(limits.values())
-        bad = ~(values.abs() <= limit)
+        bad = ~(values.double().abs() <= limit)
         row = int(bad.nonzero()[0, 0])
         found = f"an element {values[row][bad[row]][0].item():g}"
         of = f"({DIVERGED})" if how == "mean" else f"of {self.num_terms} terms"
@@ -171,127 +168,12 @@ class ExactSum:
         sent, lost = (int(count) for count in flat[-NUM_COUNTS:])
         return lost / max(1, sent)
 
-    def _all(self) -> list["_Columns"]:
+    def _all(self) -> list["Columns"]:
         return [columns for _, some in sorted(self._columns.items()) for columns in some]
 
-    def _chosen(self) -> Iterator[tuple["_Columns", list[int]]]:
+    def _chosen(self) -> Iterator[tuple["Columns", list[int]]]:
         """Each group of columns with the grids of its tensors."""
         peaks = (self.peaks if self._agreed is None else self._agreed).tolist()
         for columns in self._all():
             own, peaks = peaks[: len(columns.sizes)], peaks[len(columns.sizes) :]
             yield columns, [columns.finest(peak) for peak in own]
-
-
-def side_by_side(terms: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Cut tensors (K, ...), in the order of their names, into groups of few numbers, or of a single tensor."""
-    some: dict[str, Tensor] = {}
-    for name in sorted(terms):
-        # The order of adding may follow a checkpoint, which is read in another one on every rank.
-        numbers = sum(math.prod(value.shape[1:]) for value in some.values()) + math.prod(terms[name].shape[1:])
-        if some and numbers > COLUMNS_AT_ONCE:
-            yield some
-            some = {}
-        some[name] = terms[name]
-    if some:
-        yield some
-
-
-class _Columns:
-    """Tensors side by side, P numbers of T tensors, summed on every grid that some of them have fitted so far."""
-
-    def __init__(
-        self, how: str, place: int, terms: Mapping[str, Tensor], limits: Mapping[int, float], counting: bool
-    ) -> None:
-        self.how = how
-        self._place = place
-        self.limits = limits
-        self._counting = counting
-        first = next(iter(terms.values()))
-        self._dtypes = {name: value.dtype for name, value in terms.items()}
-        self._shapes = {name: _reals(value).shape[1:] for name, value in terms.items()}
-        self.sizes = [math.prod(shape) for shape in self._shapes.values()]
-        self.peaks_T = torch.zeros(len(terms), dtype=torch.float64)
-        # A grid that no tensor fits any more is given up: peaks only grow.
-        zeros = partial(torch.zeros, dtype=torch.int64, device=first.device)
-        self._sums_P = {bits: zeros(sum(self.sizes)) for bits in limits}
-        self._lost_T = {bits: zeros(len(terms)) for bits in limits}
-        self._num_sent = zeros(())
-
-    def stream(self, bits: int) -> str:
-        """Return the name of the masks on a grid."""
-        return f"{self.how}/{self._place}/{bits}"
-
-    def add(
-        self,
-        terms: Mapping[str, Tensor],
-        weights_K: Tensor,
-        refuse: Refuse,
-        mask: Callable[[str, int], Tensor] | None = None,
-    ) -> None:
-        """Add the terms (K, ...) of a block, or raise what ``refuse`` makes of a tensor that no grid fits.
-
-        ``mask``: by stream and number of columns, int64 (K, P) to add before anything is summed.
-        """
-        if not len(weights_K):
-            return
-        num_clients = len(weights_K)
-        values_KP = torch.cat([_reals(terms[name]).reshape(num_clients, -1).double() for name in self._shapes], dim=1)
-        peaks_T = torch.stack([_largest(part) for part in values_KP.abs().amax(0).split(self.sizes)]).cpu()
-        if not (peaks_T <= max(self.limits.values())).all():
-            parts = zip(self._shapes, values_KP.split(self.sizes, dim=1), peaks_T.tolist(), strict=True)
-            raise next(refuse(name, part) for name, part, peak in parts if not peak <= max(self.limits.values()))
-        self.peaks_T = torch.maximum(self.peaks_T, peaks_T)
-        values_KP *= weights_K.to(values_KP.device)[:, None]
-        loses = self._counting
-        num_sent = values_KP.count_nonzero() if loses else 0
-        self._num_sent += num_sent
-        scaled_KP = torch.empty_like(values_KP)
-        # Coarsest first: where nothing is lost there, nothing is on finer grids, and nobody has to count.
-        for bits, limit in reversed(list(self.limits.items())):
-            if bits in self._sums_P and not (self.peaks_T <= limit).any():
-                del self._sums_P[bits], self._lost_T[bits]
-            elif bits in self._sums_P:
-                # What does not fit this grid becomes some number here that nobody reads.
-                multiples_KP = torch.mul(values_KP, 2.0**bits, out=scaled_KP).round_().to(torch.int64)
-                loses = loses and bool(multiples_KP.count_nonzero() != num_sent)
-                if loses:
-                    self._lost_T[bits] += self._by_tensor((multiples_KP == 0) & (values_KP != 0))
-                if mask is not None:
-                    multiples_KP += mask(self.stream(bits), sum(self.sizes)).to(multiples_KP.device)
-                self._sums_P[bits] += multiples_KP.sum(0)
-
-    def _by_tensor(self, is_KP: Tensor) -> Tensor:
-        return torch.stack([part.sum() for part in is_KP.sum(0).split(self.sizes)])
-
-    def finest(self, peak: float) -> int:
-        """Return the finest grid with room for elements up to ``peak``."""
-        return next(bits for bits, limit in self.limits.items() if peak <= limit)
-
-    def sums(self, bits_T: Sequence[int]) -> list[Tensor]:
-        """Return the tensors' sums, each on its grid, int64."""
-        parts = {bits: sums.split(self.sizes) for bits, sums in self._sums_P.items()}
-        return [parts[bits][place] for place, bits in enumerate(bits_T)]
-
-    def counts(self, bits_T: Sequence[int]) -> Tensor:
-        """Return how many numbers unlike zero were sent and how many of them became zero on their grids, int64 (2,)."""
-        lost = torch.stack([self._lost_T[bits][place] for place, bits in enumerate(bits_T)])
-        return torch.stack([self._num_sent, lost.sum()])
-
-    def read(self, sums: Sequence[Tensor], bits_T: Sequence[int], factor: float) -> dict[str, Tensor]:
-        """Return the tensors by name, ``factor`` times their sums on these grids."""
-        result = {}
-        for (name, shape), part, bits in zip(self._shapes.items(), sums, bits_T, strict=True):
-            value, dtype = part.reshape(shape).double() * 2.0**-bits * factor, self._dtypes[name]
-            if dtype.is_complex:
-                value = torch.view_as_complex(value)
-            # Whole numbers that were averaged are whole no more, but for rounding.
-            result[name] = value if dtype.is_complex or dtype.is_floating_point else value.round().to(dtype)
-        return result
-
-
-def _reals(value: Tensor) -> Tensor:
-    return torch.view_as_real(value) if value.is_complex() else value
-
-
-def _largest(values: Tensor) -> Tensor:
-    return values.amax() if values.numel() else values.new_zeros(())

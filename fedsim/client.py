@@ -91,6 +91,7 @@ class BlockTrainer:
             num_steps += steps.num_steps
         if keeps_optimizer:
             keep_moments(kept, phase, optimizer)
+        after = block.layout.unpack(block.flat) | block.buffers
         update = Update(
             round=state.round + 1,
             phase=phase,
@@ -98,7 +99,7 @@ class BlockTrainer:
             cohort=cohort.clients,
             weights=cohort.weights_of(clients),
             before=state.params,
-            after=block.by_client(block.layout.unpack(block.flat) | block.buffers),
+            after=block.by_client({name: value.contiguous() for name, value in after.items()}),
             context=block.context,
             kept=kept,
             num_steps=num_steps,
@@ -143,7 +144,7 @@ class BlockTrainer:
 
     def _own_f1(self, block: Block, split: str) -> Tensor:
         """Return the macro-F1 (K, M) of the block's models as they are, on the clients' own images."""
-        params = block.params(block.flat)
+        params = block.params(block.layout.unpack(block.flat), len(block.flat))
         scores, labels = self.own.rows(split, block.clients, params, block.phase.models)
         return macro_f1(scores, labels).view(len(block.clients), block.phase.models)
 
@@ -166,6 +167,7 @@ class BlockTrainer:
             places = (steps.weights > 0).numpy()
             noise = self.records.noise(clients, round, name)
         draws = self.images.draw(clients, places, self.config.seed, round, name)
+        room: list[Tensor] = []
         for number, (active, width) in enumerate(zip(steps.active, steps.widths, strict=True)):
             own_draws = None if draws is None else draws[:active, number, :width]
             fixed, targets = self.images.training_batch(index[:active, number, :width], own_draws)
@@ -183,7 +185,7 @@ class BlockTrainer:
             inputs = StepInputs(fixed, counts_SK[number][:active], step)
             if self.agreement is None and active > 1:
                 self.agreement = self._agreement(block, inputs)
-            loss_K, grad, still = self._gradient(block, flat_RP[: active * phase.models], inputs, noise)
+            loss_K, grad, still = self._gradient(block, flat_RP[: active * phase.models], inputs, noise, room)
             optimizer.step(flat_RP, grad, lr, still)
             losses[:active] += loss_K
         return losses.cpu()
@@ -199,9 +201,17 @@ class BlockTrainer:
         return check_agreement(self.method, stacked.reshape(num_clients, -1), alone_KP, precision)
 
     def _gradient(
-        self, block: Block, at: Tensor, inputs: StepInputs, noise: RecordNoise | None = None
+        self,
+        block: Block,
+        at: Tensor,
+        inputs: StepInputs,
+        noise: RecordNoise | None = None,
+        room: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, list[slice]]:
-        """Return the losses (K,) at trained parameters ``at`` (R, P), the gradient (R, P) there, and where is none."""
+        """Return the losses (K,) at trained parameters ``at`` (R, P), the gradient (R, P) there, and where is none.
+
+        ``room``: where gradients lie from step to step, the largest step first; memory taken anew has a price.
+        """
         losses: list[Tensor] = []
         flat: list[Tensor] = []
         answers: list[Tensors] = []
@@ -211,7 +221,10 @@ class BlockTrainer:
             if answers and self.records is not None:
                 refuse(self.method, "gradient", "a second call of grad_of", "one: each is a release of the images")
             # Of a second gradient on the same images only statistics inside the network may know.
-            loss_K, grad = self._loss_gradient(block, place, inputs, again=bool(answers))
+            if room is not None and len(room) == len(answers):
+                room.append(torch.empty_like(at))
+            out = None if room is None else room[len(answers)][: len(at)]
+            loss_K, grad = self._loss_gradient(block, place, inputs, bool(answers), out)
             if noise is not None:
                 noise.add_to(grad)
             losses.append(loss_K)
@@ -230,14 +243,14 @@ class BlockTrainer:
         return losses[0], block.layout.pack(self._by_row(whole)), block.layout.columns(still)
 
     def _loss_gradient(
-        self, block: Block, at: Tensor, inputs: StepInputs, again: bool = False
+        self, block: Block, at: Tensor, inputs: StepInputs, again: bool, out: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return the method's losses (K,) and their gradient (R, P) for trained parameters ``at`` (R, P).
 
-        ``again``: for the second time on the same images.
+        ``again``: for the second time on the same images. ``out``: where the gradient is to lie.
         """
-        leaf = at.detach().requires_grad_()
-        params = block.params(leaf)
+        trained = {name: value.requires_grad_() for name, value in block.layout.unpack(at.detach()).items()}
+        params = block.params(trained, len(at))
         if again:
             params = self.model.with_fixed_amplitude(params)
         tape = None
@@ -259,9 +272,9 @@ class BlockTrainer:
         loss_K = self.method.loss(batch)
         check_loss(self.method, loss_K, len(inputs.counts))
         if self.records is not None and tape is not None:
-            return loss_K.detach(), self.records.gradient(block, leaf, batch, loss_K, tape)
-        (grad,) = torch.autograd.grad(loss_K.sum(), leaf)
-        return loss_K.detach(), grad
+            return loss_K.detach(), self.records.gradient(block, trained, batch, loss_K, tape)
+        grads = torch.autograd.grad(loss_K.sum(), list(trained.values()), materialize_grads=True)
+        return loss_K.detach(), block.layout.pack(dict(zip(trained, grads, strict=True)), out)
 
     def _features(self, params: Mapping[str, Tensor], block: Block, inputs: StepInputs) -> Tensor:
         """Return what the classifier sees, (R, B, ...); running statistics that the phase freezes are not changed."""

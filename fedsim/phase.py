@@ -275,8 +275,11 @@ def squared_norms(payload: Payload, num_clients: int, specs: Mapping[str, ParamS
     Running statistics are left out: a count of batches says nothing of how far clients drift apart.
     """
     changes = drifting(payload.mean, specs).values()
-    squares = [value.double().reshape(num_clients, math.prod(value.shape[1:])) for value in changes]
-    return torch.cat(squares, dim=1).square().sum(1).cpu() if squares else torch.zeros(num_clients).double()
+    rows = [value.reshape(num_clients, math.prod(value.shape[1:])) for value in changes]
+    total = torch.zeros(num_clients, dtype=torch.float64)
+    for row in rows:
+        total += torch.linalg.vector_norm(row, dim=1, dtype=torch.float64).square().cpu()
+    return total
 
 
 def drifting(mean: Groups, specs: Mapping[str, ParamSpec]) -> dict[str, Tensor]:

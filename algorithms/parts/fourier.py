@@ -108,9 +108,8 @@ def _spectrum(matrices: Tensor, form: Form) -> Tensor:
 
 
 def _inverse(spectrum: Tensor, like: Tensor, form: Form) -> Tensor:
-    if form == "released":
-        return torch.fft.ifft2(spectrum).real
-    inverse: Tensor = torch.fft.irfft2(spectrum, s=like.shape[-2:])
+    back = torch.fft.irfft2 if form == "paper" else torch.fft.ifft2
+    inverse: Tensor = back(spectrum, s=like.shape[-2:]).real
     return inverse
 
 

@@ -10,17 +10,24 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedsim.config.words import ModelConfig
 from fedsim.models.networks.each_client import each_client
+from fedsim.models.networks.few_pixels import by_products
 from fedsim.models.networks.unet import BatchOrImageNorm
 from fedsim.models.specs import Kind, ParamSpec
 from fedsim.models.stacked import Counting, StackedModel
-from fedsim.models.tower import one_channel
+from fedsim.models.tower import Encoder, one_channel
 
 
 class WholeNet(StackedModel):
     """A network whose weights and running statistics are parameters."""
 
     freezes = False
+
+    def __init__(self, config: ModelConfig, encoder: Encoder, num_classes: int, device: torch.device) -> None:
+        super().__init__(config, encoder, num_classes, device)
+        if device.type == "cpu":
+            by_products(self.net)
 
     def encoder_specs(self) -> dict[str, ParamSpec]:
         norms = {name for name, module in self.net.named_modules() if isinstance(module, _BatchNorm)}

@@ -32,10 +32,10 @@ class Block:
     context: Groups
     beyond: Tensor | None = None
 
-    def params(self, leaf: Tensor) -> dict[str, Tensor]:
-        """Return all parameters of the first rows, the trained ones from ``leaf``, a copy of their ``flat``."""
-        own = {name: value[: len(leaf)] for name, value in (self.fixed | self.buffers).items()}
-        return {**self.state.params, **own, **self.layout.unpack(leaf)}
+    def params(self, trained: Mapping[str, Tensor], num_rows: int) -> dict[str, Tensor]:
+        """Return all parameters of the first rows, with these trained ones."""
+        own = {name: value[:num_rows] for name, value in (self.fixed | self.buffers).items()}
+        return {**self.state.params, **own, **trained}
 
     @property
     def own_names(self) -> list[str]:

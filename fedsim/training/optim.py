@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsim.algorithms.base import Phase
 from fedsim.config.train import ScheduleConfig, TrainConfig
+from fedsim.training.flat import pieces
 
 
 class StackedOptimizer:
@@ -76,27 +77,36 @@ class StackedOptimizer:
         active = len(grad)
         grad = self._keep_within(grad)
         self.num_steps[:active] += 1
+        scale = None
         if self.config.clip_norm is not None:
             norm = grad.norm(dim=1, keepdim=True)
-            grad = grad * (self.config.clip_norm / (norm + 1e-6)).clamp(max=1)
-        if self.config.optimizer == "adamw":
-            flat_KP[:active].mul_(1 - lr * self.config.weight_decay)
-        elif self.config.weight_decay:
-            grad = grad.add(flat_KP[:active], alpha=self.config.weight_decay)
-        if self.config.optimizer == "sgd":
-            self._sgd(flat_KP[:active], grad, lr)
-        else:
-            self._adam(flat_KP[:active], grad, lr)
+            scale = (self.config.clip_norm / (norm + 1e-6)).clamp(max=1)
+        for piece in pieces(flat_KP):
+            own = grad[:, piece] if scale is None else grad[:, piece] * scale
+            self._move(flat_KP[:active, piece], own, lr, piece)
 
-    def _sgd(self, flat: Tensor, grad: Tensor, lr: float) -> None:
+    def _move(self, flat: Tensor, grad: Tensor, lr: float, piece: slice) -> None:
+        """Move some columns of the first rows, ``flat``, in place."""
+        if self.config.optimizer == "adamw":
+            flat.mul_(1 - lr * self.config.weight_decay)
+        elif self.config.weight_decay:
+            grad = grad.add(flat, alpha=self.config.weight_decay)
+        if self.config.optimizer == "sgd":
+            self._sgd(flat, grad, lr, piece)
+        else:
+            self._adam(flat, grad, lr, piece)
+
+    def _sgd(self, flat: Tensor, grad: Tensor, lr: float, piece: slice) -> None:
         if self.config.momentum:
-            grad = self.state["momentum"][: len(grad)].mul_(self.config.momentum).add_(grad)
+            grad = self.state["momentum"][: len(grad), piece].mul_(self.config.momentum).add_(grad)
         flat.add_(grad, alpha=-lr)
 
-    def _adam(self, flat: Tensor, grad: Tensor, lr: float) -> None:
+    def _adam(self, flat: Tensor, grad: Tensor, lr: float, piece: slice) -> None:
         beta1, beta2 = self.config.betas
-        first, second = self.state["first"][: len(grad)], self.state["second"][: len(grad)]
+        first, second = (self.state[name][: len(grad), piece] for name in ("first", "second"))
         steps = self.num_steps[: len(grad)]
+        if steps.shape[1] > 1:
+            steps = steps[:, piece]
         first.lerp_(grad, 1 - beta1)
         second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         rate = (lr / (1 - beta1**steps)).to(flat)

@@ -94,23 +94,23 @@ class PrivateRecords:
                 layer.tape = None
         return sizes.spread(rows), tape
 
-    def gradient(self, block: Block, leaf: Tensor, batch: Batch, loss_K: Tensor, tape: Tape) -> Tensor:
+    def gradient(self, block: Block, trained: Tensors, batch: Batch, loss_K: Tensor, tape: Tape) -> Tensor:
         """Return the sums of the images' gradients, each cut to its bound, over the expected batch size, (K, P).
 
-        ``leaf`` (K, P): what the losses were computed from, with the forward pass on ``tape``; the noise is not in it.
+        ``trained``: what the losses were computed from, with the forward pass on ``tape``; the noise is not in it.
         """
         if loss_K is not batch.task_loss:
             found = f"{type(self._method).__name__}.loss with more in it than the task's, with {WHERE}: record"
             raise UserError("algorithm.name", found, "a method that returns batch.task_loss, such as fedavg")
         # The weights are in the losses: all norms here are over the expected batch size.
-        into_logits, _ = torch.autograd.grad(loss_K.sum(), (batch.logits, leaf), allow_unused=True)
+        into_logits, *_ = torch.autograd.grad(loss_K.sum(), (batch.logits, *trained.values()), allow_unused=True)
         sides = ClassifierSides(batch.features.detach(), batch.logits.detach(), into_logits)
         with torch.no_grad():
-            return self._cut(block, torch.empty_like(leaf), sides, tape)
+            return self._cut(block, block.flat.new_zeros(len(loss_K), block.flat.shape[1]), sides, tape)
 
     def _cut(self, block: Block, grad_KP: Tensor, sides: "ClassifierSides", tape: Tape) -> Tensor:
-        """Fill ``grad_KP`` with the sums of the images' gradients, each cut to its bound."""
-        found = block.layout.unpack(grad_KP.zero_())
+        """Fill ``grad_KP``, zeros, with the sums of the images' gradients, each cut to its bound."""
+        found = block.layout.unpack(grad_KP)
         squares_KB = sides.squares(found.keys())
         if tape.squares is not None:
             squares_KB += tape.sizes.spread(tape.squares)

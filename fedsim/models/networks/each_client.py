@@ -16,7 +16,8 @@ def each_client(net: nn.Module, params: Mapping[str, Tensor], stacked: Collectio
     readable reference.
     """
     if len(inputs) == 1:
-        single = {name: value[0] if name in stacked else value for name, value in params.items()}
+        # Its gradient is a view, too; that of value[0] would be zeros with a copy in them.
+        single = {name: value.squeeze(0) if name in stacked else value for name, value in params.items()}
         alone: Tensor = functional_call(net, single, (inputs[0],))
         return alone[None]
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.comm.exact import COLUMNS_AT_ONCE, ExactSum
+from fedsim.comm.columns import COLUMNS_AT_ONCE
+from fedsim.comm.exact import ExactSum
 from fedsim.errors import UserError
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsim.comm.exact import COLUMNS_AT_ONCE, ExactSum
+from fedsim.comm.columns import COLUMNS_AT_ONCE
+from fedsim.comm.exact import ExactSum
 from fedsim.config.privacy import SecureAggregationConfig
 from fedsim.privacy.secured_phase import SecuredPhase, lost_clients
 from tests.helpers import same_bits
