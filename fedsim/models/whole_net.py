@@ -26,6 +26,8 @@ class WholeNet(StackedModel):
 
     def __init__(self, config: ModelConfig, encoder: Encoder, num_classes: int, device: torch.device) -> None:
         super().__init__(config, encoder, num_classes, device)
+        names = [name for name, _ in self.net.named_parameters(remove_duplicate=False)]
+        self._is_tied = len(names) > len(list(self.net.parameters()))
         if device.type == "cpu":
             by_products(self.net)
 
@@ -76,11 +78,12 @@ class WholeNet(StackedModel):
     def _net(self, params: Mapping[str, Tensor], fixed: Tensor, training: bool) -> Tensor:
         own = {name.removeprefix("net."): params[name] for name in params if name.startswith("net.")}
         stacked = {name for name, value in own.items() if value.dim() > len(self.specs[f"net.{name}"].shape)}
-        self.net.train(training)
+        if self.net.training != training:
+            self.net.train(training)
         if len(fixed) == 1 and fixed.dim() == 5:
             # With channels last convolutions are faster (slim VGG16, one CPU thread: 20 %, without gradients 40 %).
             fixed = fixed[0].contiguous(memory_format=torch.channels_last)[None]
-        return each_client(self.net, own, stacked, fixed)
+        return each_client(self.net, own, stacked, fixed, tied=self._is_tied)
 
 
 def norms_mix(net: nn.Module, *, training: bool) -> bool:

@@ -9,20 +9,22 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 
-def each_client(net: nn.Module, params: Mapping[str, Tensor], stacked: Collection[str], inputs: Tensor) -> Tensor:
+def each_client(
+    net: nn.Module, params: Mapping[str, Tensor], stacked: Collection[str], inputs: Tensor, *, tied: bool = True
+) -> Tensor:
     """Return what ``net`` makes of each client's inputs (K, ...) with its parameters, (K, ...).
 
     Those named in ``stacked`` have a client axis, the others are all clients' own. One client is the plain network, the
-    readable reference.
+    readable reference. ``tied``: whether a parameter may have several names; looking for them takes time.
     """
     if len(inputs) == 1:
         # Its gradient is a view, too; that of value[0] would be zeros with a copy in them.
         single = {name: value.squeeze(0) if name in stacked else value for name, value in params.items()}
-        alone: Tensor = functional_call(net, single, (inputs[0],))
+        alone: Tensor = functional_call(net, single, (inputs[0],), tie_weights=tied)
         return alone[None]
 
     def one_client(own: dict[str, Tensor], own_inputs: Tensor) -> Tensor:
-        found: Tensor = functional_call(net, own, (own_inputs,))
+        found: Tensor = functional_call(net, own, (own_inputs,), tie_weights=tied)
         return found
 
     axes = {name: 0 if name in stacked else None for name in params}
