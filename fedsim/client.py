@@ -185,7 +185,7 @@ class BlockTrainer:
             inputs = StepInputs(fixed, counts_SK[number][:active], step)
             if self.agreement is None and active > 1:
                 self.agreement = self._agreement(block, inputs)
-            loss_K, grad, still = self._gradient(block, flat_RP[: active * phase.models], inputs, noise, room)
+            loss_K, grad, still = self._gradient(block, flat_RP[: active * phase.models], inputs, room, noise)
             optimizer.step(flat_RP, grad, lr, still)
             losses[:active] += loss_K
         return losses.cpu()
@@ -194,19 +194,14 @@ class BlockTrainer:
         """Compare a first step's gradient with those of its clients one by one, see ``check_agreement``."""
         num_clients = len(inputs.counts)
         together = replace(block, buffers={name: value.clone() for name, value in block.buffers.items()})
-        stacked = self._gradient(together, block.flat[: num_clients * block.phase.models], inputs)[1]
+        stacked = self._gradient(together, block.flat[: num_clients * block.phase.models], inputs, [])[1]
         singles = [(block.row(client), inputs.row(client)) for client in range(num_clients)]
-        alone_KP = torch.stack([self._gradient(one, one.flat, own)[1].flatten() for one, own in singles])
+        alone_KP = torch.stack([self._gradient(one, one.flat, own, [])[1].flatten() for one, own in singles])
         precision = self.config.model.precision
         return check_agreement(self.method, stacked.reshape(num_clients, -1), alone_KP, precision)
 
     def _gradient(
-        self,
-        block: Block,
-        at: Tensor,
-        inputs: StepInputs,
-        noise: RecordNoise | None = None,
-        room: list[Tensor] | None = None,
+        self, block: Block, at: Tensor, inputs: StepInputs, room: list[Tensor], noise: RecordNoise | None = None
     ) -> tuple[Tensor, Tensor, list[slice]]:
         """Return the losses (K,) at trained parameters ``at`` (R, P), the gradient (R, P) there, and where is none.
 
@@ -216,20 +211,23 @@ class BlockTrainer:
         flat: list[Tensor] = []
         answers: list[Tensors] = []
 
+        def gradient_at(place: Tensor) -> Tensor:
+            if len(room) == len(losses):
+                room.append(torch.empty_like(at))
+            # Of a second gradient on the same images only statistics inside the network may know.
+            loss_K, grad = self._loss_gradient(block, place, inputs, bool(losses), room[len(losses)][: len(at)])
+            losses.append(loss_K)
+            return grad if noise is None else noise.add_to(grad)
+
+        if getattr(self.method.gradient, "__func__", None) is Algorithm.gradient:
+            grad = gradient_at(at)
+            return losses[0], grad, []
+
         def grad_of(params: Tensors) -> Tensors:
-            place = at if params is start else block.layout.pack(self._by_row(params))
             if answers and self.records is not None:
                 refuse(self.method, "gradient", "a second call of grad_of", "one: each is a release of the images")
-            # Of a second gradient on the same images only statistics inside the network may know.
-            if room is not None and len(room) == len(answers):
-                room.append(torch.empty_like(at))
-            out = None if room is None else room[len(answers)][: len(at)]
-            loss_K, grad = self._loss_gradient(block, place, inputs, bool(answers), out)
-            if noise is not None:
-                noise.add_to(grad)
-            losses.append(loss_K)
-            flat.append(grad)
-            answers.append(block.by_client(block.layout.unpack(grad)))
+            flat.append(gradient_at(at if params is start else block.layout.pack(self._by_row(params))))
+            answers.append(block.by_client(block.layout.unpack(flat[-1])))
             return answers[-1]
 
         start = block.by_client(block.layout.unpack(at))
@@ -243,7 +241,7 @@ class BlockTrainer:
         return losses[0], block.layout.pack(self._by_row(whole)), block.layout.columns(still)
 
     def _loss_gradient(
-        self, block: Block, at: Tensor, inputs: StepInputs, again: bool, out: Tensor | None
+        self, block: Block, at: Tensor, inputs: StepInputs, again: bool, out: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the method's losses (K,) and their gradient (R, P) for trained parameters ``at`` (R, P).
 

@@ -24,7 +24,7 @@ class Network(nn.Module):
         params = load_file(start)
         self.net = library_network(work)
         width = params["head.weight"].shape[1] if "head.weight" in params else 0
-        self.head = nn.Linear(width, CLASSES) if width else nn.Identity()
+        self.head = nn.Linear(width, CLASSES, bias="head.bias" in params) if width else nn.Identity()
         self.load_state_dict(params)
         self.precision = precision
 

@@ -35,7 +35,7 @@ from fedsim.storage.packed import StatesFile, file_digest, write_states
 from fedsim.storage.rows import Seal
 from fedsim.storage.store import ClientStore
 
-FORMAT = 3
+FORMAT = 4
 RECORD_FILE = "state.json"
 SERVER_FILE = "server.safetensors"
 CLIENTS_FILE = re.compile(r"clients-\d{5}\.safetensors")

@@ -39,11 +39,12 @@ class RecordNoise:
     scales: Sequence[float]
     streams: Sequence[np.random.Generator]
 
-    def add_to(self, grad_KP: Tensor) -> None:
-        """Add the next step's noise to the gradients of the first clients, in place."""
+    def add_to(self, grad_KP: Tensor) -> Tensor:
+        """Add the next step's noise to the gradients of the first clients, in place, and return them."""
         for row, scale, stream in zip(grad_KP, self.scales, self.streams, strict=False):
             noise = torch.from_numpy(stream.standard_normal(row.numel(), dtype=np.float32))
             row.add_(noise.to(row.device), alpha=scale)
+        return grad_KP
 
 
 class PrivateRecords:

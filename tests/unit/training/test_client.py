@@ -83,6 +83,16 @@ def test_layout_packs_and_unpacks() -> None:
     assert all(torch.equal(value[3], params[name]) for name, value in views.items())
 
 
+def test_convolutions_lie_with_their_inputs_last() -> None:
+    layout = Layout({"bias": (2,), "weight": (2, 3, 2, 2)})
+    weight = torch.arange(24.0).view(2, 3, 2, 2)
+    flat = layout.pack({"bias": torch.zeros(1, 2), "weight": weight[None]})
+    assert flat[0, 2:].tolist() == weight.permute(0, 2, 3, 1).flatten().tolist()
+    (view,) = layout.unpack(flat)["weight"]
+    assert torch.equal(view, weight)
+    assert view.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_mean_loss_is_over_the_steps_taken() -> None:
     """With a learning rate near zero every step has the loss of the start."""
     sim = simulate([33, 2], 2, train={"lr": 1e-12, "momentum": 0.0, "batch_size": 16})
