@@ -4,7 +4,8 @@ Shape letters: N images of a client, S image side, P patch side, T tokens (patch
 D width, R LoRA rank, C classes. Only numpy is needed here, so that every contender can read it.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from math import log, sqrt
 
 import numpy as np
@@ -27,12 +28,17 @@ CHANNELS = 3
 
 # One stream per purpose, so that changing one set of arrays leaves the others as they are.
 _SEED = 20
-_WEIGHTS, _TEXT, _LORA, _TEMPLATES, _CLIENTS = range(5)
+_WEIGHTS, _TEXT, _LORA, _TEMPLATES, _CLIENTS, _SIZES = range(6)
+# Operations of a generated regime's round, so that each takes seconds.
+ROUND_OPERATIONS = 4e11
 
 
 @dataclass(frozen=True)
 class Regime:
-    """Sizes of the model and of the clients. Every client trains each round, one epoch in stored order."""
+    """Sizes of the model and of the clients. Every client trains each round, one epoch in stored order.
+
+    ``ragged``: clients have between a quarter and seven quarters of ``images_per_client``.
+    """
 
     name: str
     num_clients: int
@@ -42,6 +48,7 @@ class Regime:
     width: int
     depth: int
     num_heads: int
+    ragged: bool = False
 
     @property
     def num_patches(self) -> int:
@@ -49,7 +56,13 @@ class Regime:
 
     @property
     def images_per_round(self) -> int:
-        return self.num_clients * self.images_per_client
+        return sum(map(self.images_of, range(self.num_clients)))
+
+    def images_of(self, client_id: int) -> int:
+        if not self.ragged:
+            return self.images_per_client
+        shares = np.random.default_rng([_SEED, _SIZES, client_id])
+        return max(1, round(self.images_per_client * shares.uniform(0.25, 1.75)))
 
 
 REGIMES = {
@@ -61,6 +74,31 @@ REGIMES = {
         Regime("clip120", 120, 10, image_size=224, patch_size=16, width=768, depth=12, num_heads=12),
     )
 }
+
+
+def generated(seed: int, number: int) -> Regime:
+    """A regime that nobody tuned for, the same for a seed and a number anywhere; every third one is ragged.
+
+    Widths 64 to 384, heads of 16 to 64, images of 28 to 128 pixels, 3 to 12 patches along a side.
+    """
+    rng = np.random.default_rng([_SEED, seed, number])
+    head = int(rng.choice([16, 24, 32, 48, 64]))
+    num_heads = int(rng.integers(-(-64 // head), 384 // head + 1))
+    patch = int(rng.choice([4, 7, 8, 14, 16]))
+    side = int(rng.integers(max(3, -(-28 // patch)), min(12, 128 // patch) + 1))
+    depth, images = int(rng.integers(2, 13)), int(rng.integers(8, 61))
+    name, ragged = f"seed{seed}-{number}", number % 3 == 2
+    one = Regime(name, 1, images, side * patch, patch, head * num_heads, depth, num_heads)
+    clients = round(ROUND_OPERATIONS / (images * operations_per_image(one, minimum=False)))
+    return replace(one, num_clients=min(100, max(6, clients)), ragged=ragged)
+
+
+def find(name: str) -> Regime:
+    """The regime of a name: one of ``REGIMES``, or ``seedS-N``, a generated one; ValueError for another."""
+    parts = re.fullmatch(r"seed(\d+)-(\d+)", name)
+    if parts is None and name not in REGIMES:
+        raise ValueError(f"{name}: expected one of {', '.join(REGIMES)}, or seedS-N, such as seed1-0")
+    return REGIMES[name] if parts is None else generated(int(parts[1]), int(parts[2]))
 
 
 def model_arrays(regime: Regime) -> dict[str, Array]:
@@ -121,8 +159,8 @@ def client_data(regime: Regime, client_id: int) -> tuple[NDArray[np.uint8], NDAr
     templates_rng = np.random.default_rng([_SEED, _TEMPLATES])
     templates = templates_rng.integers(0, 128, (NUM_CLASSES, *shape), dtype=np.uint8)
     rng = np.random.default_rng([_SEED, _CLIENTS, client_id])
-    labels = rng.integers(0, NUM_CLASSES, regime.images_per_client)
-    noise = rng.integers(0, 128, (regime.images_per_client, *shape), dtype=np.uint8)
+    labels = rng.integers(0, NUM_CLASSES, regime.images_of(client_id))
+    noise = rng.integers(0, 128, (len(labels), *shape), dtype=np.uint8)
     return templates[labels] + noise, labels
 
 

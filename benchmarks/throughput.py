@@ -2,6 +2,7 @@
 
     python -m benchmarks.throughput --name quiet     # all regimes, both precisions
     python -m benchmarks.throughput --small          # minutes: the small regime in fp32
+    python -m benchmarks.throughput --generated 1 12 # twelve regimes drawn from seed 1
     python -m benchmarks.throughput --name gpu --regimes clip clip120 --precisions bf16 --settings 1x1 \\
         --contenders fedsim fedsim_sequential        # on a GPU: blocks beside one client at a time
 
@@ -23,12 +24,12 @@ from statistics import mean
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.agreement import FP32_LIMIT, load_factors, relative_difference
 from benchmarks.contenders.common import STARTED_AT
-from benchmarks.regimes import REGIMES, Array, Regime, operations_per_image
+from benchmarks.contenders.tables import leads, table
+from benchmarks.regimes import REGIMES, Array, Regime, find, generated, operations_per_image
 
 RESULTS = Path(__file__).parent / "results"
 TIMEOUT_SECONDS = 3600.0
@@ -161,41 +162,10 @@ def combine(first: dict[str, Any], second: dict[str, Any], regime: Regime) -> di
 
 def add_shares(report: dict[str, Any], limits: dict[str, float]) -> None:
     """The share of the machine's matrix rate, with all tokens counted and with the least that is needed."""
-    regime, limit = REGIMES[report["regime"]], limits[report["precision"]]
+    regime, limit = find(report["regime"]), limits[report["precision"]]
     for name, minimum in (("share_all_tokens", False), ("share_minimum", True)):
         operations = operations_per_image(regime, minimum=minimum)
         report[name] = report["images_per_s"] * operations / limit
-
-
-def best_settings(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each contender's fastest setting in each precision."""
-    best: dict[tuple[str, str], dict[str, Any]] = {}
-    for report in reports:
-        if "error" in report:
-            continue
-        key = (report["contender"], report["precision"])
-        if key not in best or report["clients_per_s"] > best[key]["clients_per_s"]:
-            best[key] = report
-    return list(best.values())
-
-
-def table(regime: Regime, reports: list[dict[str, Any]]) -> Table:
-    titles = ("contender", "type", "p x t", "clients/s", "of limit", "GiB", "start", "differs")
-    shown = Table(title=f"{regime.name} (p processes of t threads; share of limit: all tokens, least; start in s)")
-    for title in titles:
-        shown.add_column(title, no_wrap=True)
-    for report in best_settings(reports):
-        shown.add_row(
-            report["contender"],
-            report["precision"],
-            f"{report['processes']}x{report['threads']}",
-            f"{report['clients_per_s']:.3g}",
-            f"{report['share_all_tokens']:.0%}, {report['share_minimum']:.0%}",
-            f"{report['peak_rss_bytes'] / 2**30:.2f}",
-            f"{report['startup_s']:.1f}",
-            f"{report['difference']:.1e}",
-        )
-    return shown
 
 
 def problems(reports: list[dict[str, Any]]) -> list[str]:
@@ -214,7 +184,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--name", help="of the results file (default: small or all)")
     parser.add_argument("--small", action="store_true", help="small regime, fp32, 2 rounds, 1 pass")
     parser.add_argument("--contenders", nargs="+", choices=[c.name for c in CONTENDERS])
-    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=["small", "medium", "clip"])
+    parser.add_argument("--regimes", nargs="+", type=find, default=list(REGIMES.values())[:3])
+    parser.add_argument("--generated", nargs=2, type=int, metavar=("SEED", "NUMBER"), help="regimes drawn from a seed")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--settings", nargs="+", default=["1x1", "1x2", "2x1"], help="PROCESSESxTHREADS to try")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each pass")
@@ -223,11 +194,14 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.small:
         arguments.regimes, arguments.precisions, arguments.rounds, arguments.passes = (
-            ["small"],
+            [REGIMES["small"]],
             ["fp32"],
             2,
             1,
         )
+    if arguments.generated:
+        seed, number = arguments.generated
+        arguments.regimes = [generated(seed, place) for place in range(number)]
     arguments.name = arguments.name or ("small" if arguments.small else "all")
     arguments.contenders = [c for c in CONTENDERS if arguments.contenders is None or c.name in arguments.contenders]
     with_peers = any(contender.is_peer for contender in arguments.contenders)
@@ -244,7 +218,7 @@ def main() -> int:
     limits = {precision: max(by_setting.values()) for precision, by_setting in rates.items()}
     console.print({precision: f"{limit / 1e9:.0f} GFLOP/s" for precision, limit in limits.items()})
     reports: list[dict[str, Any]] = []
-    for regime in (REGIMES[name] for name in arguments.regimes):
+    for regime in arguments.regimes:
         runs = [
             Run(contender, regime, precision, *setting)
             for precision, contender in itertools.product(precisions, arguments.contenders)
@@ -257,6 +231,7 @@ def main() -> int:
                 add_shares(report, limits)
         console.print(table(regime, measured))
         reports += measured
+    console.print(leads(reports, [contender.name for contender in CONTENDERS if contender.is_peer]))
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{arguments.name}.json"
     result = {"machine": machine.description(), "matrix_flops_per_s": rates, "runs": reports}

@@ -86,8 +86,9 @@ class Columns:
         self._sums_P = {bits: self._sum(bits) for bits in fitting}
         self._lost_T = {bits: self._lost(bits) for bits in fitting}
         masks = {bits: mask(self.stream(bits), sum(self.sizes)) for bits in fitting if mask is not None}
+        weights_K1 = weights_K.to(values_KP.device)[:, None]
         for piece in pieces:
-            self._add_piece(values_KP[:, piece].double() * weights_K.to(values_KP.device)[:, None], piece, masks)
+            self._add_piece(values_KP[:, piece], weights_K1, piece, masks)
 
     def _pieces(self, values_KP: Tensor) -> list[slice]:
         """Columns that are added at once: on a CPU no more than stay in its cache."""
@@ -95,22 +96,24 @@ class Columns:
         step = COLUMNS_AT_ONCE if values_KP.device.type == "cpu" else num_columns
         return [slice(start, start + step) for start in range(0, num_columns, max(1, step))] or [slice(0)]
 
-    def _add_piece(self, values_KP: Tensor, piece: slice, masks: Mapping[int, Tensor]) -> None:
-        """Add some columns, already weighted, on every grid that a tensor fits."""
-        loses, num_sent = self._counting, None
-        scaled_KP = torch.empty_like(values_KP)
+    def _add_piece(self, values_KP: Tensor, weights_K1: Tensor, piece: slice, masks: Mapping[int, Tensor]) -> None:
+        """Add some columns on every grid that a tensor fits."""
+        loses, num_sent, is_sent = self._counting, None, None
+        scaled_KP = torch.empty(values_KP.shape, dtype=torch.float64, device=values_KP.device)
         # Coarsest first: where nothing is lost there, nothing is on finer grids, and nobody has to count.
         for bits in sorted(self._sums_P):
             # What does not fit this grid becomes some number here that nobody reads.
-            multiples_KP = torch.mul(values_KP, 2.0**bits, out=scaled_KP).round_().to(torch.int64)
+            torch.mul(values_KP, weights_K1 * 2.0**bits, out=scaled_KP)
+            multiples_KP = scaled_KP.round_().to(torch.int64)
             if loses:
-                found = int(multiples_KP.count_nonzero())
+                num_found = int(multiples_KP.count_nonzero())
                 if num_sent is None:
-                    num_sent = found if found == values_KP.numel() else int(values_KP.count_nonzero())
+                    is_sent = None if num_found == multiples_KP.numel() else values_KP * weights_K1 != 0
+                    num_sent = num_found if is_sent is None else int(is_sent.count_nonzero())
                     self._num_sent += num_sent
-                loses = found != num_sent
-            if loses:
-                self._lost_T[bits] += self._by_tensor((multiples_KP == 0) & (values_KP != 0))
+                loses = num_found != num_sent
+                if is_sent is not None and loses:
+                    self._lost_T[bits] += self._by_tensor((multiples_KP == 0) & is_sent)
             if masks:
                 multiples_KP += masks[bits][:, piece].to(multiples_KP.device)
             self._sums_P[bits][piece] += multiples_KP[0] if len(multiples_KP) == 1 else multiples_KP.sum(0)

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 
 from benchmarks.machine import package_versions
-from benchmarks.regimes import REGIMES, Regime
+from benchmarks.regimes import Regime, find
 
 # Set by a contender that starts further processes, so that start-up counts from the first of them.
 STARTED_AT = "FEDSIM_BENCH_STARTED_AT"
@@ -31,14 +31,14 @@ class Settings:
 
 def parse_settings(description: str) -> Settings:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--regime", choices=REGIMES, required=True)
+    parser.add_argument("--regime", type=find, required=True)
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds, after one that warms up")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--out", type=Path, required=True, help="path; .json and .npz are appended")
     arguments = parser.parse_args()
-    return Settings(**{**vars(arguments), "regime": REGIMES[arguments.regime]})
+    return Settings(**vars(arguments))
 
 
 def process_started_at() -> float:

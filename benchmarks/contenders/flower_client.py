@@ -15,12 +15,12 @@ from benchmarks.peer_model import Classifier, autocast, client_tensors
 @cache
 def actor_model(regime_name: str) -> Classifier:
     """One model per actor: building it anew for every client would cost Flower most of its speed."""
-    return Classifier(regimes.REGIMES[regime_name])
+    return Classifier(regimes.find(regime_name))
 
 
 @cache
 def actor_data(regime_name: str, client_id: int) -> tuple[Tensor, Tensor]:
-    return client_tensors(regimes.REGIMES[regime_name], client_id)
+    return client_tensors(regimes.find(regime_name), client_id)
 
 
 class BenchmarkClient(NumPyClient):

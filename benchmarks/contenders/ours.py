@@ -107,7 +107,7 @@ def make_simulation(settings: Settings, group: Group, **sections: Any) -> Simula
     everything, nothing = np.arange(len(images)), np.arange(0)
     names = tuple(map(str, range(regimes.NUM_CLASSES)))
     dataset = Dataset(regime.name, images, labels, names, everything, nothing, nothing, None, None, ())
-    parts = np.split(everything, regime.num_clients)
+    parts = np.split(everything, np.cumsum([len(labels) for _, labels in clients])[:-1])
     model = make_model(regime, config.model, group.device)
     return assemble(config, group, Parts(dataset, ClientImages.of(parts), model, model))
 

@@ -40,7 +40,7 @@ class Work:
 SMALL_UNET = {"channels": [8, 16, 32, 64], "strides": [2, 2, 2], "norm": "batch"}
 WORKS = {
     "small U-Net": Work("monai:unet", 64, 8, clients=4, batches=20, masks=True, options=SMALL_UNET),
-    "slim VGG16": Work("fedsim:vgg16_slim", 32, 32, clients=4, batches=6),
+    "slim VGG16": Work("fedsim:vgg16_slim", 64, 16, clients=4, batches=4),
     "ResNet-18": Work("timm:resnet18", 64, 16, clients=4, batches=6),
     "DenseNet121": Work("timm:densenet121", 96, 16, clients=2, batches=4),
 }
