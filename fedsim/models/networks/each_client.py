@@ -28,5 +28,7 @@ def each_client(
         return found
 
     axes = {name: 0 if name in stacked else None for name in params}
-    together: Tensor = vmap(one_client, in_dims=(axes, 0))(dict(params), inputs)
+    # Convolutions with a group for each client take weights in the usual order.
+    usual = {name: value.contiguous() for name, value in params.items()}
+    together: Tensor = vmap(one_client, in_dims=(axes, 0))(usual, inputs)
     return together
