@@ -5,6 +5,8 @@ python -m benchmarks.lora.any_ours --folder FOLDER --name NAME --per-block 12 ..
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers.utils import logging
 from benchmarks.contenders.ours import Silent
 from benchmarks.lora.any_work import CLASSES, ENCODERS, SIZE, Turns, make_data, parse
 from benchmarks.regimes import LEARNING_RATE
+from fedsim.algorithms.base import Tensors
 from fedsim.build import Parts, assemble
 from fedsim.comm.group import Group, open_group
 from fedsim.config.experiment import Config
@@ -74,21 +77,30 @@ def simulation(encoder: str, folder: Path, num_clients: int, batch: int, per_blo
     return assemble(config, group, Parts(dataset, ClientImages.of(np.split(everything, num_clients)), server, client))
 
 
-def serve(arguments: argparse.Namespace, group: Group) -> None:
-    """Set up an encoder in one turn and train rounds in the next ones; the factors after the first are written."""
-    turns = Turns(group.is_server, arguments.clock, lambda: group.gather_to_all(0))
-    for encoder in arguments.encoders:
+def take_turns(
+    turns: Turns, num_turns: int, make: Callable[[], Simulation], save: Callable[[Simulation, Tensors], None]
+) -> None:
+    """Set up a simulation in one turn and train rounds in the next ones; parameters after the first are saved."""
+    turns.wait()
+    sim = make()
+    state = sim.initial_state()
+    turns.done()
+    for turn in range(num_turns + 1):
         turns.wait()
-        sizes = (arguments.clients, arguments.batch, arguments.per_block)
-        sim = simulation(encoder, arguments.folder, *sizes, group)
-        state = sim.initial_state()
+        state = run_round(sim, state, RoundRecord(sim, turn + 1), Silent())
         turns.done()
-        for turn in range(arguments.turns + 1):
-            turns.wait()
-            state = run_round(sim, state, RoundRecord(sim, turn + 1), Silent())
-            turns.done()
-            if turn == 0 and group.is_server:
-                export_peft(arguments.folder / encoder / arguments.name, state.params, sim.model)
+        if turn == 0 and sim.group.is_server:
+            save(sim, state.params)
+
+
+def serve(arguments: argparse.Namespace, group: Group) -> None:
+    """Take turns with one encoder after the other."""
+    turns = Turns(group.is_server, arguments.clock, lambda: group.gather_to_all(0))
+    sizes = (arguments.clients, arguments.batch, arguments.per_block)
+    for encoder in arguments.encoders:
+        path = arguments.folder / encoder / arguments.name
+        make = partial(simulation, encoder, arguments.folder, *sizes, group)
+        take_turns(turns, arguments.turns, make, lambda sim, params, path=path: export_peft(path, params, sim.model))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.contenders.ours import Silent
+from benchmarks.lora.any_ours import take_turns
 from benchmarks.lora.any_work import Turns
 from benchmarks.whole.work import CLASSES, LEARNING_RATE, MOMENTUM, WORKS, Work, parse
 from fedsim.build import Parts, assemble
@@ -18,8 +19,6 @@ from fedsim.data import ClientImages, Dataset
 from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.machine.memory import keep_freed_memory
 from fedsim.models.build import build_models
-from fedsim.runfolder.records import RoundRecord
-from fedsim.server import run_round
 from fedsim.simulation import Simulation
 
 
@@ -66,19 +65,12 @@ def prepare(folder: Path, works: list[str], group: Group) -> None:
 
 
 def serve(arguments: argparse.Namespace, group: Group) -> None:
-    """Set up a network in one turn and train rounds in the next ones; parameters after the first are written."""
+    """Take turns with one network after the other."""
     turns = Turns(group.is_server, "wall", lambda: group.gather_to_all(0))
     for work in arguments.works:
-        turns.wait()
-        sim = simulation(WORKS[work], arguments.precision, group)
-        state = sim.initial_state()
-        turns.done()
-        for turn in range(arguments.turns + 1):
-            turns.wait()
-            state = run_round(sim, state, RoundRecord(sim, turn + 1), Silent())
-            turns.done()
-            if turn == 0 and group.is_server:
-                save_file(state.params, arguments.folder / work / f"{arguments.name}.safetensors")
+        path = arguments.folder / work / f"{arguments.name}.safetensors"
+        make = partial(simulation, WORKS[work], arguments.precision, group)
+        take_turns(turns, arguments.turns, make, lambda _, params, path=path: save_file(dict(params), path))
 
 
 if __name__ == "__main__":
