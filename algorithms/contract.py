@@ -180,7 +180,11 @@ class Update:
     @cached_property
     def delta(self) -> dict[str, Tensor]:
         """Local minus global, float64 (K, ...) by name."""
-        return {name: value.double() - self.before[name].double() for name, value in self.after.items()}
+        copies = {
+            name: value.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+            for name, value in self.after.items()
+        }
+        return {name: value.sub_(self.before[name]) for name, value in copies.items()}
 
 
 @dataclass(frozen=True)

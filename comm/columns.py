@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import UserError
+from fedsim.kernels.sums import add_multiples, compiles, scaled
 
 # Small tensors are summed side by side up to so many numbers, since each operation has a price of its own; of a large
 # one so many at once, which stay in a CPU's cache.
@@ -75,9 +76,7 @@ class Columns:
         # Whole numbers have absolute values in float64 only.
         is_one = len(rows) == 1 and rows[0].is_floating_point()
         values_KP = rows[0] if is_one else torch.cat([row.double() for row in rows], dim=1)
-        pieces = self._pieces(values_KP)
-        peaks_P = torch.cat([values_KP[:, piece].abs().amax(0).double() for piece in pieces])
-        peaks_T = torch.stack([_largest(part) for part in peaks_P.split(self.sizes)]).cpu()
+        peaks_T = torch.stack([_largest(part) for part in values_KP.split(self.sizes, dim=1)]).cpu()
         if not (peaks_T <= max(self.limits.values())).all():
             parts = zip(self._shapes, rows, peaks_T.tolist(), strict=True)
             raise next(refuse(name, part) for name, part, peak in parts if not peak <= max(self.limits.values()))
@@ -86,37 +85,42 @@ class Columns:
         self._sums_P = {bits: self._sum(bits) for bits in fitting}
         self._lost_T = {bits: self._lost(bits) for bits in fitting}
         masks = {bits: mask(self.stream(bits), sum(self.sizes)) for bits in fitting if mask is not None}
-        weights_K1 = weights_K.to(values_KP.device)[:, None]
-        for piece in pieces:
-            self._add_piece(values_KP[:, piece], weights_K1, piece, masks)
+        for piece in self._pieces(values_KP):
+            self._add_piece(values_KP[:, piece], weights_K.to(values_KP.device), piece, masks)
 
     def _pieces(self, values_KP: Tensor) -> list[slice]:
         """Columns that are added at once: on a CPU no more than stay in its cache."""
         num_columns = values_KP.shape[1]
         step = COLUMNS_AT_ONCE if values_KP.device.type == "cpu" else num_columns
-        return [slice(start, start + step) for start in range(0, num_columns, max(1, step))] or [slice(0)]
+        return [slice(start, start + step) for start in range(0, num_columns, max(1, step))]
 
-    def _add_piece(self, values_KP: Tensor, weights_K1: Tensor, piece: slice, masks: Mapping[int, Tensor]) -> None:
+    def _add_piece(self, values_KP: Tensor, weights_K: Tensor, piece: slice, masks: Mapping[int, Tensor]) -> None:
         """Add some columns on every grid that a tensor fits."""
-        loses, num_sent, is_sent = self._counting, None, None
-        scaled_KP = torch.empty(values_KP.shape, dtype=torch.float64, device=values_KP.device)
+        is_compiled = not masks and compiles(values_KP)
+        counts = self._counting
         # Coarsest first: where nothing is lost there, nothing is on finer grids, and nobody has to count.
-        for bits in sorted(self._sums_P):
+        for place, bits in enumerate(sorted(self._sums_P)):
+            scales_K, sums_P = weights_K * 2.0**bits, self._sums_P[bits][piece]
+            num_sent = num_found = 0
             # What does not fit this grid becomes some number here that nobody reads.
-            torch.mul(values_KP, weights_K1 * 2.0**bits, out=scaled_KP)
-            multiples_KP = scaled_KP.round_().to(torch.int64)
-            if loses:
-                num_found = int(multiples_KP.count_nonzero())
-                if num_sent is None:
-                    is_sent = None if num_found == multiples_KP.numel() else values_KP * weights_K1 != 0
-                    num_sent = num_found if is_sent is None else int(is_sent.count_nonzero())
-                    self._num_sent += num_sent
-                loses = num_found != num_sent
-                if is_sent is not None and loses:
-                    self._lost_T[bits] += self._by_tensor((multiples_KP == 0) & is_sent)
-            if masks:
-                multiples_KP += masks[bits][:, piece].to(multiples_KP.device)
-            self._sums_P[bits][piece] += multiples_KP[0] if len(multiples_KP) == 1 else multiples_KP.sum(0)
+            if is_compiled:
+                num_sent, num_found = add_multiples(values_KP, scales_K, sums_P)
+            else:
+                scaled_KP = scaled(values_KP, scales_K)
+                if counts:
+                    num_sent = int(scaled_KP.count_nonzero())
+                multiples_KP = scaled_KP.round_().to(torch.int64)
+                if counts:
+                    num_found = int(multiples_KP.count_nonzero())
+                if masks:
+                    multiples_KP += masks[bits][:, piece].to(multiples_KP.device)
+                sums_P += multiples_KP[0] if len(multiples_KP) == 1 else multiples_KP.sum(0)
+            if counts:
+                self._num_sent += num_sent if place == 0 else 0
+                counts = num_found != num_sent
+            if counts:
+                scaled_KP = scaled(values_KP, scales_K)
+                self._lost_T[bits] += self._by_tensor((scaled_KP != 0) & (scaled_KP.round() == 0))
 
     def _sum(self, bits: int) -> Tensor:
         found = self._sums_P.get(bits)
@@ -162,4 +166,8 @@ def _reals(value: Tensor) -> Tensor:
 
 
 def _largest(values: Tensor) -> Tensor:
-    return values.amax() if values.numel() else values.new_zeros(())
+    """The largest absolute value, float64; none where one of them is none."""
+    if not values.numel():
+        return values.new_zeros((), dtype=torch.float64)
+    least, most = values.aminmax()
+    return torch.maximum(-least, most).double()

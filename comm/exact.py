@@ -119,16 +119,21 @@ class ExactSum:
         self._agreed = peaks_T
 
     @property
-    def flat(self) -> Tensor:
+    def parts(self) -> list[Tensor]:
         """What the ranks add up: all sums, then how many numbers unlike zero were sent, and how many fell to zero.
 
-        int64 (P + NUM_COUNTS,), in an order that depends on the names and shapes alone.
+        int64, P + NUM_COUNTS in all, in an order that depends on the names and shapes alone; not to be written to.
         """
         parts, counts = [], []
         for columns, bits in self._chosen():
             parts += columns.sums(bits)
             counts.append(columns.counts(bits))
-        return torch.cat([*parts, torch.stack(counts).sum(0)]) if counts else torch.zeros(NUM_COUNTS, dtype=torch.int64)
+        return [*parts, torch.stack(counts).sum(0) if counts else torch.zeros(NUM_COUNTS, dtype=torch.int64)]
+
+    @property
+    def flat(self) -> Tensor:
+        """The ``parts`` side by side."""
+        return torch.cat(self.parts)
 
     def unmask(self, flat: Tensor, take_away: Callable[[Tensor, str], None]) -> Tensor:
         """Return a reduced ``flat`` without masks; ``take_away`` subtracts in place, int64 (P,) on the CPU, by stream.

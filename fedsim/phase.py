@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -205,15 +206,19 @@ def meet(group: Group, sums: Sums) -> tuple[Aggregate, Observed]:
     group.leave.agree(bool(asked))
     released.agree(agreed[0])
     observed.agree(agreed[1])
-    device = released.flat.device
+    sums_here = released.parts
+    device = sums_here[0].device
     rows = [value.contiguous().view(-1).view(torch.uint8) for value in sums.rows.values()]
     parts = [
-        released.flat,
-        observed.flat.to(device),
-        torch.cat([sums.table.flatten(), sums.busy]).view(torch.int64).to(device),
-        as_int64(rows, device),
+        sums_here,
+        [value.to(device) for value in observed.parts],
+        [torch.cat([sums.table.flatten(), sums.busy]).view(torch.int64).to(device)],
+        [as_int64(rows, device)],
     ]
-    exact, seen, numbers, gathered = group.sum_exact(torch.cat(parts)).split([len(part) for part in parts])
+    sizes = [sum(map(len, some)) for some in parts]
+    # One copy of what may be as large as the model.
+    reduced = group.sum_exact(torch.cat(list(chain.from_iterable(parts))))
+    exact, seen, numbers, gathered = reduced.split(sizes)
     num_clients = len(sums.cohort.clients)
     numbers = numbers.cpu().view(torch.float64)
     losses, norms, seconds, busy = numbers.split([num_clients] * 3 + [len(sums.busy)])

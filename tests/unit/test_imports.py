@@ -15,9 +15,10 @@ FOLDERS = {"fedsim": ROOT / "fedsim", "fedsim.comm": ROOT / "comm", "fedsim.algo
 FLOORS = (
     ("__init__", "errors", "seeding"),
     ("catalogue",),
-    ("comm", "config"),
+    ("config",),
     ("machine",),
-    ("kernels", "data"),
+    ("kernels",),
+    ("comm", "data"),
     ("models", "schedule", "tasks"),
     ("algorithms", "inputs"),
     ("configure", "method_checks", "privacy", "storage", "training"),
