@@ -184,7 +184,7 @@ class Update:
             name: value.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
             for name, value in self.after.items()
         }
-        return {name: value.sub_(self.before[name]) for name, value in copies.items()}
+        return {name: value.sub_(self.before[name].double()) for name, value in copies.items()}
 
 
 @dataclass(frozen=True)
