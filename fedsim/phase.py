@@ -209,16 +209,11 @@ def meet(group: Group, sums: Sums) -> tuple[Aggregate, Observed]:
     sums_here = released.parts
     device = sums_here[0].device
     rows = [value.contiguous().view(-1).view(torch.uint8) for value in sums.rows.values()]
-    parts = [
-        sums_here,
-        [value.to(device) for value in observed.parts],
-        [torch.cat([sums.table.flatten(), sums.busy]).view(torch.int64).to(device)],
-        [as_int64(rows, device)],
-    ]
-    sizes = [sum(map(len, some)) for some in parts]
+    numbers = torch.cat([sums.table.flatten(), sums.busy]).view(torch.int64)
+    parts = [sums_here, [value.to(device) for value in observed.parts], [numbers.to(device)], [as_int64(rows, device)]]
     # One copy of what may be as large as the model.
     reduced = group.sum_exact(torch.cat(list(chain.from_iterable(parts))))
-    exact, seen, numbers, gathered = reduced.split(sizes)
+    exact, seen, numbers, gathered = reduced.split([sum(map(len, some)) for some in parts])
     num_clients = len(sums.cohort.clients)
     numbers = numbers.cpu().view(torch.float64)
     losses, norms, seconds, busy = numbers.split([num_clients] * 3 + [len(sums.busy)])

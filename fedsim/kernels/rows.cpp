@@ -1,4 +1,4 @@
-// Passes over rows of activations: GELU and LayerNorm, forward and back.
+// Passes over rows of activations: GELU and LayerNorm, forward and back, and PReLU back.
 
 #include "vectors.h"
 
@@ -22,6 +22,25 @@ extern "C" void gelu_forward(const Element *x, Element *y, Element *slope, long 
         Floats share = 0.5f + (own < 0 ? -half : half);
         store_some(y + first, own * share, count - first);
         store_some(slope + first, share + own * power * 0.398942280f, count - first);
+    }
+}
+
+// PReLU's gradient `to` of n numbers x for `grad`, with one slope below zero, and that of the slope from every
+// PRELU_NUMBERS of them.
+#define PRELU_NUMBERS 4096
+extern "C" void prelu_backward(const Element *grad, const Element *x, const float *slope, Element *to, float *of_slope,
+                               long count, long threads) {
+    Floats below = splat(*slope);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long start = 0; start < count; start += PRELU_NUMBERS) {
+        Floats total = {0};
+        for (long first = start; first < start + PRELU_NUMBERS && first < count; first += LANES) {
+            Floats g = widen(load_some<Elements>(grad + first, count - first));
+            Floats own = widen(load_some<Elements>(x + first, count - first));
+            store_some(to + first, own > 0 ? g : g * below, count - first);
+            total += own > 0 ? splat(0) : g * own;
+        }
+        of_slope[start / PRELU_NUMBERS] = sum(total);
     }
 }
 

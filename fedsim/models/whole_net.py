@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.config.words import ModelConfig
+from fedsim.kernels.rows import replace_prelu
 from fedsim.models.networks.each_client import each_client
 from fedsim.models.networks.few_pixels import by_products
 from fedsim.models.networks.unet import BatchOrImageNorm
@@ -30,6 +31,7 @@ class WholeNet(StackedModel):
         self._is_tied = len(names) > len(list(self.net.parameters()))
         if device.type == "cpu":
             by_products(self.net)
+            replace_prelu(self.net)
 
     def encoder_specs(self) -> dict[str, ParamSpec]:
         norms = {name for name, module in self.net.named_modules() if isinstance(module, _BatchNorm)}
