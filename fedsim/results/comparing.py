@@ -27,6 +27,8 @@ IDLE = (
     "config.clients.per_block",
     "config.evaluate.batch_size",
 )
+#: What beside the config may change a run's bits, as a reader is told of it.
+OTHER_BITS = {"commit": "commits of fedsim", "device": "kinds of device", "threads": "numbers of threads per rank"}
 BYTES, STEPS = "bytes", "client_steps"
 #: Simulated seconds since a run began, of runs with a clock.
 CLOCK = "clock.seconds"
@@ -260,8 +262,11 @@ def what_to_know(
         notes.append(f"methods differ in {', '.join(differing)} too")
     if runs["cpu"].nunique() > 1 or runs["ranks"].nunique() > 1:
         notes.append("seconds are of different machines or numbers of ranks")
-    if runs["commit"].nunique() > 1:
-        notes.append(f"runs are of {runs['commit'].nunique()} commits of fedsim")
+    for column, what in OTHER_BITS.items():
+        if (number := runs[column].nunique()) > 1:
+            notes.append(f"runs are of {number} {what}")
+    if (runs.groupby(SEED)["frozen"].nunique() > 1).any():
+        notes.append("runs with one seed have other frozen weights")
     if runs[STEPS].isna().any():
         notes.append("client steps are hidden where privacy.observe is false")
     return notes

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,8 +128,18 @@ def run_row(folder: Path, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "ranks": environment.get("ranks"),
         "cpu": (environment.get("hardware") or {}).get("cpu"),
         "commit": (environment.get("git") or {}).get("commit"),
+        "device": device_of(environment),
+        "threads": environment.get("threads_per_rank"),
+        "frozen": environment.get("frozen_sha256"),
         **{f"config.{key}": value for key, value in flatten(completed(words), ".").items()},
     }
+
+
+def device_of(environment: Mapping[str, Any]) -> str | None:
+    """Return the kind of device that a run was computed on: cpu, or the GPU's name; None where it is not known."""
+    kind = str(environment.get("device") or "").partition(":")[0]
+    gpus = (environment.get("hardware") or {}).get("gpus")
+    return gpus[0] if kind == "cuda" and gpus else kind or None
 
 
 def total(rounds: Sequence[dict[str, Any]], key: str) -> float | None:

@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from fedsim.results.comparing import Wish
 from fedsim.results.page.content import verdict
 from fedsim.results.tables import markdown, shown
 from tests.unit.results.test_comparing import CLEAR, one_table, write_run, write_runs
+
+ON_GPU = {"device": "cuda:0", "hardware": {"gpus": ["H200"]}}
 
 
 def test_whoever_has_all_seeds_is_not_bold_where_another_is_better(tmp_path: Path) -> None:
@@ -45,3 +50,28 @@ def test_runs_of_two_commits_are_told(tmp_path: Path) -> None:
     for run, commit in zip(runs, "aab", strict=True):
         (run / "environment.json").write_text(json.dumps({"git": {"commit": commit}}))
     assert "runs are of 2 commits of fedsim" in one_table(runs).notes
+
+
+@pytest.mark.parametrize(
+    ("facts", "note"),
+    [
+        ([ON_GPU, {**ON_GPU, "device": "cpu"}], "runs are of 2 kinds of device"),
+        ([ON_GPU, {**ON_GPU, "hardware": {"gpus": ["A100"]}}], "runs are of 2 kinds of device"),
+        ([{"threads_per_rank": 1}, {"threads_per_rank": 8}], "runs are of 2 numbers of threads per rank"),
+        ([{"frozen_sha256": "a"}, {"frozen_sha256": "b"}], "runs with one seed have other frozen weights"),
+    ],
+)
+def test_what_else_changes_bits_is_told(facts: list[dict[str, Any]], note: str, tmp_path: Path) -> None:
+    runs = write_runs(tmp_path, {"fedavg": [0.5], "deer": [0.6]})
+    for run, own in zip(runs, facts, strict=True):
+        (run / "environment.json").write_text(json.dumps(own))
+    assert note in one_table(runs).notes
+    (runs[1] / "environment.json").write_text(json.dumps(facts[0]))
+    assert note not in one_table(runs).notes
+
+
+def test_frozen_weights_may_follow_the_seed(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path, {"fedavg": [0.5, 0.6]})
+    for run, digest in zip(runs, "ab", strict=True):
+        (run / "environment.json").write_text(json.dumps({"frozen_sha256": digest}))
+    assert not any("frozen" in note for note in one_table(runs).notes)
