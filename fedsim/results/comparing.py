@@ -117,17 +117,24 @@ def groups(runs: pd.DataFrame, per: Sequence[str]) -> Iterator[tuple[tuple[str, 
         yield tuple(value.strip('"') for value in values), part.reset_index(drop=True)
 
 
+def names_of(runs: pd.DataFrame) -> pd.Series:
+    """Return each run's name in a sweep's list, where that stands for one method alone, or else its method."""
+    methods = runs[METHOD].astype(str)
+    is_one_method = methods.groupby(runs["listed"]).transform("nunique") == 1
+    return methods.where(~is_one_method, runs["listed"])
+
+
 def labels(runs: pd.DataFrame) -> pd.Series:
-    """Return what each run's contender is called: its method, and the keys in which runs of one method differ."""
-    named = runs[METHOD].astype(str)
+    """Return what each run's contender is called: its name, and the keys in which runs of one name differ."""
+    names = named = names_of(runs)
     runs = without_solved(runs)
     for key in config_keys(runs):
         name = f"config.{key}"
-        if name in (METHOD, SEED) or name.startswith(IDLE):
+        if name == SEED or name.startswith(IDLE):
             continue
         texts = text_of(runs[name])
-        if (texts.groupby(runs[METHOD]).nunique() > 1).any():
-            differs = texts.groupby(runs[METHOD]).transform("nunique") > 1
+        if (texts.groupby(names).nunique() > 1).any():
+            differs = texts.groupby(names).transform("nunique") > 1
             shown = f", {key}=" + texts.str.strip('"')
             named = named.where(~differs, named + shown)
     return named
@@ -251,15 +258,15 @@ def what_to_know(
     fewest = min((one.seeds for one in differences.values()), default=len(scores))
     if fewest < FEWEST_SEEDS:
         notes.append(f"{fewest} seeds: too few for a difference to mean anything")
-    runs = without_solved(runs)
+    runs, names = without_solved(runs), names_of(runs)
     differing = [
         key
         for key in config_keys(runs)
         if not key.startswith(("algorithm", "seed")) and not f"config.{key}".startswith(IDLE)
-        if text_of(runs[f"config.{key}"]).groupby(runs[METHOD]).first().nunique() > 1
+        if text_of(runs[f"config.{key}"]).groupby(names).first().nunique() > 1
     ]
     if differing:
-        notes.append(f"methods differ in {', '.join(differing)} too")
+        notes.append(f"contenders differ in {', '.join(differing)} too")
     if runs["cpu"].nunique() > 1 or runs["ranks"].nunique() > 1:
         notes.append("seconds are of different machines or numbers of ranks")
     for column, what in OTHER_BITS.items():

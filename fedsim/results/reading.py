@@ -11,7 +11,7 @@ from fedsim.config.plain_yaml import flatten, read_mapping
 from fedsim.config.recorded import completed
 from fedsim.config.train import LESS_IS_BETTER
 from fedsim.errors import UserError
-from fedsim.results.sweeps import run_folders
+from fedsim.results.sweeps import is_sweep, read_sweep, run_folders
 from fedsim.storage.rows import metric_rows, read_object, read_rows
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ DIGESTS = ("data", "validation", "test", "clients", "cohorts")
 class Results:
     """Some runs. ``run`` stands first in each table and tells whose row it is.
 
-    ``runs``: a row per run: folder, status, best round, its scores, sums over the rounds, and the config's keys behind
-    ``config.``. ``rounds``: a row per round: metrics.jsonl and timings.jsonl. ``clients``: clients.jsonl.
+    ``runs``: a row per run: folder, name in a sweep's list, status, best round, its scores, sums over the rounds, and
+    the config's keys behind ``config.``. ``rounds``: a row per round: metrics.jsonl and
+    timings.jsonl. ``clients``: clients.jsonl.
     """
 
     runs: "pd.DataFrame"
@@ -50,10 +51,12 @@ def load(*paths: str | os.PathLike[str]) -> Results:
 
     folders = run_folders([Path(path) for path in paths])
     names = short_names(folders)
+    sweeps = [Path(path) for path in paths if is_sweep(Path(path))]
+    listed = {sweep / cell: name for sweep in sweeps for cell, name in read_sweep(sweep).listed.items()}
     runs, rounds, clients = [], [], []
     for folder, name in zip(folders, names, strict=True):
         own = [{"run": name, **row} for row in round_rows(folder)]
-        runs.append({"run": name, "folder": str(folder), **run_row(folder, own)})
+        runs.append({"run": name, "folder": str(folder), "listed": listed.get(folder), **run_row(folder, own)})
         rounds += own
         clients += [{"run": name, **flatten(row, ".")} for row in read_rows(folder / "clients.jsonl")]
     first = {"run": pd.Series(dtype=str)}

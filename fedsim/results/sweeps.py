@@ -19,12 +19,14 @@ SCHEMA = 2
 class SweepRecord:
     """``cells``: names of the run folders. ``per``: keys with a table of their own for each value.
 
+    ``listed``: what the cells' entries of the list are called, of those that have a name.
     ``trials``: names, contenders and settings of the runs that chose; ``by``: the metric that they were judged by, None
     for each run's own; ``chosen``: settings by contender; ``diverged``: names of the trials that did.
     """
 
     cells: list[str]
     contenders: dict[str, str]
+    listed: dict[str, str]
     per: list[str]
     trials: list[dict[str, Any]]
     by: str | None
@@ -47,13 +49,14 @@ def read_sweep(folder: Path) -> SweepRecord:
             return SweepRecord(
                 [cell["name"] for cell in content["cells"]],
                 {cell["name"]: cell["contender"] for cell in content["cells"]},
+                {cell["name"]: name for cell in content["cells"] if (name := cell["changes"].get("name"))},
                 content["per"],
                 content["trials"],
                 content["by"],
                 content["chosen"],
                 content["diverged"],
             )
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(str(file), f"no record of a sweep ({error})", "what launch.py sweep writes") from None
     raise UserError(str(file), f"schema {schema}", f"{SCHEMA}; start launch.py sweep again, which writes it")
 

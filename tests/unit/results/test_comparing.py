@@ -213,7 +213,7 @@ def test_contenders_of_one_method_are_told_by_what_differs(tmp_path: Path) -> No
 
 def test_settings_that_go_with_the_method_are_told(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, name, 0, [0.5], train={"lr": lr}) for name, lr in (("fedavg", 1), ("deer", 2))]
-    assert any("methods differ in train.lr too" in note for note in one_table(runs).notes)
+    assert any("contenders differ in train.lr too" in note for note in one_table(runs).notes)
 
 
 def test_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:

@@ -75,3 +75,31 @@ def test_frozen_weights_may_follow_the_seed(tmp_path: Path) -> None:
     for run, digest in zip(runs, "ab", strict=True):
         (run / "environment.json").write_text(json.dumps({"frozen_sha256": digest}))
     assert not any("frozen" in note for note in one_table(runs).notes)
+
+
+def listed(folder: Path, runs: dict[str, str]) -> Path:
+    """A sweep of runs with these names in its list."""
+    cells = [{"name": run, "contender": name, "changes": {"name": name}} for run, name in runs.items()]
+    empty: dict[str, Any] = {"per": [], "trials": [], "by": None, "chosen": {}, "diverged": []}
+    (folder / "sweep.json").write_text(json.dumps({"schema": 2, "cells": cells, **empty}))
+    return folder
+
+
+def test_a_contender_is_called_as_in_the_sweep_s_list(tmp_path: Path) -> None:
+    for name, method, lr in (("fedit", "fedavg", 1), ("slow", "fedavg", 2), ("deer", "deer", 1)):
+        write_run(tmp_path / name, method, 0, [0.5], train={"lr": lr})
+    table = one_table([listed(tmp_path, {name: name for name in ("fedit", "slow", "deer")})])
+    assert list(table.scores.columns) == ["fedit", "slow", "deer"]
+    assert "contenders differ in train.lr too" in table.notes
+    alone = write_run(tmp_path / "elsewhere", "fedit", 0, [0.5], train={"lr": 1})
+    mixed = list(one_table([tmp_path, alone]).scores.columns)
+    assert mixed == ["fedit, algorithm.name=fedavg", "slow", "deer", "fedit, algorithm.name=fedit"]
+
+
+def test_a_name_for_several_methods_is_no_contender_s(tmp_path: Path) -> None:
+    for method in ("fedavg", "deer"):
+        write_run(tmp_path / method, method, 0, [0.5])
+    assert list(one_table([listed(tmp_path, dict.fromkeys(("fedavg", "deer"), "epsilon8"))]).scores.columns) == [
+        "fedavg",
+        "deer",
+    ]

@@ -222,7 +222,8 @@ def test_trials_are_counted(tmp_path: Path) -> None:
     write_run(sweep / "deer_seed1", "deer", 1, [0.5])
     write_run(sweep / "trials" / "deer_lr1_seed9", "deer", 9, [0.4])
     trials = [{"name": f"deer_lr{lr}_seed9", "contender": "deer", "setting": {"train.lr": lr}} for lr in (1, 2)]
-    record = {"schema": 2, "cells": [{"name": "deer_seed1", "contender": "deer"}], "per": [], "trials": trials}
+    cells = [{"name": "deer_seed1", "contender": "deer", "changes": {}}]
+    record = {"schema": 2, "cells": cells, "per": [], "trials": trials}
     record |= {"by": None, "chosen": {"deer": {"train.lr": 1}}, "diverged": ["deer_lr2_seed9"]}
     (sweep / "sweep.json").write_text(json.dumps(record))
     assert report([sweep], Wish(), None) == sweep / "report.html"
