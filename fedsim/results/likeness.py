@@ -31,6 +31,8 @@ def unlike(runs: pd.DataFrame, per: Sequence[str] = ()) -> list[str]:
         for _, run in group.iterrows():
             for key in DIGESTS:
                 mine, other = run[f"sha256.{key}"], first[f"sha256.{key}"]
+                if key == "cohorts" and (pd.isna(mine) or pd.isna(other)):
+                    break  # of a run with a clock
                 if pd.isna(mine):
                     found.append(f"{run['run']} has no digests of its data in partition.json")
                     break

@@ -54,21 +54,24 @@ def split_digests(dataset: Dataset, config: Config, parts: ClientImages) -> dict
     """Return sha256 of what two runs must share to be compared, image by image.
 
     ``data``: files or arrays, and labels; ``validation`` and ``test``: which images; ``clients``: each one's training
-    images; ``cohorts``: who takes part in the first rounds, with which weights.
+    images; ``cohorts``: who takes part in the first rounds, with which weights. With a clock there is none of
+    ``cohorts``: who arrives follows from what the method sends, too.
     """
     content = [(facts or {}).get("sha256") for facts in (dataset.files, dataset.arrays)]
+    found = {
+        "data": _sha256([dataset.labels.numpy()], f"{dataset.name} {content}"),
+        "validation": _sha256([dataset.val]),
+        "test": _sha256([dataset.test]),
+        "clients": _sha256([np.asarray(parts.sizes, np.int64), parts.images]),
+    }
+    if config.clock is not None:
+        return found
     cohorts = []
     for round in range(1, 1 + max(1, min(ROUNDS_IN_DIGEST, DRAWS_IN_DIGEST // config.clients.count))):
         cohort = draw_cohort(config.clients, config.train, parts.sizes, config.seed, round)
         clients = sorted(cohort.clients)  # the cohort's own order goes by the number of steps
         cohorts += [np.array(clients, np.int64), cohort.weights_of(clients).numpy()]
-    return {
-        "data": _sha256([dataset.labels.numpy()], f"{dataset.name} {content}"),
-        "validation": _sha256([dataset.val]),
-        "test": _sha256([dataset.test]),
-        "clients": _sha256([np.asarray(parts.sizes, np.int64), parts.images]),
-        "cohorts": _sha256(cohorts),
-    }
+    return {**found, "cohorts": _sha256(cohorts)}
 
 
 def _sha256(arrays: Iterable[np.ndarray], text: str = "") -> str:

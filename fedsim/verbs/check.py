@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from fedsim.algorithms.base import Phase, ServerState
-from fedsim.buffered import asynchronous
+from fedsim.buffered import asynchronous, buffer_of, clock_of
 from fedsim.build import build_simulation
 from fedsim.comm.group import open_group
 from fedsim.config.experiment import Config
@@ -19,7 +19,7 @@ from fedsim.phase import secured_phase
 from fedsim.runfolder.partition import notes
 from fedsim.runfolder.tracking import require_packages
 from fedsim.schedule.clock import Hands
-from fedsim.schedule.cohort import draw_cohort, num_local_steps
+from fedsim.schedule.cohort import Cohort, num_local_steps
 from fedsim.simulation import Simulation
 from fedsim.verbs.trial import trial_rows
 
@@ -35,7 +35,7 @@ def describe(config: Config) -> list[tuple[str, str]]:
     if config.is_asynchronous:
         asynchronous(sim)  # refuses methods
     sizes = sim.sizes
-    cohort = draw_cohort(sim.config.clients, sim.config.train, sizes, sim.config.seed, 1)
+    cohort = first_cohort(sim)
     state, phases = sim.initial_state(), sim.algorithm.phases(1)
     steps = [num_local_steps(sim.config.train, sizes[client]) for client in cohort.clients]
     data = sim.dataset
@@ -53,7 +53,8 @@ def describe(config: Config) -> list[tuple[str, str]]:
         *(("warning", text) for text in warnings),
         (
             "cohort",
-            f"{len(cohort.clients)} clients in {len(cohort.blocks(sim.per_block))} blocks of up to {sim.per_block}",
+            f"{len(cohort.clients)} clients in {len(cohort.blocks(sim.per_block))} blocks of up to {sim.per_block}"
+            + ("" if config.clock is None else ", who arrive in the first round"),
         ),
         *sim.clock.rows(),
         ("local steps", f"{min(steps, default=0)} to {max(steps, default=0)} per client and phase"),
@@ -77,6 +78,13 @@ def describe(config: Config) -> list[tuple[str, str]]:
         held = f"{cost['parameters']:,} parameters in {cost['bytes']:,} bytes"
         rows.append((f"a client's {name.replace('_', ' ')}", f"{held}, {cost['bytes_sent']:,} bytes sent per round"))
     return [*rows, *trial_rows(sim, state, cohort)]
+
+
+def first_cohort(sim: Simulation) -> Cohort:
+    """Return who is trained in the first round, and let the clock's time pass that it takes."""
+    if sim.config.is_asynchronous:
+        return buffer_of(sim, clock_of(sim).fill_buffer(1), 1).cohort
+    return sim.clock.cohort(1)
 
 
 def site_rows(data: Dataset) -> list[tuple[str, str]]:

@@ -32,15 +32,14 @@ def describe(files: Sequence[Path], overrides: Sequence[str], seeds: Sequence[in
         published = read_published(file.parent / FILE_NAME)
         for name, seed, found in digests_of(file, overrides, seeds):
             expected = published.get(name, {}).get(str(seed))
-            if expected is None:
-                rows.append((f"{name} seed {seed}", "not published"))
-                rows += [(f"  {key}", value) for key, value in found.items()]
-                continue
             for key, value in found.items():
-                if value != expected.get(key):
+                if expected is not None and value != expected.get(key):
                     where = f"{file.parent / FILE_NAME}: {name}, seed {seed}: {key}"
                     raise UserError(where, f"sha256 {value} here", f"{expected.get(key)}: the same data and versions")
-            rows.append((f"{name} seed {seed}", "as published"))
+            rows.append((f"{name} seed {seed}", "not published" if expected is None else "as published"))
+            rows += [(f"  {key}", value) for key, value in found.items() if expected is None]
+            if "cohorts" not in found:
+                rows.append(("  cohorts", "not told: with a clock they follow from what a method sends, too"))
     return rows
 
 

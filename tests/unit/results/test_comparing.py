@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def write_run(
     scores: list[float],
     per_round: tuple[int, int] = (1_000_000, 10),
     status: str = "finished",
-    digests: dict[str, str] | None = None,
+    digests: Mapping[str, str | None] | None = None,
     **config: Any,
 ) -> Path:
     """A run whose validation is its test; ``per_round``: bytes each way, and client steps."""
@@ -51,7 +52,7 @@ def write_run(
     results = {"status": status, "best_round": 1, "best_by": "accuracy", "val": best, "test": best}
     if status != "unfinished":
         (folder / "results.json").write_text(json.dumps(results))
-    (folder / "partition.json").write_text(json.dumps({"sha256": DIGESTS | (digests or {})}))
+    (folder / "partition.json").write_text(json.dumps({"sha256": {**DIGESTS, **(digests or {})}}))
     return folder
 
 

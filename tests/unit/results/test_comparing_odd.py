@@ -77,6 +77,13 @@ def test_frozen_weights_may_follow_the_seed(tmp_path: Path) -> None:
     assert not any("frozen" in note for note in one_table(runs).notes)
 
 
+def test_runs_with_a_clock_have_no_cohorts_in_common(tmp_path: Path) -> None:
+    """Who arrives is part of what is compared."""
+    runs = [write_run(tmp_path / "deadline", "fedavg", 0, [0.5], digests={"cohorts": None})]
+    runs.append(write_run(tmp_path / "whole", "deer", 0, [0.5]))
+    assert len(one_table(runs).scores.columns) == 2
+
+
 def listed(folder: Path, runs: dict[str, str]) -> Path:
     """A sweep of runs with these names in its list."""
     cells = [{"name": run, "contender": name, "changes": {"name": name}} for run, name in runs.items()]

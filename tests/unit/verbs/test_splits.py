@@ -63,6 +63,16 @@ def test_a_split_that_differs_is_one_line(tmp_path: Path) -> None:
     assert done.exit_code == 2
 
 
+def test_with_a_clock_cohorts_are_not_told(tmp_path: Path) -> None:
+    """They follow from what a method sends, too."""
+    file = write_config(tmp_path)
+    publish([file], [3])
+    rows = describe([file], ["clock={example_seconds: 1.0, aggregation: {name: synchronous}}"], [3])
+    assert rows[0] == ("tiny seed 3", "as published")
+    assert rows[1][0].strip() == "cohorts"
+    assert rows[1][1].startswith("not told")
+
+
 def test_a_run_writes_the_digests_that_are_published_and_again_the_same_bits(tmp_path: Path) -> None:
     file = write_config(tmp_path)
     publish([file], [5])
