@@ -6,10 +6,11 @@ What needs torch is imported inside the verbs, so that help and mistakes in a co
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from fedsim.comm.leave import keeping
 from fedsim.machine.ending import end
 from fedsim.machine.loading import loading
 from fedsim.machine.output import fill_closed_streams, show_rows, showing
@@ -33,12 +34,11 @@ from fedsim.verbs.command_line import (
 )
 from fedsim.verbs.commands import compare, plan, privacy, report, splits, sweep, watch
 from fedsim.verbs.importing import import_set
-from fedsim.verbs.listing import LISTINGS
+from fedsim.verbs.listing import LISTINGS, Listing
 from fedsim.verbs.submit import submit
 
 # A warning of PyTorch's C++ side, as when another rank is gone, carries 15 lines of frames; errors are still shown.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-Listing = Literal["algorithms", "models", "data", "assets", "configs"]
 
 app = typer.Typer(
     cls=Verbs,
@@ -58,6 +58,7 @@ def options(version: Version = False) -> None:
 
 
 @app.command()
+@keeping()
 def run(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -93,6 +94,7 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+@keeping()
 def distill(config: ConfigPath, overrides: Overrides = None, out: Out = None, resume: Resume = False) -> None:
     """Make the sub-model that a run names in model.submodel, and distil it."""
     settings = load_own_distillation(config, overrides or [], out)

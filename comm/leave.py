@@ -47,15 +47,43 @@ class Leave:
             raise ToldToLeave
 
 
+#: Signals that are kept for ``hearing``.
+_kept: list[int] = []
+
+
+@contextlib.contextmanager
+def keeping() -> Iterator[None]:
+    """Keep signals for ``hearing``, which begins inside the ``with``; one that it has not heard ends the process then.
+
+    For the first seconds of a run, in which it loads what it needs and could not answer yet.
+    """
+    try:
+        with _taken(_kept.append):
+            yield
+    finally:
+        if _kept:
+            signal.raise_signal(_kept.pop())
+
+
 @contextlib.contextmanager
 def hearing(ask: Callable[[], None]) -> Iterator[None]:
-    """Call ``ask`` where a signal would end the process, inside the ``with``. Python hears in its main thread alone."""
+    """Call ``ask`` where a signal would end the process, inside the ``with``, or one was kept."""
+    with _taken(lambda _: ask()):
+        if _kept:
+            _kept.clear()
+            ask()
+        yield
+
+
+@contextlib.contextmanager
+def _taken(take: Callable[[int], None]) -> Iterator[None]:
+    """Hand signals over inside the ``with``. Python hears in its main thread alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def heard(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # what signal hands over
-        ask()
+        take(number)
 
     before = {number: signal.signal(number, heard) for number in SIGNALS}
     try:

@@ -111,7 +111,7 @@ def _follow(ranks: Sequence["subprocess.Popen[str]"], tell: Callable[[str], obje
         elif tell is not None:
             tell(line.rstrip("\n"))
     codes = [rank.poll() for rank in ranks]
-    if set(codes) == {LEFT}:
+    if set(codes) <= {LEFT, -signal.SIGTERM}:  # the latter where a rank was told before it could hear
         return LEFT, errors
     return (2 if 2 in codes else 1 if any(code != 0 for code in codes) else 0), errors
 

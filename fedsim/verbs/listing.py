@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from fedsim.catalogue.data import DATA, OWN_DATA
 from fedsim.catalogue.models import MODELS, OWN_MODEL
@@ -9,6 +10,7 @@ from fedsim.catalogue.models import MODELS, OWN_MODEL
 #: In a checkout a link to the folder at its top.
 CONFIGS = (Path(__file__).parents[1] / "configs").resolve()
 Rows = list[tuple[str, str]]
+Listing = Literal["algorithms", "models", "data", "assets", "configs"]
 
 SEARCHES: Rows = [
     (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.comm.launcher import find_place
+from fedsim.comm.leave import keeping
 from fedsim.config.experiment import Config
 from fedsim.errors import RankError, UserError, one_line
 from fedsim.machine import bound
@@ -113,6 +114,7 @@ def cell_at(file: Path, out: Path, index: int) -> tuple[Config, Path]:
     )
 
 
+@keeping()
 def run_at(file: Path, out: Path, index: int) -> None:
     """Run a trial or cell by its number on the ranks of this job. What it is told to stop for is in its log, too.
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import fedsim
 import launch
 from fedsim.errors import UserError
-from fedsim.verbs.listing import LISTINGS
+from fedsim.verbs.listing import LISTINGS, Listing
 
 ROOT = Path(launch.__file__).parent
 VALID = {
@@ -142,7 +142,7 @@ def test_a_stream_that_ends_too_soon_is_told_with_its_cause(file: str, monkeypat
 
 
 def test_listings(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert get_args(launch.Listing) == tuple(LISTINGS)
+    assert get_args(Listing) == tuple(LISTINGS)
     expected = {
         "algorithms": ("fedavg", "deer", "import path"),
         "models": ("packaged:vit_small_dino", "timm:", "open_clip:hf-hub:", "list_models"),

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from fedsim.comm.leave import SIGNALS, Leave, ToldToLeave, hearing
+from fedsim.comm.leave import SIGNALS, Leave, ToldToLeave, hearing, keeping
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -19,6 +21,25 @@ def test_a_signal_is_heard_inside_alone_and_may_come_twice(number: signal.Signal
         os.kill(os.getpid(), number)
         assert leave.is_asked
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_comes_early_is_kept_until_somebody_hears(number: signal.Signals) -> None:
+    before, leave = signal.getsignal(number), Leave()
+    with keeping():
+        os.kill(os.getpid(), number)
+        assert not leave.is_asked
+        with hearing(leave.ask):
+            assert leave.is_asked
+        with hearing(lambda: pytest.fail("heard twice")):
+            pass
+    assert signal.getsignal(number) == before
+
+
+def test_a_kept_signal_that_nobody_hears_ends_the_process() -> None:
+    program = "import os; from fedsim.comm.leave import keeping\nwith keeping(): os.kill(os.getpid(), 15); 1 / 0"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGTERM
 
 
 def test_another_thread_than_the_main_one_leaves_signals_alone() -> None:

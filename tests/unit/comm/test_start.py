@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.comm import start
+from fedsim.comm.leave import LEFT
 from fedsim.comm.start import run_ranks
 from fedsim.errors import UserError
 
@@ -120,6 +121,11 @@ def test_ranks_end_with_who_started_them(sign: signal.Signals, module: str, tmp_
     starter.send_signal(sign)
     assert starter.wait(200) != 0
     await_death(found)
+
+
+def test_ranks_that_were_told_before_they_could_hear_have_left(module: str, tmp_path: Path) -> None:
+    written(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+    assert run_ranks(module, [], 2, lambda _: None)[0] == LEFT
 
 
 def test_ranks_start_no_ranks(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
