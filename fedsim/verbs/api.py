@@ -67,14 +67,16 @@ class Run:
     def model(self) -> "Scoring":
         """The best round's network, ``class_names`` with it: images (N, 3, H, W) in 0..1 to class scores (N, C).
 
-        For masks the scores are (N, C, H, W), for volumes the images (N, S, 3, H, W). Reads the run's data.
+        For masks the scores are (N, C, H, W), for volumes the images (N, S, 3, H, W). Reads the run's data. UserError
+        where the network's scores differ from the run's by more than rounding explains.
         """
-        from fedsim.models.outside.network import Scoring, trained_network  # late, as above
+        from fedsim.models.outside.network import Scoring  # late, as above
         from fedsim.runfolder.saved import open_saved
+        from fedsim.verbs.taken_out.compared import compared_network
 
         with open_saved(self.folder, "best", self._trust) as saved:
-            sim, names = saved.sim, saved.sim.dataset.class_names
-            return Scoring(sim.model, saved.params, names, trained_network(sim.model, saved.params, names)).eval()
+            net, _ = compared_network(saved, str(self.folder), "a model")
+            return Scoring(saved.sim.model, saved.params, saved.sim.dataset.class_names, net).eval()
 
 
 def run(

@@ -18,17 +18,14 @@ from fedsim.models.decoder.export import write_decoder
 from fedsim.models.encoders import first_network
 from fedsim.models.export import export_peft
 from fedsim.models.outside.amplitudes import RealAmplitudeNorm, write_amplitude_norm
-from fedsim.models.outside.network import Scoring, head_of, trained_network, unmergeable
+from fedsim.models.outside.network import Scoring, head_of, unmergeable
 from fedsim.models.outside.recipes import build_lines, source_of
 from fedsim.runfolder.saved import SavedModel, open_saved
 from fedsim.verbs.taken_out.bundle import write_bundle
 from fedsim.verbs.taken_out.card_lines import TOKENS, image_lines, libraries, picture_lines, score_lines, whole
 from fedsim.verbs.taken_out.cards import facts, readme
+from fedsim.verbs.taken_out.compared import compared_network
 
-NUM_COMPARED = 8
-#: How far scores may differ from the run's, as a share of the largest of them, or of 1 where that is more.
-#: In bf16 deep networks whose weights are right were seen 0.6 to 1.9 % apart.
-MOST = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 5e-2}
 #: The formats that have weights alone, and so nothing for factors that these cannot hold.
 MERGED = ("weights", "monai")
 
@@ -77,34 +74,13 @@ def _write(folder: Path, kind: str, saved: SavedModel) -> float | None:
     if kind in MERGED and (layer := unmergeable(sim.model.encoder)):
         found = f"{kind} with LoRA on {layer}, a convolution of groups, whose kernel cannot hold it"
         raise UserError("--format", found, "--format adapter or onnx")
-    net = trained_network(sim.model, saved.params, sim.dataset.class_names)
-    difference = None
-    if sim.model.encoder.tokenizer is None:
-        difference, most = furthest(saved, net)
-        if not difference <= most:  # nan is none, either
-            found = f"{kind} with scores up to {difference:.1e} off the run's"
-            raise UserError("--format", found, f"at most {most:.2g}, which rounding explains")
+    net, difference = compared_network(saved, "--format", kind)
     card = facts(saved, kind) | {"largest_difference": difference}
     code = FORMATS[kind](folder, Exported(saved, net, card))
     card |= {"libraries": libraries(code)}
     write_json(folder / "card.json", card)
     write_atomic(folder / "README.md", readme(card, code).encode())
     return difference
-
-
-def furthest(saved: SavedModel, net: nn.Module) -> tuple[float, float]:
-    """Return the largest difference between the scores of the library's network and the run's, on some images.
-
-    Scores are those before softmax or logistic function. The second number is the most that rounding explains.
-    """
-    sim = saved.sim
-    places = sim.dataset.val[:NUM_COMPARED]
-    images = sim.dataset.images[torch.from_numpy(places)].float() / 255
-    with torch.no_grad():
-        own = sim.model.forward(saved.params, sim.images.evaluation_batch(places), training=False)[0].float().cpu()
-        other = Scoring(sim.model, saved.params, sim.dataset.class_names, net)(images)
-    most = MOST[sim.config.model.precision] * max(1.0, float(own.abs().max()))
-    return float((own - other).abs().max()), most
 
 
 def write_weights(folder: Path, exported: Exported) -> list[str]:

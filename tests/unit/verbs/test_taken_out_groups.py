@@ -20,7 +20,7 @@ from fedsim.configure import load_config
 from fedsim.models.outside import network
 from fedsim.runfolder.saved import open_saved
 from fedsim.verbs.predict import answers, find_images
-from fedsim.verbs.taken_out import export
+from fedsim.verbs.taken_out import compared
 from tests.distributed.runs import TINY
 
 CONVNEXT = {
@@ -112,11 +112,14 @@ def test_other_scores_than_the_runs_are_refused(
             net.get_submodule("base_model.model.head.norm").bias.add_(change)  # type: ignore[operator]  # a parameter
         return net
 
-    monkeypatch.setattr(export, "trained_network", changed)
+    monkeypatch.setattr(compared, "trained_network", changed)
     result = take_out(run, "adapter", tmp_path / "out")
     if not is_refused:
         assert result.exit_code == 0, result.output
+        assert fedsim.load(run).model.class_names
         return
+    with pytest.raises(fedsim.UserError, match=r"run: found a model with scores up to \S+ off the run's"):
+        _ = fedsim.load(run).model
     assert result.exit_code == 2, result.output
     found = r"error: --format: found adapter with scores up to \S+ off the run's; expected at most 0.001, .*\n"
     assert re.fullmatch(found, result.stderr)
