@@ -82,10 +82,11 @@ def load_parts(config: Config, device: torch.device) -> Parts:
     """Read the data set, divide it among the clients, and load the models; UserError for what does not fit."""
     with own_pages():  # which what only reading takes gives back
         dataset = load_dataset(config.data)
+        # Before some of the validation is left out: a file may name any of it.
+        clients = without_small(partition_clients(dataset, config.clients, config.seed), config.clients.min_samples)
         val = at_most(config.evaluate.max_val, dataset.val, dataset.labels.numpy(), config.seed, "evaluate.max_val")
         dataset = replace(dataset, val=val)
         task_of(dataset, config).check_decisive(config.evaluate.best_by, dataset)
-        clients = without_small(partition_clients(dataset, config.clients, config.seed), config.clients.min_samples)
     size, names = config.data.image_size, dataset.class_names
     server_model, client_model = build_models(config.model, size, names, config.seed, device, dataset.num_slices)
     check_outputs(config, server_model, dataset)

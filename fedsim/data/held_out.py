@@ -12,7 +12,7 @@ import numpy as np
 from fedsim.config.data import ClientsConfig
 from fedsim.data.client_images import ClientImages
 from fedsim.data.dataset import Dataset, Indices
-from fedsim.data.partition_file import read_partition
+from fedsim.data.partition_file import read_held_out
 from fedsim.seeding import numpy_stream
 
 
@@ -31,8 +31,7 @@ def divide_held_out(
     words: Any = config.partition
     found: dict[str, ClientImages] = {}
     if words.name == "file":
-        brought = read_partition(words.path, dataset, config.count)
-        found = {n: ClientImages.of(list(map(np.sort, brought[n]))) for n in ("val", "test") if n in brought}
+        found = {name: ClientImages.of(parts) for name, parts in read_held_out(words.path, dataset).items()}
     strata = _strata(dataset, words.name)
     if strata is None or len(found) == 2:
         return found

@@ -26,6 +26,19 @@ def read_partition(path: str, dataset: Dataset, count: int) -> dict[str, list[In
     return {key: _checked(f"{path} {key}", parts, images[key], SPLITS[key], count) for key, parts in content.items()}
 
 
+def read_held_out(path: str, dataset: Dataset) -> dict[str, list[Indices]]:
+    """Read each client's own validation and test images, sorted, from a file that ``read_partition`` has taken.
+
+    Those alone that are in the set's splits: of a validation that was made smaller since.
+    """
+    held_out = {"val": dataset.val, "test": dataset.test}
+    return {
+        name: [np.intersect1d(np.array(part, np.int64), held_out[name]) for part in parts]
+        for name, parts in _read(path).items()
+        if name in held_out
+    }
+
+
 def _read(path: str) -> dict[str, list[list[int]]]:
     with reading(path, f"a JSON file {FORM}"):
         content: Any = parse_json(Path(path).expanduser().read_text(encoding="utf-8"))

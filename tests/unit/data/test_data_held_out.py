@@ -163,3 +163,24 @@ def test_a_file_without_the_images_that_are_measured_is_refused(
     message = f'{file}: found no "{missing}"; expected "{missing}": [[index, ...], ...], since clients are measured'
     with pytest.raises(UserError, match=re.escape(message)):
         build_simulation(config, open_group())
+
+
+def test_a_file_may_name_what_max_val_leaves_out(tmp_path: Path) -> None:
+    """Clients are measured on what is left of their own, as with other partitions."""
+    dataset = load_set("digits", image_size=IMAGE_SIZE)
+    content = {"clients": dataset.train, "val": dataset.val, "test": dataset.test}
+    halves = {name: [half.tolist() for half in np.array_split(places, 2)] for name, places in content.items()}
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps(halves), encoding="utf-8")
+    partition = {"count": 2, "partition": {"name": "file", "path": str(file)}}
+    sim = build_simulation(make_config(clients=partition, evaluate={"clients": True, "max_val": 20}), open_group())
+    assert len(sim.dataset.val) == 20
+    held_out = divide_held_out(sim.dataset, sim.config.clients, sim.parts, 0)
+    assert [set(part.tolist()) for part in held_out["val"]] == [
+        set(half) & set(sim.dataset.val.tolist()) for half in halves["val"]
+    ]
+    assert [part.tolist() for part in held_out["test"]] == halves["test"]
+    halves["val"][0].append(halves["test"][0][0])
+    file.write_text(json.dumps(halves), encoding="utf-8")
+    with pytest.raises(UserError, match="expected indices of validation images"):
+        build_simulation(sim.config, open_group())
