@@ -131,7 +131,10 @@ class EvaluateConfig(Words):
     """When the global model is measured, and which round counts as the best."""
 
     every: Count = Field(default=1, description="Rounds between two evaluations; the last round is always evaluated.")
-    batch_size: Count = Field(default=64, description="Images per forward pass.")
+    batch_size: Count = Field(
+        default=64,
+        description="Images per forward pass. With BatchNorm that keeps no running statistics scores depend on it.",
+    )
     best_by: Metric | ClassMetric | None = Field(
         default=None,
         description="Validation metric that decides on the best round. null: accuracy; for images with masks dice, for "

@@ -83,7 +83,7 @@ def _sha256(arrays: Iterable[np.ndarray], text: str = "") -> str:
 
 
 def notes(sim: Simulation) -> list[tuple[str, str]]:
-    """Return what was decided about the images that the config does not say outright, as rows of name and text."""
+    """Return what the config does not say outright of images and what is made of them, as rows of name and text."""
     rows = []
     if sim.dataset.drawn:
         rows.append(("split", f"{' and '.join(sim.dataset.drawn)} drawn from the training {sim.dataset.unit}"))
@@ -93,6 +93,10 @@ def notes(sim: Simulation) -> list[tuple[str, str]]:
         rows.append(
             ("left out", f"{len(out)} of {len(sim.sizes)} clients with fewer than {fewest} {sim.dataset.unit}: {named}")
         )
+    if sim.model.mixes_images(training=False):
+        size = sim.config.evaluate.batch_size
+        text = f"the network normalises over batches of {size} {sim.dataset.unit}: scores depend on evaluate.batch_size"
+        rows.append(("warning", text))
     return rows + unknown_findings(sim)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedsim.build import build_simulation
+from fedsim.comm.group import open_group
 from fedsim.runfolder.partition import describe_partition, notes
 from fedsim.schedule.cohort import draw_cohort
 from fedsim.verbs import check as plan
@@ -122,3 +124,14 @@ def test_a_round_takes_each_clients_own_steps(monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr(trial, "evaluation_seconds", lambda *_: 2.0)
     found = dict(trial.trial_rows(sim, sim.initial_state(), cohort))["seconds per round"]
     assert found == f"about 2 of training and {evaluation} of evaluation, by one rank here"
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_an_evaluation_that_its_batches_change_is_told(form: str) -> None:
+    options = {"init_features": 4, "growth_rate": 2, "block_config": [1, 1], "form": form}
+    model = {"name": "fedsim:harmofl_densenet121", "weights": "random", "train": "all", "options": options}
+    config = make_config(model=model, data={"image_size": 32}, evaluate={"batch_size": 9})
+    with open_group() as group:
+        found = notes(build_simulation(config, group))
+    told = "the network normalises over batches of 9 images: scores depend on evaluate.batch_size"
+    assert [row for row in found if row[0] == "warning"] == ([("warning", told)] if form == "released" else [])
