@@ -60,19 +60,25 @@ def test_any_number_of_ranks_gives_the_same_bits(ranks: int, config: Path, whole
     assert (whole / "distillation.jsonl").read_bytes().count(b"\n") == steps == 42
 
 
-def test_a_rank_that_is_told_to_leave_has_all_save_and_leave(config: Path, whole: Path, tmp_path: Path) -> None:
-    told = tmp_path / "told"
+def ended_by(number: signal.Signals, config: Path, out: Path) -> tuple[int, str]:
+    """Distil on two ranks, of which the second gets a signal once something is saved; return exit code and errors."""
     process = subprocess.Popen(
-        command(2, "distill", config, "--out", told),
+        command(2, "distill", config, "--out", out),
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for((told / "checkpoint.json").exists, 120)
-    os.kill(pid_of_rank(process.pid, 1), signal.SIGUSR1)
+    wait_for((out / "checkpoint.json").exists, 120)
+    os.kill(pid_of_rank(process.pid, 1), number)
     _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def test_a_rank_that_is_told_to_leave_has_all_save_and_leave(config: Path, whole: Path, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    _, errors = ended_by(signal.SIGUSR1, config, told)
     assert (told / "exit_code").read_text() == "75\n"
     rows = (told / "distillation.jsonl").read_bytes().count(b"\n")
     assert rows < 42
@@ -84,16 +90,8 @@ def test_a_rank_that_is_told_to_leave_has_all_save_and_leave(config: Path, whole
 
 def test_a_killed_rank_costs_nothing(config: Path, whole: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    process = subprocess.Popen(
-        command(2, "distill", config, "--out", broken),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_for((broken / "checkpoint.json").exists, 120)
-    os.kill(pid_of_rank(process.pid, 1), signal.SIGKILL)
-    assert process.wait(60) != 0
+    code, _ = ended_by(signal.SIGKILL, config, broken)
+    assert code != 0
     assert not (broken / "submodel.json").exists()
     done = launch(0, "distill", config, "--out", broken, "--resume")
     assert done.returncode == 0, done.stderr
