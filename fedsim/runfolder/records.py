@@ -29,6 +29,7 @@ class RoundRecord:
         self._known_clients = frozenset(sim.store.holder)
         self._known_params: dict[str, Tensor] = {}
         self._losses: list[float] = []
+        self._diverged: set[int] = set()
         privacy = sim.config.privacy
         self._observes = privacy is None or privacy.observe
         self.row: dict[str, Any] = {"round": round, "train_loss": None}
@@ -58,7 +59,8 @@ class RoundRecord:
             self._losses.append(float((weights * losses).sum()))
             row["train_loss"] = sum(self._losses) / len(self._losses)
         if self._sim.config.clients.max_diverged:
-            row["diverged"] = row.get("diverged", 0) + len(observed.diverged)
+            self._diverged |= set(observed.diverged)
+            row["diverged"] = len(self._diverged)
         bytes_up = observed.sent.of_all(cohort.clients, method.facts.ranks)
         row["bytes_up"] += bytes_up
         row["bytes_down"] += self._bytes_down(before, cohort, bytes_up, observed)
