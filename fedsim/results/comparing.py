@@ -6,7 +6,7 @@ validation found best.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -40,7 +40,7 @@ class Comparison:
     """One table. ``numbers``: a row per contender. ``best``: see ``best_of``; ``holds``: it is better than all others.
 
     ``values``: by key of ``per``. ``scores`` (S, M): a column per contender, a row per seed. ``runs``: whose they are.
-    ``notes``: what to know.
+    ``notes``: what to know. ``places``: the contenders of all tables, in an order that gives each a colour of its own.
     """
 
     metric: str
@@ -52,6 +52,7 @@ class Comparison:
     holds: bool
     runs: list[str]
     notes: list[str] = field(default_factory=list)
+    places: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,13 @@ def compare(results: Results, wish: Wish) -> list[Comparison]:
     notes += [f"not alike: {line}" for line in found]
     rounds = results.rounds.assign(bytes=results.rounds["bytes_up"] + results.rounds["bytes_down"])
     grouped = groups(runs, wish.per)
-    return [
+    tables = [
         table(part, rounds, metric, dict(zip(wish.per, values, strict=True)), wish, notes)
         for values, part in grouped
         for metric in metrics
     ]
+    names = dict.fromkeys(name for one in tables for name in one.scores)
+    return [replace(one, places={name: place for place, name in enumerate(names)}) for one in tables]
 
 
 def require_keys(runs: pd.DataFrame, per: Sequence[str]) -> None:

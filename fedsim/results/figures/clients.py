@@ -39,10 +39,11 @@ def client_figure(results: Results, one: Comparison) -> Any:
         whiskerprops={"color": "0.35"},
         capprops={"color": "0.35"},
     )
-    for place, own in zip(places, scores.values(), strict=True):
+    for place, (name, own) in zip(places, scores.items(), strict=True):
         # Neighbours in the order of their scores lie at different heights, so that dots do not hide each other.
         heights = place + 0.16 * (np.arange(len(own)) % 5 - 2) / 2
-        axes.plot(np.sort(own), heights, ".", color=COLOURS[place % len(COLOURS)], markersize=3, alpha=0.6)
+        colour = COLOURS[one.places[name] % len(COLOURS)]
+        axes.plot(np.sort(own), heights, ".", color=colour, markersize=3, alpha=0.6)
     axes.set(yticks=places, yticklabels=list(scores), xlabel=f"{metric} on each client's own test images")
     axes.invert_yaxis()
     figure.suptitle(heading("clients of all seeds, best rounds", one), fontsize="medium")

@@ -71,11 +71,11 @@ def drawn(curves: pd.DataFrame, panels: Mapping[str, tuple[str, str]], y_title: 
     figure = new_figure(2.7)
     handles: dict[str, Any] = {}
     axes = np.atleast_1d(figure.subplots(1, len(panels), sharey=y_title is not None))
-    for place, (name, part) in enumerate(curves.groupby("contender", sort=False)):
+    for name, part in curves.groupby("contender", sort=False):
         for panel, (x_column, y_column) in zip(axes, panels.values(), strict=True):
             by_round = known(part, y_column).groupby("round")
             x, mean, deviation = by_round[x_column].mean(), by_round[y_column].mean(), by_round[y_column].std(ddof=1)
-            style = line_style(place, len(x))
+            style = line_style(one.places[str(name)], len(x))
             (handles[str(name)],) = panel.plot(x, mean, **style)
             band = deviation.fillna(0.0)
             panel.fill_between(x, mean - band, mean + band, color=style["color"], alpha=0.2, linewidth=0)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fedsim.results.comparing import Comparison, Wish, compare
 from fedsim.results.figures.clients import client_figure, partition_figure
 from fedsim.results.figures.curves import DEVIATIONS, EPSILON, RETROGRESS, round_figure, score_figure
 from fedsim.results.figures.drawing import FIGURES, draw
+from fedsim.results.figures.style import COLOURS
 from fedsim.results.flamby import flamby
 from fedsim.results.reading import Results, load
 from tests.unit.results.test_comparing import DIGESTS, write_runs
@@ -40,6 +42,16 @@ def write_whole_runs(folder: Path) -> list[Path]:
         table = {"classes": ["no", "yes"], "clients": clients, "sha256": DIGESTS}
         (run / "partition.json").write_text(json.dumps(table))
     return runs
+
+
+def measure_at_the_end(runs: Sequence[Path], best_rounds: Sequence[int]) -> None:
+    """Make runs such that measured the test once, of their best rounds."""
+    for run, best in zip(runs, best_rounds, strict=True):
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        content = "".join(json.dumps({**row, "test": None}) + "\n" for row in rows)
+        (run / "metrics.jsonl").write_text(content)
+        ended = json.loads((run / "results.json").read_text())
+        (run / "results.json").write_text(json.dumps({**ended, "best_round": best}))
 
 
 def read(runs: list[Path], **words: Any) -> tuple[Results, Comparison]:
@@ -101,13 +113,25 @@ def test_clients_and_what_they_hold(tmp_path: Path) -> None:
 def test_scores_of_the_end_alone_are_no_curve(tmp_path: Path) -> None:
     """Each seed has one in its own best round, and a line through those would be nobody's."""
     runs = write_whole_runs(tmp_path)
-    for run, best in zip(runs, (1, 2, 2, 1), strict=True):
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        content = "".join(json.dumps({**row, "test": None}) + "\n" for row in rows)
-        (run / "metrics.jsonl").write_text(content)
-        ended = json.loads((run / "results.json").read_text())
-        (run / "results.json").write_text(json.dumps({**ended, "best_round": best}))
+    measure_at_the_end(runs, (1, 2, 2, 1))
     assert score_figure(*read(runs)) is None
+
+
+def test_a_contender_has_one_colour_in_all_figures(tmp_path: Path) -> None:
+    """Also where another one before it has nothing to draw, or is in another table alone."""
+    runs = write_whole_runs(tmp_path)
+    measure_at_the_end(runs[:2], (1, 2))
+    for run in runs[:2]:
+        (run / "clients.jsonl").write_text("")
+    runs += write_runs(tmp_path / "other", {"prox": [0.5], "deer": [0.6]}, clients={"count": 3})
+    results = load(*runs)
+    tables = compare(results, Wish(per=("clients.count",)))
+    lines = [line for one in tables for line in score_figure(results, one).axes[0].get_lines()]
+    (axes,) = client_figure(results, tables[0]).axes
+    dots = [line for line in axes.get_lines() if line.get_marker() == "." and len(line.get_xdata())]
+    places = [COLOURS.index(line.get_color()) for line in [*lines, *dots]]
+    # deer has a curve, prox and deer have one each, deer has dots.
+    assert places == [1, 2, 1, 1]
 
 
 def test_of_very_many_clients_bars_stand_where_they_are(tmp_path: Path) -> None:
