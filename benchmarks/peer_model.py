@@ -129,3 +129,14 @@ def client_tensors(regime: Regime, client_id: int) -> tuple[Tensor, Tensor]:
 
 def autocast(precision: str) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+
+def train_epoch(model: Any, images: Tensor, answers: Tensor, batch_size: int, precision: str = "fp32") -> None:
+    """Train a client's ``model``, which has ``loss`` and ``local_optimizer``, in stored order."""
+    optimizer = model.local_optimizer(regimes.LEARNING_RATE)
+    for some, own in zip(images.split(batch_size), answers.split(batch_size), strict=True):
+        optimizer.zero_grad()
+        with autocast(precision):
+            loss = model.loss(some, own)
+        loss.backward()
+        optimizer.step()

@@ -9,7 +9,7 @@ from flwr.common import Context
 from torch import Tensor
 
 from benchmarks import regimes
-from benchmarks.peer_model import Classifier, autocast, client_tensors
+from benchmarks.peer_model import Classifier, client_tensors, train_epoch
 
 
 @cache
@@ -38,14 +38,7 @@ class BenchmarkClient(NumPyClient):
         with torch.no_grad():
             for factor, sent in zip(factors, parameters, strict=True):
                 factor.copy_(torch.from_numpy(sent))
-        optimizer = self.model.local_optimizer()
-        batches = zip(self.images.split(regimes.BATCH_SIZE), self.labels.split(regimes.BATCH_SIZE), strict=True)
-        for images, labels in batches:
-            optimizer.zero_grad()
-            with autocast(self.precision):
-                loss = self.model.loss(images, labels)
-            loss.backward()
-            optimizer.step()
+        train_epoch(self.model, self.images, self.labels, regimes.BATCH_SIZE, self.precision)
         assert self.model.first_step_at is not None, "every regime has images"
         trained = [factor.detach().numpy() for factor in factors]
         return trained, len(self.labels), {"first_step_at": self.model.first_step_at}

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from benchmarks.lora.any_ours import take_turns
 from benchmarks.lora.any_work import Turns
-from benchmarks.whole.work import CLASSES, LEARNING_RATE, MOMENTUM, WORKS, Work, parse
+from benchmarks.regimes import LEARNING_RATE, MOMENTUM
+from benchmarks.whole.work import CLASSES, WORKS, Work, parse
 from fedsim.build import Parts, assemble
 from fedsim.comm.group import Group, open_group
 from fedsim.config.experiment import Config

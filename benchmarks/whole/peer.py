@@ -1,9 +1,11 @@
 """The peers' network for benchmarks/whole/networks.py, and a plain loop over the clients, one after the other."""
 
+import argparse
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.lora.any_work import Turns
-from benchmarks.whole.work import CLASSES, LEARNING_RATE, MOMENTUM, WORKS, Work, parse
+from benchmarks.peer_model import train_epoch
+from benchmarks.regimes import MOMENTUM
+from benchmarks.whole.work import CLASSES, WORKS, Work, parse
 
 SMOOTH = 1e-5
 
@@ -81,38 +85,61 @@ def client_tensors(work: Work, folder: Path) -> list[tuple[Tensor, Tensor]]:
     return list(zip(images.chunk(work.clients), answers.chunk(work.clients), strict=True))
 
 
-def train(model: Network, images: Tensor, answers: Tensor, batch: int) -> None:
-    optimizer = model.local_optimizer(LEARNING_RATE)
-    for some, own in zip(images.split(batch), answers.split(batch), strict=True):
-        optimizer.zero_grad()
-        model.loss(some, own).backward()
-        optimizer.step()
+class Federate(Protocol):
+    """Trains ``model`` on all clients for some rounds; ``begin`` and ``end``: around every round."""
+
+    def __call__(
+        self,
+        model: Network,
+        clients: list[tuple[Tensor, Tensor]],
+        batch_size: int,
+        num_rounds: int,
+        begin: Callable[[], object],
+        end: Callable[[int], object],
+    ) -> object: ...
 
 
-def main() -> None:
-    arguments = parse()
-    torch.set_num_threads(arguments.threads)
-    turns = Turns(True, "wall", lambda: None)
+def serve(arguments: argparse.Namespace, turns: Turns, federate: Federate, saves: bool = True) -> None:
+    """Take turns with one network after the other, and save each as it is after its first round."""
     for name in arguments.works:
         turns.wait()
         work, folder = WORKS[name], arguments.folder / name
         model = Network(work, folder / "start.safetensors", arguments.precision).train()
         clients = client_tensors(work, folder)
-        server = {key: value.clone() for key, value in model.state_dict().items()}
         turns.done()
-        for turn in range(arguments.turns + 1):
-            turns.wait()
-            total = {key: torch.zeros_like(value, dtype=torch.float64) for key, value in server.items()}
-            for images, answers in clients:
-                model.load_state_dict(server)
-                train(model, images, answers, work.batch)
-                for key, value in model.state_dict().items():
-                    total[key] += value.double() / work.clients
-            server = {key: total[key].to(value.dtype) for key, value in server.items()}
+
+        def end(index: int, model: Network = model, path: str = f"{folder}/{arguments.name}.safetensors") -> None:
             turns.done()
-            if turn == 0:
-                save_file(server, folder / f"{arguments.name}.safetensors")
+            if index == 0 and saves:
+                save_file(model.state_dict(), path)
+
+        federate(model, clients, work.batch, arguments.turns + 1, turns.wait, end)
+
+
+def loop(
+    model: Network,
+    clients: list[tuple[Tensor, Tensor]],
+    batch_size: int,
+    num_rounds: int,
+    begin: Callable[[], object],
+    end: Callable[[int], object],
+) -> None:
+    """A client after the other, averaged in float64."""
+    server = {key: value.clone() for key, value in model.state_dict().items()}
+    for index in range(num_rounds):
+        begin()
+        total = {key: torch.zeros_like(value, dtype=torch.float64) for key, value in server.items()}
+        for images, answers in clients:
+            model.load_state_dict(server)
+            train_epoch(model, images, answers, batch_size)
+            for key, value in model.state_dict().items():
+                total[key] += value.double() / len(clients)
+        server = {key: total[key].to(value.dtype) for key, value in server.items()}
+        model.load_state_dict(server)
+        end(index)
 
 
 if __name__ == "__main__":
-    main()
+    arguments = parse()
+    torch.set_num_threads(arguments.threads)
+    serve(arguments, Turns(True, "wall", lambda: None), loop)

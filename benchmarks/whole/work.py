@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-CLASSES, LEARNING_RATE, MOMENTUM = 8, 0.01, 0.9
+CLASSES = 8
 
 
 @dataclass(frozen=True)
