@@ -2,6 +2,9 @@
 # What is installed is remembered in stamp files next to it, and installed again when its list changes.
 
 PYTHON ?= python3
+# The peers' is 3.12, after which pfl has no release, and before which BlazeFL has none: from the path, or from pyenv.
+PEERS_PYTHON ?= $(shell for found in python3.12 "$$HOME"/.pyenv/versions/3.12.*/bin/python3.12; do \
+	"$$found" -c "import ensurepip" 2>/dev/null && echo "$$found" && break; done)
 VENV := .venv
 BENCH := .venv-bench
 
@@ -35,6 +38,11 @@ clean:
 		{ echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; } >&2
 	$(PYTHON) -m venv $*
 
+$(BENCH)/bin/python:
+	@test -n "$(PEERS_PYTHON)" || \
+		{ echo "The peers need Python 3.12 with venv, found none. Name one: make PEERS_PYTHON=PATH $(MAKECMDGOALS)"; exit 1; } >&2
+	$(PEERS_PYTHON) -m venv $(BENCH)
+
 $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 	@echo "Installing requirements.txt in $(VENV); PyTorch is large, so this may take minutes."
 	@$(VENV)/bin/python -m pip install --quiet -r requirements.txt
@@ -45,6 +53,8 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.installed
 	@touch $@
 
 $(BENCH)/.installed: requirements-bench.txt | $(BENCH)/bin/python
+	@$(BENCH)/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || \
+		{ echo "The peers need Python 3.12, $(BENCH) has: $$($(BENCH)/bin/python --version). Remove it: rm -r $(BENCH)"; exit 1; } >&2
 	$(BENCH)/bin/python -m pip install --quiet -r requirements-bench.txt
 	@touch $@
 
