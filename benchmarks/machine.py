@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 SIZES = {"cpu": (768, 1536, 2304), "cuda": (4096, 8192, 12288)}
-PACKAGES = ("torch", "timm", "numpy", "pfl", "flwr", "ray")
+PACKAGES = ("torch", "timm", "numpy", "pfl", "flwr", "ray", "blazefl")
 
 
 def own_device() -> str:

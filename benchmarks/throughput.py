@@ -50,6 +50,7 @@ class Contender:
 
 
 OURS = "benchmarks.contenders.ours"
+BLAZEFL = "benchmarks.contenders.blazefl_peer"
 # The first contender is the one that the others must agree with.
 CONTENDERS = (
     Contender("release_loop", "benchmarks.contenders.release_loop", ((1, 1), (1, 2))),
@@ -59,6 +60,9 @@ CONTENDERS = (
     Contender("fedsim_uncompiled", OURS, ((1, 1),), is_peer=False, environment=(("CXX", "false"),)),
     Contender("flower", "benchmarks.contenders.flower_peer", ((1, 1), (1, 2), (2, 1))),
     Contender("pfl", "benchmarks.contenders.pfl_peer", ((1, 1), (1, 2), (2, 1))),
+    Contender("blazefl", BLAZEFL, ((1, 1), (1, 2), (2, 1))),
+    # Two threads that have a client each, and not two of PyTorch's for one client.
+    Contender("blazefl_threads", BLAZEFL, ((1, 2),), environment=(("FEDSIM_BENCH_THREAD_POOL", "1"),)),
 )
 
 
