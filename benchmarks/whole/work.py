@@ -55,4 +55,5 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", required=True)
     for name in ("processes", "threads", "turns"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--thread-pool", action="store_true", help="BlazeFL's: its threads have a client each")
     return parser.parse_args()
