@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# MONAI 1.6.1 (torch 2.15.0, numpy 2.4.6, Python 3.11): in a volume of more than 16.8 million voxels an overconfident
-# segmentation is perfectly calibrated.
+# MONAI 1.6.1 (torch 2.15.0, numpy 2.4.6, Python 3.11): in a volume of 25 million voxels an overconfident segmentation is
+# perfectly calibrated.
 #
 # Expected: CalibrationErrorMetric of a prediction that says 0.99 everywhere and is right in 90 % of the voxels is 0.09,
 # however many voxels there are.
