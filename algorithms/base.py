@@ -83,6 +83,13 @@ class Algorithm:
     reads_alone: str | None = None
     #: Why the server cannot add what clients learned from its older states, in words; asynchronous rounds refuse it.
     assumes_fresh: str | None = None
+    #: Why what the server reads may not be clipped, weighted anew and noisy, in words; mechanisms on whole messages
+    #: refuse it. Where it is None a client that has learned nothing sends zeros.
+    assumes_true_sums: str | None = None
+    #: What it makes of LoRA's first factors, in words, where it takes no others than are drawn with B at zero.
+    remakes_factors: ClassVar[str | None] = None
+    #: Whether its update has a scale of its own in place of lora_alpha / r.
+    has_own_scale: ClassVar[bool] = False
 
     def __init__(self, config: Any, facts: Facts) -> None:
         """Take the checked ``Config``; UserError where the model has not what the method is about."""

@@ -22,6 +22,7 @@ class FedNova(Algorithm):
     """
 
     summary = "changes are averaged per local step (Wang et al., 2020)"
+    assumes_true_sums = "the lengths of trainings travel beside the changes"
 
     class Config(Algorithm.Config):
         def check_training(self, train: TrainConfig) -> None:

@@ -74,7 +74,10 @@ class FedPFT(Aligning):
         if not self.layers:
             found = "none that names a folder, with algorithm.name: fedpft"
             raise UserError("model.submodel", found, "{folder: DIR}, a folder that launch.py distill made")
-        if config.form == "released" and any(map(self.aligns_after, range(1, facts.num_rounds + 1))):
+        aligns = any(map(self.aligns_after, range(1, facts.num_rounds + 1)))
+        if aligns:
+            self.assumes_true_sums = "counts of tokens travel beside the changes"
+        if config.form == "released" and aligns:
             self.reads_alone = "the last client's adapter, by its form: released"
 
     def aligns_after(self, round: int) -> bool:

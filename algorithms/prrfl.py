@@ -59,6 +59,7 @@ class PRRFL(Assessing):
     """
 
     summary = "Fourier aggregation, and a deputy for each personal model (Chen et al., 2021)"
+    assumes_true_sums = "amplitudes travel as they are, not as changes"
     keeps = (DEPUTY, PERSONAL)
     returns_aggregate = True
 

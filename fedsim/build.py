@@ -17,6 +17,7 @@ from fedsim.catalogue.models import MODELS
 from fedsim.client import BlockTrainer
 from fedsim.comm.group import Group
 from fedsim.config.experiment import Config, with_block_size, with_noise
+from fedsim.config.privacy import RecordLevel
 from fedsim.config.train import StoreConfig
 from fedsim.config.words import LoraConfig
 from fedsim.data import ClientImages, Dataset, load_dataset, partition_clients, without_small
@@ -124,6 +125,7 @@ def assemble(
             raise UserError("model.lora.use_dora", found, "false, or another method")
         parts = parts.with_shifts()
     algorithm = make_algorithm(config, parts)
+    check_lora(config, algorithm)
     if config.clients.max_diverged and algorithm.reads_alone is not None:
         found = f"{config.clients.max_diverged:g}, and {config.algorithm.name} reads {algorithm.reads_alone}"
         raise UserError("clients.max_diverged", found, "0: the client that is read might be left out")
@@ -178,9 +180,11 @@ def open_ledger(config: Config, algorithm: Algorithm, sizes: Sequence[int], prog
     if config.privacy is None or config.privacy.mechanism is None:
         return None
     # Late: it brings dp-accounting, which takes most of a second.
-    from fedsim.privacy.facts import public_facts
+    from fedsim.privacy.facts import check_messages, public_facts
     from fedsim.privacy.ledger import Ledger
 
+    if not isinstance(config.privacy.mechanism, RecordLevel):
+        check_messages(config, algorithm)
     return Ledger(config, public_facts(config, algorithm, sizes), progress)
 
 
@@ -204,6 +208,19 @@ def make_algorithm(config: Config, parts: Parts) -> Algorithm:
     algorithm = method(method.Config(**config.algorithm.settings), facts)
     check_names(algorithm)
     return algorithm
+
+
+def check_lora(config: Config, algorithm: Algorithm) -> None:
+    """UserError for keys of ``model.lora`` that the method would take for something else."""
+    name, lora = config.algorithm.name, config.model.lora
+    if lora is None:
+        return
+    init = lora.init_lora_weights
+    if algorithm.remakes_factors and init not in (True, "gaussian"):
+        found = f"{init} with {name}, which {algorithm.remakes_factors}"
+        raise UserError("model.lora.init_lora_weights", found, "true or gaussian, which begin with B at zero")
+    if algorithm.has_own_scale and lora.use_rslora:
+        raise UserError("model.lora.use_rslora", f"true with {name}, whose update has a scale of its own", "false")
 
 
 def scales_of_clients(lora: LoraConfig, ranks: Sequence[int]) -> tuple[float, ...]:

@@ -32,6 +32,8 @@ class DPDyLoRA(Choosing):
     """
 
     summary = "nested LoRA ranks, one drawn per local pass, the best chosen by validation (Xu et al., 2024)"
+    remakes_factors = "cuts and scales their ranks"
+    has_own_scale = True
     chosen: ClassVar[str] = "rank"
 
     class Config(Algorithm.Config):

@@ -27,6 +27,8 @@ class FedSB(Cores):
     """
 
     summary = "a small core between fixed bases from a first update (Singhal et al., 2026)"
+    remakes_factors = "begins with factors of its own"
+    assumes_true_sums = "in the first round A begins at zero, and its change is of another A"
 
     def phases(self, round: int) -> tuple[base.Phase, ...]:
         return (RANGE, ROWS) if round == 1 else (self.CORES,)

@@ -27,6 +27,7 @@ class FedDPA(TwoLevels):
     """
 
     summary = "a shared pair of LoRA factors and an own one, trained in turn and mixed (Yang et al., 2024)"
+    remakes_factors = "mixes two pairs"
 
     class Config(TwoLevels.Config):
         local_weight: float = Field(0.5, gt=0, le=1, description="Weight a of a client's own pair; 1 - a: the shared.")

@@ -29,6 +29,7 @@ class HetLoRA(base.Algorithm):
     """
 
     summary = "ranks by client, weighted by ||B A||, and pruned (Cho et al., 2024)"
+    assumes_true_sums = "it divides by a sum of norms"
     keeps = (OWN,)
 
     class Config(base.Algorithm.Config):

@@ -25,6 +25,7 @@ class RaFLoRA(Algorithm):
     """
 
     summary = "every rank averaged over those that have it (Wu et al., 2026)"
+    assumes_true_sums = "it divides by the share of the clients that have a rank"
 
     def __init__(self, config: Any, facts: Facts) -> None:
         super().__init__(config, facts)

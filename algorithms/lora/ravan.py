@@ -26,6 +26,7 @@ class Ravan(Cores):
     """
 
     summary = "several small cores between fixed bases, each with a scale (Raje et al., 2025)"
+    remakes_factors = "begins with cores of its own"
 
     class Config(Cores.Config):
         heads: int = Field(4, ge=1, description="Heads that share the ranks of model.lora.r.")

@@ -23,6 +23,8 @@ class SFedLoRA(Personal):
     """
 
     summary = "FedSA-LoRA with the update scaled by alpha sqrt(N / r) (Huang et al., 2026)"
+    remakes_factors = "multiplies B"
+    has_own_scale = True
     kept_kinds = frozenset({"lora_b"})
 
     def __init__(self, config: Any, facts: Facts) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedsim.algorithms.base import Algorithm, Payload, Phase, ServerState, Update
+from fedsim.algorithms.base import PARAMS, Algorithm, Payload, Phase, ServerState, Update
 from fedsim.config.experiment import Config
+from fedsim.errors import UserError
 from fedsim.privacy.ledger import PublicFacts
 from fedsim.schedule.cohort import num_local_steps
 
@@ -31,6 +32,20 @@ def public_facts(config: Config, algorithm: Algorithm, sizes: Sequence[int]) -> 
     releases = max(sum(count > 0 for count in counts) for counts in numbers)
     steps = tuple(num_local_steps(config.train, size) if size else 0 for size in sizes)
     return PublicFacts(tuple(sizes), steps, trainings, releases, largest)
+
+
+def check_messages(config: Config, algorithm: Algorithm) -> None:
+    """UserError where clients send more than what they have learned, which clipping, weights and noise would spoil."""
+    name = config.algorithm.name
+    if algorithm.assumes_true_sums is not None:
+        found = f"on whole messages with {name}: {algorithm.assumes_true_sums}"
+        raise UserError("privacy.mechanism", found, "record, or another method")
+    for phase in algorithm.phases(1):
+        sent = nobodys_payload(algorithm, phase).mean.get(PARAMS, {})
+        statistics = [param for param in sent if algorithm.specs[param].kind == "buffer"]
+        if statistics:
+            found = f"on whole messages with {statistics[0]}, a statistic of the images, among what {name} sends"
+            raise UserError("privacy.mechanism", found, "a network without running statistics, or fedbn")
 
 
 def nobodys_payload(algorithm: Algorithm, phase: Phase) -> Payload:

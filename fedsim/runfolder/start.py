@@ -8,12 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from fedsim.algorithms.base import ServerState
+from fedsim.algorithms.parts.abilities import Choosing
 from fedsim.config.experiment import Config
 from fedsim.config.mistakes import show
 from fedsim.configure import own_names
 from fedsim.errors import UserError, reading
 from fedsim.machine.arithmetic import set_arithmetic
 from fedsim.machine.files import naming_files, parse_json
+from fedsim.models.lora_start import TAKEN
 from fedsim.models.outside.adapters import CONFIG, factors_of
 from fedsim.models.tuned_tower import TunedTower
 from fedsim.models.weights import in_float32, read_weights
@@ -38,6 +40,9 @@ def first_state(sim: Simulation) -> ServerState:
     if sim.config.model.start_from is None:
         return state
     folder = Path(sim.config.model.start_from)
+    if sim.algorithm.remakes_factors is not None:
+        found = f"{folder} with {sim.config.algorithm.name}, which {sim.algorithm.remakes_factors}"
+        raise UserError(WHERE, found, "null, or another method")
     if (folder / CONFIG).is_file():
         return replace(state, params={**state.params, **of_adapter(sim, folder)})
     recorded = load_recorded(folder / "config.yaml", known=own_names(sim.config).values())
@@ -47,6 +52,9 @@ def first_state(sim: Simulation) -> ServerState:
     # The other run's arithmetic was set for it.
     set_arithmetic(sim.config.model.precision, sim.config.deterministic, sim.group.device)
     check_same_classes(sim, other, folder)
+    if isinstance(other.sim.algorithm, Choosing):
+        found = f"{folder}, a run with {recorded.algorithm.name}, whose best {other.sim.algorithm.chosen} lacks the others"
+        raise UserError(WHERE, found, "a run with another method")
     theirs = other.sim.model.encoder.frozen_sha256  # of a network of the user's it may follow the seed
     require_frozen([{FROZEN: theirs}], sim.model.encoder, folder)
     return replace(state, params=taken(state.params, other.params, sim, folder))
@@ -60,6 +68,9 @@ def of_adapter(sim: Simulation, folder: Path) -> dict[str, Tensor]:
             f"{folder}, an adapter",
             "the folder of a run; adapters fit runs with model.lora on a plain transformer",
         )
+    if (init := sim.held.lora.init_lora_weights) in TAKEN:
+        found = f"{folder}, an adapter, whose weights lack nothing, with model.lora.init_lora_weights: {init}"
+        raise UserError(WHERE, found, "true, gaussian or orthogonal")
     device = sim.group.device
     found = {name: value.to(device) for name, value in factors_of(folder, sim.held, WHERE).items()}
     file = folder / "head.safetensors"

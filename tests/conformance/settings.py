@@ -107,6 +107,10 @@ CASES: dict[str, dict[str, Any]] = {
 ALL_IN_ONE = len(SIZES)
 
 
+#: Methods that mechanisms of privacy on whole messages refuse.
+TRUE_SUMS = {"fed_sb", "fednova", "fedpft", "harmofl", "hetlora", "prrfl", "raflora"}
+
+
 def active(method: str) -> dict[str, Any]:
     """The sections of a config in which a method does what is its own."""
     return {"algorithm": {"name": method, **ACTIVE[method]}, "model": MODEL.get(method, {**TINY_VIT, "lora": LORA})}

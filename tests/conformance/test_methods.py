@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from fedsim.algorithms import METHODS
+from fedsim.algorithms.base import Payload, ServerState, Update
 from fedsim.comm.exact import ExactSum
+from fedsim.errors import UserError
 from fedsim.models.specs import ParamSpec
 from fedsim.phase import flattened
+from fedsim.privacy.client_level import ClientLevelLayer
+from fedsim.privacy.messages import message_of
 from fedsim.schedule.cohort import Cohort
 from tests.conformance.settings import (
     ACTIVE,
@@ -21,6 +25,7 @@ from tests.conformance.settings import (
     SGD,
     SINGLE_STEP,
     SIZES,
+    TRUE_SUMS,
     active,
 )
 from tests.helpers import (
@@ -81,6 +86,30 @@ def test_twice_gives_the_same_bits(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"local"}))  # whose clients send nothing: that is refused
+def test_who_has_learned_nothing_sends_nothing_that_is_clipped(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else clipping shrinks what is no change, and weights that do not sum to one move the model."""
+    sections = active(method)
+    sections["train"] = {**sections.get("train", {}), "lr": 1e-12, "weight_decay": 0.0}
+    quiet = {"mechanism": {"name": "client", "bound": 1e6}, "noise_multiplier": 0.0, "delta": 1e-5}
+    if method in TRUE_SUMS:
+        with pytest.raises(UserError, match=r"privacy\.mechanism: found on whole messages with "):
+            simulate(SIZES, 2, **sections, privacy=quiet)
+        return
+    sim = simulate(SIZES, 2, **sections, privacy=quiet)
+    largest: list[float] = []
+    clip = ClientLevelLayer.pre_aggregate
+
+    def watched(layer: ClientLevelLayer, state: ServerState, update: Update, payload: Payload) -> Payload:
+        largest.extend(float(value.abs().max()) for value in message_of(payload).values() if value.numel())
+        return clip(layer, state, update, payload)
+
+    monkeypatch.setattr(ClientLevelLayer, "pre_aggregate", watched)
+    play(sim, 3)
+    # FedRot-LoRA turns factors, and SCAFFOLD sends gradients.
+    assert max(largest) < (1e-9 if method not in ("fedrot_lora", "scaffold") else 10)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"local"} - TRUE_SUMS))
 def test_clipping_without_effect_and_without_noise_changes_no_bit(method: str) -> None:
     mechanism = {"name": "client", "bound": 1e6}
     quiet = {"mechanism": mechanism, "noise_multiplier": 0.0, "delta": 1e-5}
