@@ -53,8 +53,8 @@ def first_state(sim: Simulation) -> ServerState:
     set_arithmetic(sim.config.model.precision, sim.config.deterministic, sim.group.device)
     check_same_classes(sim, other, folder)
     if isinstance(other.sim.algorithm, Choosing):
-        found = f"{folder}, a run with {recorded.algorithm.name}, whose best {other.sim.algorithm.chosen} lacks the others"
-        raise UserError(WHERE, found, "a run with another method")
+        expected = f"one of a method with a single model: its best {other.sim.algorithm.chosen} lacks the others"
+        raise UserError(WHERE, f"{folder}, a run with {recorded.algorithm.name}", expected)
     theirs = other.sim.model.encoder.frozen_sha256  # of a network of the user's it may follow the seed
     require_frozen([{FROZEN: theirs}], sim.model.encoder, folder)
     return replace(state, params=taken(state.params, other.params, sim, folder))
@@ -69,8 +69,8 @@ def of_adapter(sim: Simulation, folder: Path) -> dict[str, Tensor]:
             "the folder of a run; adapters fit runs with model.lora on a plain transformer",
         )
     if (init := sim.held.lora.init_lora_weights) in TAKEN:
-        found = f"{folder}, an adapter, whose weights lack nothing, with model.lora.init_lora_weights: {init}"
-        raise UserError(WHERE, found, "true, gaussian or orthogonal")
+        beside = f"{folder}, an adapter, whose weights lack nothing, with model.lora.init_lora_weights: {init}"
+        raise UserError(WHERE, beside, "true, gaussian or orthogonal")
     device = sim.group.device
     found = {name: value.to(device) for name, value in factors_of(folder, sim.held, WHERE).items()}
     file = folder / "head.safetensors"

@@ -157,7 +157,7 @@ def test_the_bound_is_saved_and_goes_on() -> None:
     assert same_bits(play(sim, 1, half)[0].layers, whole.layers)
 
 
-@pytest.mark.parametrize("method", ["scaffold", "feddyn", "prrfl"])
+@pytest.mark.parametrize("method", ["scaffold", "feddyn"])
 def test_totals_are_clipped_with_the_means(method: str) -> None:
     """What a method adds up beside its means gets noise of the size that one client may have there."""
     sim = private({"bound": 1e-6}, 1.0, algorithm={"name": method})

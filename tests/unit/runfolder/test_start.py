@@ -147,3 +147,36 @@ def test_an_adapter_of_other_layers_is_refused(before: tuple[Path, Path], change
     words = [FEDAVG, *(change % folder if "%s" in change else change for change in changes)]
     with pytest.raises(UserError, match=found):
         first(config_from(before, *words, folder=folder))
+
+
+@pytest.mark.parametrize("method", ["ravan", "fed_sb", "sfed_lora", "dp_dylora", "feddpa"])
+def test_methods_that_remake_factors_begin_with_their_own(before: tuple[Path, Path], method: str) -> None:
+    """Each would begin with another network than the run's, and than the library's without a part of its weights."""
+    name = [f"algorithm={{name: {method}}}", "model.lora.r=4"]
+    with pytest.raises(UserError, match=rf"model\.start_from: found .* with {method}, which "):
+        first(config_from(before, *name))
+    fresh = [*FEW, *name, "model.start_from=null"]
+    for init in ("pissa", "olora", "orthogonal"):
+        with pytest.raises(UserError, match=rf"init_lora_weights: found {init} with {method}, which "):
+            first(load_config(before[0], [*fresh, f"model.lora.init_lora_weights={init}"]))
+    first(load_config(before[0], [*fresh, "model.lora.init_lora_weights=gaussian"]))
+    with_rslora = load_config(before[0], [*fresh, "model.lora.use_rslora=true"])
+    if method in ("sfed_lora", "dp_dylora"):
+        with pytest.raises(UserError, match=rf"use_rslora: found true with {method}, whose update has a scale of its"):
+            first(with_rslora)
+    else:
+        first(with_rslora)
+
+
+def test_a_run_whose_best_rank_was_chosen_is_no_beginning(before: tuple[Path, Path], tmp_path: Path) -> None:
+    """The ranks beyond it are zero in both factors, and would never learn."""
+    server.run(load_config(before[0], [*FEW, "algorithm={name: dp_dylora}", "rounds=1"]), tmp_path / "run", False)
+    with pytest.raises(UserError, match=r"a run with dp_dylora; expected .*best rank lacks the others"):
+        first(config_from(before, FEDAVG, folder=tmp_path / "run"))
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_adapter_is_not_put_beside_weights_that_lack_a_part(before: tuple[Path, Path], init: str) -> None:
+    words = [FEDAVG, f"model.lora.init_lora_weights={init}"]
+    with pytest.raises(UserError, match=rf"an adapter, .* with model\.lora\.init_lora_weights: {init}"):
+        first(config_from(before, *words, folder=before[1] / "adapter"))
