@@ -81,7 +81,8 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
             except ToldToLeave:
                 break
             record.row |= spending(sim, state) | sim.clock.row
-            if sim.trainer.agreement is not None and state.round == first:
+            # It says that several were in the first round, too.
+            if sim.trainer.agreement is not None and state.round == first and config.observes:
                 log.message(f"a step in one batch is each client's own to {sim.trainer.agreement:.0e}")
 
             # Measure the new global model, and keep it if it is the best so far.
@@ -124,7 +125,8 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
     measures = sim.config.evaluates(round) and sim.config.evaluate.clients
     scores = ClientScores(sim, state, cohort, mine, phases[-1] if measures else None)
     for phase in phases:
-        log.progress(f"phase {phase.name}: {len(blocks)} blocks of up to {sim.per_block} clients")
+        size = f": {len(blocks)} blocks of up to {sim.per_block} clients" if sim.config.observes else ""
+        log.progress(f"phase {phase.name}{size}")
         sums = train_blocks(sim, state, phase, cohort, mine, scores)
         released, observed = meet(sim.group, sums)
         if observed.diverged:

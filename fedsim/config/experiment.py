@@ -69,6 +69,11 @@ class Config(Words):
         return round == self.rounds or round % self.evaluate.every == 0
 
     @property
+    def observes(self) -> bool:
+        """Whether the log may have what only a simulation sees: single clients, and who is in a round."""
+        return self.privacy is None or self.privacy.observe
+
+    @property
     def is_asynchronous(self) -> bool:
         """Whether the server goes on without waiting for all clients that train."""
         return self.clock is not None and not isinstance(self.clock.aggregation, Synchronous)

@@ -125,7 +125,8 @@ class PrivacyConfig(Words):
     budget: Positive | None = Field(default=None, description="The run ends before a round that would exceed it.")
     observe: bool = Field(
         default=True,
-        description="Whether the log has what only a simulation can see of single clients: losses, norms, scores.",
+        description="Whether the log has what only a simulation can see: losses, norms and scores of single clients, "
+        "and who takes part in a round.",
     )
     secure_aggregation: SecureAggregationConfig | None = Field(
         default=None, description="Masks that cancel in the sum; null: the server sees every client's message."

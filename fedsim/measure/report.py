@@ -75,7 +75,7 @@ def own_sets(sim: Simulation) -> list[ImageSet]:
 
 def shows_clients(sim: Simulation) -> bool:
     """Whether single clients may be looked at."""
-    return sim.config.privacy is None or sim.config.privacy.observe
+    return sim.config.observes
 
 
 def outside_set(sim: Simulation, words: DataConfig, file: str) -> ImageSet:

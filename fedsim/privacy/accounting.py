@@ -38,6 +38,10 @@ LEAST_STEPS = 2.0**26
 LATTICE_SHARE = 1e-4
 #: A PLD rounds losses up to multiples of epsilon over so many: by less than one part in a thousand, in some 50 ms.
 LOSSES_IN_EPSILON = 5000
+#: Losses further apart have ratios that no double holds.
+LARGEST_GAP = 700.0
+#: Beyond this mu epsilon is more than 10^15, and a double no longer tells it from its neighbours.
+LARGEST_MU = 1e8
 #: Whole orders, which are quick; the first ones are the best where epsilon is large.
 FEW_ORDERS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 RELATIVE_TOLERANCE = 1e-4
@@ -73,7 +77,11 @@ def epsilon(event: DpEvent, times: int, delta: float, accountant: Accountant) ->
         return exact_epsilon(math.sqrt(times) / event.noise_multiplier, delta)
     if accountant == "pld":
         bound = epsilon_bound(event, times, delta)
-        ledger = PLDAccountant(value_discretization_interval=max(LEAST_EPSILON, bound) / LOSSES_IN_EPSILON)
+        gap = max(LEAST_EPSILON, bound) / LOSSES_IN_EPSILON
+        if gap > LARGEST_GAP and isinstance(event, PoissonSampledDpEvent):
+            # Sampling may cost less, never more.
+            return min(epsilon(event.event, times, delta, accountant), bound)
+        ledger = PLDAccountant(value_discretization_interval=gap)
         ledger.compose(event, times)
         # Composition makes losses of probability 1e-15 infinite, so that for a tiny delta the bound is the smaller one.
         return min(float(ledger.get_epsilon(delta)), bound)
@@ -99,8 +107,10 @@ def _divergences(event: DpEvent, orders: tuple[float, ...] | None = None) -> tup
 
 def exact_epsilon(mu: float, delta: float) -> float:
     """Return the smallest epsilon of Gaussian noise of multiplier 1 / ``mu`` (Balle and Wang, ICML 2018, theorem 8)."""
-    if mu == 0 or math.isinf(mu) or gaussian_delta(mu, 0.0) <= delta:
-        return mu if math.isinf(mu) else 0.0
+    if mu > LARGEST_MU:
+        return math.inf
+    if mu == 0 or gaussian_delta(mu, 0.0) <= delta:
+        return 0.0
     # The privacy loss is N(mu^2 / 2, mu^2); beyond its mean plus ten deviations and a root of ln(1 / delta) is nothing.
     high = mu * mu / 2 + mu * (10 + math.sqrt(2 * math.log(1 / delta)))
     return float(brentq(lambda value: gaussian_delta(mu, value) - delta, 0.0, high, xtol=1e-12, rtol=1e-14))
@@ -189,5 +199,5 @@ def after_lattice(epsilon: float, delta: float, numbers: int, releases: int) -> 
     eta = lattice_loss(numbers, releases, log_tail)
     if eta > LATTICE_SHARE:
         found = f"{releases:,} releases of {numbers:,} numbers, for which noise on the lattice is not proven private"
-        raise UserError("privacy.mechanism", found, "fewer rounds, or fewer trained parameters")
+        raise UserError("privacy.mechanism", found, "more noise, fewer rounds, or fewer trained parameters")
     return epsilon + 2 * eta

@@ -16,6 +16,9 @@ from fedsim.errors import UserError
 from fedsim.privacy import accounting
 from fedsim.privacy.refusals import check_claims, drawn_share, is_drawn_in_secret
 
+#: Of less noise no double holds the epsilon.
+LEAST_MULTIPLIER = 1e-8
+
 
 @dataclass(frozen=True)
 class PublicFacts:
@@ -69,6 +72,8 @@ class Ledger:
         self.delta = self.words.delta
         multiplier = self.words.noise_multiplier
         self.multiplier = self._solved(progress) if multiplier is None else multiplier
+        if 0 < self.multiplier < LEAST_MULTIPLIER:
+            raise UserError("privacy.noise_multiplier", f"{self.multiplier:g}", f"0, or {LEAST_MULTIPLIER:g} or more")
         if multiplier is not None and self.words.epsilon is not None:
             self._check_epsilon(self.words.epsilon)
 

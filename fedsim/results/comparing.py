@@ -88,7 +88,7 @@ def compare(results: Results, wish: Wish) -> list[Comparison]:
             raise UserError("--metric", metric, nearest(metric, known))
     notes = [f"{len(results.runs) - len(runs)} runs that have not ended are left out"] * (len(runs) < len(results.runs))
     notes += [f"not alike: {line}" for line in found]
-    rounds = results.rounds.assign(bytes=results.rounds["bytes_up"] + results.rounds["bytes_down"])
+    rounds = results.rounds.assign(bytes=both_ways(results.rounds))
     grouped = groups(runs, wish.per)
     tables = [
         table(part, rounds, metric, dict(zip(wish.per, values, strict=True)), wish, notes)
@@ -97,6 +97,11 @@ def compare(results: Results, wish: Wish) -> list[Comparison]:
     ]
     names = dict.fromkeys(name for one in tables for name in one.scores)
     return [replace(one, places={name: place for place, name in enumerate(names)}) for one in tables]
+
+
+def both_ways(rows: pd.DataFrame) -> pd.Series:
+    """Return the bytes up and down; nan where they are hidden."""
+    return rows["bytes_up"].astype(float) + rows["bytes_down"].astype(float)
 
 
 def require_keys(runs: pd.DataFrame, per: Sequence[str]) -> None:
@@ -278,5 +283,5 @@ def what_to_know(
     if (runs.groupby(SEED)["frozen"].nunique() > 1).any():
         notes.append("runs with one seed have other frozen weights")
     if runs[STEPS].isna().any():
-        notes.append("client steps are hidden where privacy.observe is false")
+        notes.append("bytes and client steps are hidden where privacy.observe is false")
     return notes

@@ -32,7 +32,7 @@ def unlike(runs: pd.DataFrame, per: Sequence[str] = ()) -> list[str]:
             for key in DIGESTS:
                 mine, other = run[f"sha256.{key}"], first[f"sha256.{key}"]
                 if key == "cohorts" and (pd.isna(mine) or pd.isna(other)):
-                    break  # of a run with a clock
+                    break  # of a run with a clock, or that hides them
                 if pd.isna(mine):
                     found.append(f"{run['run']} has no digests of its data in partition.json")
                     break

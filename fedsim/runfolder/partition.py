@@ -55,7 +55,8 @@ def split_digests(dataset: Dataset, config: Config, parts: ClientImages) -> dict
 
     ``data``: files or arrays, and labels; ``validation`` and ``test``: which images; ``clients``: each one's training
     images; ``cohorts``: who takes part in the first rounds, with which weights. With a clock there is none of
-    ``cohorts``: who arrives follows from what the method sends, too.
+    ``cohorts``: who arrives follows from what the method sends, too. Nor without ``privacy.observe``: of few clients
+    all cohorts can be tried.
     """
     content = [(facts or {}).get("sha256") for facts in (dataset.files, dataset.arrays)]
     found = {
@@ -64,7 +65,7 @@ def split_digests(dataset: Dataset, config: Config, parts: ClientImages) -> dict
         "test": _sha256([dataset.test]),
         "clients": _sha256([np.asarray(parts.sizes, np.int64), parts.images]),
     }
-    if config.clock is not None:
+    if config.clock is not None or not config.observes:
         return found
     cohorts = []
     for round in range(1, 1 + max(1, min(ROUNDS_IN_DIGEST, DRAWS_IN_DIGEST // config.clients.count))):

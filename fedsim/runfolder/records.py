@@ -18,6 +18,13 @@ from fedsim.schedule.cohort import Cohort, num_local_steps
 from fedsim.schedule.ranks import lower_bound
 from fedsim.simulation import Simulation
 
+#: Sums over a round's clients, from which follows how many and of which kind these are.
+SUMS = ("bytes_up", "bytes_down", "client_steps")
+#: Bytes between ranks, in timings.jsonl.
+WIRE = ("wire_bytes_sent", "wire_bytes_received")
+#: What no server could know of clients that are protected; null, empty or not there without ``privacy.observe``.
+SIMULATION_ONLY = ("train_loss", *SUMS, "diagnostics", "clients.jsonl", "timings.jsonl")
+
 
 class RoundRecord:
     """A round's ``row`` for metrics.jsonl, ``client_rows`` for clients.jsonl and ``timing`` for timings.jsonl."""
@@ -30,14 +37,11 @@ class RoundRecord:
         self._known_params: dict[str, Tensor] = {}
         self._losses: list[float] = []
         self._diverged: set[int] = set()
-        privacy = sim.config.privacy
-        self._observes = privacy is None or privacy.observe
-        self.row: dict[str, Any] = {"round": round, "train_loss": None}
-        self.row |= {"val": None, "test": None, "bytes_up": 0, "bytes_down": 0}
-        self.row |= {"client_steps": 0 if self._observes else None, "diagnostics": {}}
-        if privacy is not None and privacy.observe:
-            # What no server could know of clients that are protected.
-            self.row["simulation_only"] = ["train_loss", "client_steps", "diagnostics", "clients.jsonl"]
+        self._observes = sim.config.observes
+        self.row: dict[str, Any] = {"round": round, "train_loss": None, "val": None, "test": None}
+        self.row |= {**dict.fromkeys(SUMS, 0 if self._observes else None), "diagnostics": {}}
+        if sim.config.privacy is not None and self._observes:
+            self.row["simulation_only"] = list(SIMULATION_ONLY)
         self.client_rows: list[dict[str, Any]] = []
         self.timing: dict[str, Any] = {"round": round, "phases": []}
 
@@ -51,8 +55,23 @@ class RoundRecord:
         observed: Observed,
     ) -> None:
         """Take in a phase: ``before`` and ``after`` are the server's states around it."""
+        self.timing["phases"].append({"name": phase.name})
+        own = self._sim.algorithm.diagnostics(after, released)
+        seen = self._observe(phase, cohort, before, after, released, observed) if self._observes else {}
+        self.row["diagnostics"][phase.name] = {**seen, **own}
+
+    def _observe(
+        self,
+        phase: Phase,
+        cohort: Cohort,
+        before: ServerState,
+        after: ServerState,
+        released: Aggregate,
+        observed: Observed,
+    ) -> dict[str, Any]:
+        """Take in what tells of the cohort, and return the diagnostics that do."""
         row, method = self.row, self._sim.algorithm
-        if cohort.clients and self._observes:
+        if cohort.clients:
             weights, losses = cohort.weights, observed.losses
             if observed.diverged:
                 weights, losses = cohort.weights_among(released.clients), losses.nan_to_num(0.0)
@@ -64,21 +83,18 @@ class RoundRecord:
         bytes_up = observed.sent.of_all(cohort.clients, method.facts.ranks)
         row["bytes_up"] += bytes_up
         row["bytes_down"] += self._bytes_down(before, cohort, bytes_up, observed)
-        if self._observes:
-            steps = (num_local_steps(self._sim.config.train, self._sim.sizes[client]) for client in cohort.clients)
-            row["client_steps"] += phase.models * sum(steps)
+        steps = (num_local_steps(self._sim.config.train, self._sim.sizes[client]) for client in cohort.clients)
+        row["client_steps"] += phase.models * sum(steps)
         diagnostics: dict[str, Any] = {"below_grid": observed.below_grid} if bytes_up else {}
         change = drifting(released.mean, method.specs)
-        if change and self._observes:
+        if change:
             mean_square = float((cohort.weights_among(released.clients) * observed.squared_norms).sum())
             diagnostics["client_drift"] = client_drift(mean_square, change)
-        if observed.factors.layers and self._observes:
+        if observed.factors.layers:
             diagnostics |= lora_diagnostics(observed.factors, before.params, after.params, change)
-        diagnostics |= method.diagnostics(after, released)
-        row["diagnostics"][phase.name] = diagnostics
         arrived = set(released.clients)
         rows = zip(cohort.clients, cohort.weights.tolist(), observed.losses.tolist(), strict=True)
-        for client, weight, loss in rows if self._observes else ():
+        for client, weight, loss in rows:
             self.client_rows.append(
                 {
                     "round": row["round"],
@@ -94,15 +110,18 @@ class RoundRecord:
             elif client not in arrived:
                 self.client_rows[-1]["lost"] = True
         seconds = dict(zip(cohort.clients, observed.seconds.tolist(), strict=True))
-        self.timing["phases"].append({"name": phase.name, "train_seconds_per_client": seconds})
+        self.timing["phases"][-1]["train_seconds_per_client"] = seconds
         if observed.secured is not None:
             self.timing["phases"][-1]["secure_aggregation"] = asdict(observed.secured)
+        return diagnostics
 
     def add_schedule(self, plan: Sequence[Sequence[range]], observed: Observed) -> None:
         """Take in how well a phase's blocks were shared out, in measured seconds; ``plan``: each rank's blocks.
 
         ``makespan``: of the rank that was at work longest; ``lower_bound``: what no plan for these blocks is below.
         """
+        if not self._observes:
+            return
         seconds, blocks = observed.seconds, [block for own in plan for block in own]
         costs = {block: float(seconds[block.start : block.stop].sum()) for block in blocks}
         works = [first + sum(costs[block] for block in own) for first, own in zip(observed.busy, plan, strict=True)]
@@ -155,5 +174,6 @@ class RoundRecord:
         """Stop the clock."""
         group = self._sim.group
         self.timing["seconds"] = time.perf_counter() - self._started
-        self.timing["wire_bytes_sent"] = group.bytes_sent - self._wire[0]
-        self.timing["wire_bytes_received"] = group.bytes_received - self._wire[1]
+        wire = (group.bytes_sent - self._wire[0], group.bytes_received - self._wire[1])
+        # A client of the cohort adds to what ranks tell each other.
+        self.timing |= dict(zip(WIRE, wire if self._observes else (None, None), strict=True))

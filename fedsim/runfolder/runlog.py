@@ -162,11 +162,12 @@ class RunLog:
             return
         write_json(self.folder / "results.json", results)
         metrics, timings = (read_rows(self.folder / f"{name}.jsonl") for name in ("metrics", "timings"))
+        is_counted = all(row["bytes_up"] is not None for row in metrics)
+        ways = [f", {_mean(metrics, f'bytes_{way}'):,.0f} bytes {way}" for way in ("up", "down") if is_counted]
         title = f"{results['status']} after round {results['rounds']}, metrics of round {results['best_round']}"
         self._screen.console.print(metrics_table(results, title))
         self._screen.console.print(
-            f"per round: {_mean(timings, 'seconds'):.2f} seconds, "
-            f"{_mean(metrics, 'bytes_up'):,.0f} bytes up, {_mean(metrics, 'bytes_down'):,.0f} bytes down",
+            f"per round: {_mean(timings, 'seconds'):.2f} seconds{''.join(ways)}",
             f"run folder: {self.folder}",
             sep="\n",
             markup=False,

@@ -119,7 +119,8 @@ def seen(words: PrivacyConfig) -> Rows:
     message = "sums over a round's clients alone" if masked else f"every client's message, {before}"
     yield "the server sees", f"{message}; who takes part; the largest element of every tensor, for its grid"
     if words.observe:
-        yield "simulation only", "losses, norms and scores of single clients in the log are not private; observe: false"
+        seen = "losses, norms and scores of single clients in the log, and who takes part, are not private"
+        yield "simulation only", f"{seen}; observe: false"
     yield "noise", "follows from the config's seed: in a simulation who knows that knows the noise"
 
 

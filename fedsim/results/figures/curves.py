@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedsim.results.comparing import BYTES, CLOCK, DEVIATION, Comparison, labels, shared_rounds
+from fedsim.results.comparing import BYTES, CLOCK, DEVIATION, Comparison, both_ways, labels, shared_rounds
 from fedsim.results.figures.style import line_style, new_figure
 from fedsim.results.reading import UNFINISHED, Results
 
@@ -54,7 +54,7 @@ def evaluated(results: Results, one: Comparison) -> list[tuple[str, pd.DataFrame
     """Return contender and evaluated rounds of each run: round, MB, seconds and simulated ones so far, score."""
     found = []
     for name, own in by_run(results, one):
-        spent = (own["bytes_up"] + own["bytes_down"]).cumsum() / 1e6
+        spent = both_ways(own).cumsum() / 1e6
         score = own[f"test.{one.metric}"].astype(float)
         so_far = {BYTES: spent, "seconds": own["seconds"].cumsum(), CLOCK: own.get(CLOCK, np.nan)}
         found.append((name, own[["run", "round"]].assign(**so_far, score=score)[np.isfinite(score)]))

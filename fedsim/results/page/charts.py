@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedsim.results.comparing import DEVIATION, labels, shared_rounds
+from fedsim.results.comparing import DEVIATION, both_ways, labels, shared_rounds
 
 #: By what a chart is about the columns of ``Results.rounds`` that it offers, in this order.
 TOPICS = {
@@ -40,7 +40,7 @@ def charts(runs: pd.DataFrame, rounds: pd.DataFrame, first: Sequence[str]) -> di
         own = own.assign(**{OF_ALL_PHASES: own[phases].astype(float).mean(axis=1)})
     names = list(dict.fromkeys(named.values()))
     by_run = own.groupby("run", sort=False)
-    spent = (own["bytes_up"] + own["bytes_down"]).astype(float).groupby(own["run"], sort=False).cumsum() / MEGABYTE
+    spent = both_ways(own).groupby(own["run"], sort=False).cumsum() / MEGABYTE
     spans = {"at_bytes": spent, "at_seconds": seconds_so_far(own, by_run)}
     table, numbers = own.assign(contender=own["run"].map(named), **spans), list(own.select_dtypes(include="number"))
     topics: dict[str, dict[str, str]] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from fedsim.config.plain_yaml import flatten, read_mapping
-from fedsim.results.comparing import Comparison, Wish, groups, require_keys
+from fedsim.results.comparing import Comparison, Wish, both_ways, groups, require_keys
 from fedsim.results.page.charts import MEGABYTE, charts, short
 from fedsim.results.page.clients import clients_of
 from fedsim.results.page.grids import Grid, from_shown, grid, shared_and_differing
@@ -165,7 +165,7 @@ def runs_grid(runs: pd.DataFrame) -> Grid:
     header = ["run", *columns, "MB in all", "MB that a client holds", "MB that a client sends a round"]
     rows = [
         [row["run"], *(plain(row[column]) for column in columns.values()), *megabytes(row)]
-        for _, row in runs.iterrows()
+        for _, row in runs.assign(bytes=both_ways(runs)).iterrows()
     ]
     kept = [place for place in range(len(header)) if any(row[place] is not None for row in rows)]
     return grid([header[place] for place in kept], [[row[place] for place in kept] for row in rows])
@@ -175,7 +175,7 @@ def megabytes(row: pd.Series) -> list[float | None]:
     """Return what a run has sent both ways, what a client holds, and what it sends in a round; None: not known."""
     known = [f"costs.{kind}" for kind in ("submodel", "full_model") if pd.notna(row.get(f"costs.{kind}.bytes"))]
     kind = known[0] if known else "costs"
-    numbers = (row["bytes_up"] + row["bytes_down"], row.get(f"{kind}.bytes"), row.get(f"{kind}.bytes_sent"))
+    numbers = (row["bytes"], row.get(f"{kind}.bytes"), row.get(f"{kind}.bytes_sent"))
     return [None if pd.isna(value) else float(value) / MEGABYTE for value in numbers]
 
 

@@ -56,6 +56,8 @@ def measure(config: Config, group: Group) -> Calibration:
     """Return the calibration; every rank calls this, and rank 0's counts."""
     if config.is_asynchronous:
         raise UserError("clock.aggregation", "asynchronous rounds", "rounds that wait for their clients")
+    if config.privacy is not None:  # nothing is written here
+        config = config.model_copy(update={"privacy": config.privacy.model_copy(update={"observe": True})})
     sim = build_simulation(config, apart(group))
     state = sim.initial_state()
     rounds = range(1, 1 + (NUM_COHORTS if config.clients.num_per_round < config.clients.count else 1))

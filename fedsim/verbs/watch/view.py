@@ -122,12 +122,13 @@ def lines(look: Look, has_steps: bool) -> Iterator[tuple[str, str]]:
         values = [(row.get("val") or {}).get(name) for row in look.rounds]
         yield METRICS.get(name, name), f"validation{curve(values)}"
     yield from clients(look)
-    up, down = (sum(row.get(f"bytes_{way}") or 0 for row in look.rounds) for way in ("up", "down"))
-    yield (
-        "traffic",
-        f"{decimal(last.get('bytes_up') or 0)} up, {decimal(last.get('bytes_down') or 0)} down a round; "
-        f"{decimal(up)} up, {decimal(down)} down so far",
-    )
+    if last.get("bytes_up") is not None:
+        up, down = (sum(row.get(f"bytes_{way}") or 0 for row in look.rounds) for way in ("up", "down"))
+        yield (
+            "traffic",
+            f"{decimal(last['bytes_up'])} up, {decimal(last['bytes_down'])} down a round; "
+            f"{decimal(up)} up, {decimal(down)} down so far",
+        )
     if "epsilon" in last:
         yield "privacy", f"epsilon {'no bound' if last['epsilon'] is None else format(last['epsilon'], '.4g')}"
 

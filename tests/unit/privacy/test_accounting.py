@@ -10,7 +10,15 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 
 from fedsim.errors import UserError
 from fedsim.privacy import accounting
-from fedsim.privacy.accounting import beside_count, epsilon, exact_epsilon, fixed_size, gaussian, gaussian_delta
+from fedsim.privacy.accounting import (
+    Accountant,
+    beside_count,
+    epsilon,
+    exact_epsilon,
+    fixed_size,
+    gaussian,
+    gaussian_delta,
+)
 
 
 def test_a_recorded_calibration() -> None:
@@ -44,6 +52,20 @@ def test_pld_is_the_exact_value(multiplier: float, releases: int, delta: float) 
     assert epsilon(gaussian(multiplier), releases, delta, "pld") == exact
     assert epsilon(gaussian(multiplier, releases=releases), 1, delta, "pld") == pytest.approx(exact, rel=1e-12)
     assert gaussian_delta(math.sqrt(releases) / multiplier, exact) == pytest.approx(delta, rel=1e-6)
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+@pytest.mark.parametrize("event", [gaussian(1e-4), gaussian(1e-4, rate=0.5)])
+def test_hardly_any_noise_costs_what_it_does(event: DpEvent, accountant: Accountant) -> None:
+    """dp-accounting's distributions have no room for such losses; sampling a half six times hides nothing from 1 %."""
+    spent = epsilon(event, 6, 0.01, accountant)
+    assert exact_epsilon(math.sqrt(6) / 1e-4, 0.01) == pytest.approx(6 / 2 * 1e8, rel=1e-3)
+    assert 6 / 2 * 1e8 < spent < 1.2 * 6 / 2 * 1e8
+
+
+def test_more_than_a_double_holds_is_infinite() -> None:
+    assert exact_epsilon(1e8, 1e-3) == pytest.approx(0.5e16)
+    assert exact_epsilon(1e150, 1e-3) == exact_epsilon(1e200, 1e-3) == exact_epsilon(math.inf, 1e-3) == math.inf
 
 
 def test_nothing_is_spent_where_delta_is_larger_than_the_distance() -> None:

@@ -187,6 +187,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"delta": 0.1}, {}, "privacy.delta: found 0.1, at which one of the 12 clients"),
     ({"delta": 0.02, "mechanism": RECORD}, {}, "privacy.delta: found 0.02, at which one of the 50 images"),
     ({"noise_multiplier": 0.0, "budget": 3.0}, {}, "privacy.budget: found 3 with noise_multiplier: 0"),
+    ({"noise_multiplier": 1e-200}, {}, "privacy.noise_multiplier: found 1e-200; expected 0, or 1e-08 or more"),
     ({}, {"per_round": 6}, "clients.sampling: found uniform with adjacency: add_remove and accountant: pld"),
     ({"adjacency": "replace_one"}, {"per_round": 6}, "clients.sampling: found uniform with adjacency: replace_one"),
     ({"adjacency": "replace_one"}, {"per_round": 6, "sampling": "poisson"}, "privacy.adjacency: found replace_one"),

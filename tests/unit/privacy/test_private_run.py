@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from fedsim.config.plain_yaml import flatten
 from fedsim.configure import load_config
 from fedsim.errors import UserError
+from fedsim.runfolder.tracking import numbers_of
 from fedsim.server import run
 from tests.distributed.runs import write_config
 
@@ -55,16 +57,56 @@ def test_what_only_a_simulation_sees_is_named_or_left_out(tmp_path: Path) -> Non
     shown, hidden = (
         private(tmp_path, f"noise_multiplier: 1.0, observe: {word}", word)[1] for word in ("true", "false")
     )
-    assert shown[0]["simulation_only"] == ["train_loss", "client_steps", "diagnostics", "clients.jsonl"]
+    columns = ["train_loss", "bytes_up", "bytes_down", "client_steps", "diagnostics"]
+    assert shown[0]["simulation_only"] == [*columns, "clients.jsonl", "timings.jsonl"]
     assert shown[0]["train_loss"] is not None
     assert hidden[0]["train_loss"] is None
     assert "simulation_only" not in hidden[0]
     assert {"client_drift", "aggregation_deviation", "subspace_angle_b"} < shown[0]["diagnostics"]["train"].keys()
-    assert hidden[0]["diagnostics"]["train"].keys() == {"below_grid"}
+    assert hidden[0]["diagnostics"] == {"train": {}}
     assert (tmp_path / "true" / "clients.jsonl").read_text()
     assert not (tmp_path / "false" / "clients.jsonl").read_text()
     # Looking changes nothing.
     assert [row["val"] for row in shown] == [row["val"] for row in hidden]
+
+
+def test_who_takes_part_is_hidden(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rounds of nobody, of one client and of several, whose messages differ in size, look the same."""
+    poisson = ["clients.sampling=poisson", "clients.per_round=2", "clients.weighting=uniform", "seed=10", "rounds=5"]
+    ranks = ["model.lora.r=4", "model.lora.ranks=[2, 2, 2, 2, 2, 2, 4]", "algorithm.name=fedavg"]
+    found = {}
+    for word in ("true", "false"):
+        privacy = f"privacy={{{MECHANISM}, noise_multiplier: 1.0, observe: {word}}}"
+        config = load_config(write_config(tmp_path), [*poisson, *ranks, privacy])
+        run(config, tmp_path / word, resume=False)
+        folder, said = tmp_path / word, capsys.readouterr().out
+        tables = [(folder / f"{name}.jsonl").read_text().splitlines() for name in ("metrics", "timings")]
+        rows, timings = ([json.loads(line) for line in lines] for lines in tables)
+        messages = (folder / "messages.log").read_text()
+        digests = json.loads((folder / "partition.json").read_text())["sha256"]
+        found[word] = rows, timings, said, messages, digests
+
+    rows, timings, said, messages, digests = found["true"]
+    cohorts = [tuple(timing["phases"][0]["train_seconds_per_client"]) for timing in timings]
+    assert [len(cohort) for cohort in cohorts] == [3, 0, 1, 2, 2]
+    assert len({row["bytes_up"] for row in rows}) > 2
+    assert " bytes up, " in said
+    assert "a step in one batch is each client's own" in messages
+    assert "cohorts" in digests
+
+    rows, timings, said, messages, digests = found["false"]
+    assert {row[key] for row in rows for key in ("bytes_up", "bytes_down", "client_steps", "train_loss")} == {None}
+    assert len({tuple(flatten(row, ".")) for row in rows}) == 1
+    assert {name.partition("/")[0] for row in rows for name in numbers_of(row)} == {"val", "test", "epsilon"}
+    # How long a round took is there, the evaluation's share too.
+    clocks = {"seconds", "evaluation_seconds"}
+    alike = {"phases": [{"name": "train"}], "wire_bytes_sent": None, "wire_bytes_received": None}
+    for number, timing in enumerate(timings, start=1):
+        assert {key: value for key, value in timing.items() if key not in clocks} == {"round": number, **alike}
+    assert " bytes" not in said
+    assert "each client's own" not in messages
+    assert "cohorts" not in digests
+    assert [row["val"] for row in rows] == [row["val"] for row in found["true"][0]]
 
 
 def test_without_noise_there_is_no_epsilon(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def write_run(
     method: str,
     seed: int,
     scores: list[float],
-    per_round: tuple[int, int] = (1_000_000, 10),
+    per_round: tuple[int | None, int | None] = (1_000_000, 10),
     status: str = "finished",
     digests: Mapping[str, str | None] | None = None,
     **config: Any,

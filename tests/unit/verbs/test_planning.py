@@ -16,7 +16,7 @@ from fedsim.verbs.planning.calibration import Calibration, PhaseCosts, features,
 from fedsim.verbs.planning.gpus import GPUS, LAUNCH_SECONDS
 from fedsim.verbs.planning.measure import measure
 from fedsim.verbs.planning.prediction import busiest, predict, shared
-from tests.helpers import LORA, TINY_VIT, make_config, simulate
+from tests.helpers import LORA, TINY_VIT, make_config, make_dataset, make_simulation, simulate
 
 #: Four blocks of two clients, of a second each: 10 images at 0.1 s. Two ranks at once take 1.5 times as long.
 KNOWN = Calibration(
@@ -131,6 +131,16 @@ def test_it_measures_and_changes_nothing(method: str, phases: list[str], monkeyp
     assert not sim.store.sizes()
     assert Calibration.read(json.loads(json.dumps(asdict(found)))).phases == found.phases
     assert predict(found, 2).training > 0
+
+
+def test_it_counts_bytes_that_a_run_would_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    privacy = {"mechanism": {"name": "client", "bound": 1.0}, "noise_multiplier": 1.0, "delta": 1e-3, "observe": False}
+    dataset, parts = make_dataset([4, 4])
+    monkeypatch.setattr(measuring, "build_simulation", lambda config, _: make_simulation(config, dataset, parts))
+    monkeypatch.setattr(measuring, "SIDES", {"cpu": 8})
+    with open_group() as group:
+        found = measure(make_config(privacy=privacy, clients={"count": 2, "per_block": 2}), group)
+    assert found.up_bytes > 0
 
 
 def test_whoever_is_drawn_counts_in_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,9 @@ def test_a_run_at_work(tmp_path: Path) -> None:
         assert part in text
     assert "1.0 MB up, 3.0 MB down a round; 3.0 MB up, 9.0 MB down so far" in text
     assert "warning" not in text
+    hidden = dict.fromkeys(("train_loss", "bytes_up", "bytes_down", "client_steps"))
+    append(folder / "metrics.jsonl", metrics_row(4, 0.5) | hidden)
+    assert "traffic" not in seen(Watcher(folder).look())
 
 
 def test_how_a_run_has_ended(tmp_path: Path) -> None:
