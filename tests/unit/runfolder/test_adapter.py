@@ -26,6 +26,8 @@ from tests.helpers import IMAGE_SIZE, LORA, TINY_VIT, play, simulate
 ANY = sorted(METHODS.keys() - OWN_MODEL.keys())
 ABOUT_LORA = sorted(name for name, path in METHODS.items() if path.startswith("fedsim.algorithms.lora."))
 SHIFTING = {name for name in METHODS if resolve(name).shifts_base}
+REMAKING = {name for name in METHODS if resolve(name).remakes_factors}
+OWN_SCALE = {name for name in METHODS if resolve(name).has_own_scale}
 VARIANTS: dict[str, dict[str, Any]] = {
     "pissa": {"init_lora_weights": "pissa", "use_rslora": True},
     "olora": {"init_lora_weights": "olora", "use_dora": True},
@@ -45,8 +47,10 @@ def refused_key(method: str, variant: str) -> str | None:
     words = VARIANTS[variant]
     if words.get("use_dora") and method in SHIFTING:
         return "use_dora"
-    if method in NEED_RANKS and "init_lora_weights" in words:
+    if method in NEED_RANKS | REMAKING and "init_lora_weights" in words:
         return "init_lora_weights"
+    if words.get("use_rslora") and method in OWN_SCALE and "ranks" not in words:
+        return "use_rslora"
     return "ranks" if "ranks" in words and method in NO_RANKS else None
 
 
