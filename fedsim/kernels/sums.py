@@ -30,6 +30,7 @@ def add_multiples(values_KP: Tensor, scales_K: Tensor, sums_P: Tensor) -> tuple[
     counts = torch.empty(2, dtype=torch.int64)
     is_double = values_KP.dtype == torch.float64
     sizes = *values_KP.shape, values_KP.stride(0)
+    scales_K = scales_K.double().contiguous()
     call("add_multiples", torch.float32, values_KP, scales_K, sums_P, counts, is_double, *sizes)
     sent, found = counts.tolist()
     return sent, found
