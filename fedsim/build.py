@@ -135,11 +135,11 @@ def assemble(
     ledger = open_ledger(config, algorithm, sizes, progress)
     config = config if ledger is None else with_noise(config, ledger.multiplier)
 
-    # The block size depends on the config alone, so that no result depends on the ranks.
+    # The block size depends on the config and the data, so that no result depends on the ranks.
     images = input_source(config, parts.dataset, parts.server_model)
     num_models = max(phase.models for phase in algorithm.phases(1))
     num_elements, num_layers = images.num_elements * num_models, parts.client_model.num_layers
-    config = with_block_size(config, choose_block_size(config, num_elements, num_layers, group.device))
+    config = with_block_size(config, choose_block_size(config, sizes, num_elements, num_layers, group.device))
 
     # What trains blocks, and what clients keep between rounds.
     task = task_of(parts.dataset, config)
