@@ -24,6 +24,7 @@ from fedsim.config.experiment import Config
 from fedsim.config.words import ModelConfig
 from fedsim.data import ClientImages, Dataset
 from fedsim.machine.arithmetic import set_arithmetic
+from fedsim.machine.loading import loading
 from fedsim.machine.memory import keep_freed_memory, own_pages
 from fedsim.models.build import stack
 from fedsim.models.encoders import Encoder
@@ -116,7 +117,8 @@ def run(settings: Settings, group: Group) -> Outcome:
     torch.set_num_threads(settings.threads)
     set_arithmetic(settings.precision, True, group.device)
     keep_freed_memory()
-    sim = make_simulation(settings, group)
+    with loading():  # as for every run
+        sim = make_simulation(settings, group)
     params = {
         name: torch.from_numpy(value).to(group.device) for name, value in regimes.lora_arrays(settings.regime).items()
     }

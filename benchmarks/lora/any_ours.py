@@ -25,6 +25,7 @@ from fedsim.comm.group import Group, open_group
 from fedsim.config.experiment import Config
 from fedsim.data import ClientImages, Dataset
 from fedsim.machine.arithmetic import set_arithmetic
+from fedsim.machine.loading import loading
 from fedsim.machine.memory import keep_freed_memory
 from fedsim.models.build import build_models
 from fedsim.models.encoders import library_model
@@ -82,7 +83,8 @@ def take_turns(
 ) -> None:
     """Set up a simulation in one turn and train rounds in the next ones; parameters after the first are saved."""
     turns.wait()
-    sim = make()
+    with loading():  # as for every run
+        sim = make()
     state = sim.initial_state()
     turns.done()
     for turn in range(num_turns + 1):

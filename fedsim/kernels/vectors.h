@@ -78,10 +78,19 @@ template <typename Vector, typename Item> INLINE Vector load_some(const Item *fr
 
 template <typename Item> INLINE void store_some(Item *to, Floats value, long count) {
     auto narrowed = as<Item>(value);
-    if (count >= LANES)
+    if (count >= LANES) {
         memcpy(to, &narrowed, sizeof narrowed);
+        return;
+    }
+    // A copy of so many bytes would take tens of cycles.
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    if constexpr (sizeof(Item) == 4)
+        _mm512_mask_storeu_epi32(to, (1 << count) - 1, (__m512i)narrowed);
     else
-        memcpy(to, &narrowed, count * sizeof(Item));
+        _mm256_mask_storeu_epi16(to, (1 << count) - 1, (__m256i)narrowed);
+#else
+    memcpy(to, &narrowed, count * sizeof(Item));
+#endif
 }
 
 // The first `count` numbers of a vector, all where it is 16 or more, and zeros.
