@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.config.words import ModelConfig
 from fedsim.kernels.rows import replace_prelu
+from fedsim.models.networks.convolutions import replace_convolutions
 from fedsim.models.networks.each_client import each_client
-from fedsim.models.networks.few_pixels import by_products
 from fedsim.models.networks.unet import BatchOrImageNorm
 from fedsim.models.specs import Kind, ParamSpec
 from fedsim.models.stacked import Counting, StackedModel
@@ -30,7 +30,7 @@ class WholeNet(StackedModel):
         names = [name for name, _ in self.net.named_parameters(remove_duplicate=False)]
         self._is_tied = len(names) > len(list(self.net.parameters()))
         if device.type == "cpu":
-            by_products(self.net)
+            replace_convolutions(self.net)
             replace_prelu(self.net)
 
     def encoder_specs(self) -> dict[str, ParamSpec]:

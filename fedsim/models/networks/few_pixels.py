@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Products pay from so many weights of a place for every pixel of the batch on, measured in fp32 and bf16.
@@ -29,32 +29,15 @@ class Sizes(NamedTuple):
     padding: tuple[int, ...]
 
 
-class FewPixelsConv2d(nn.Conv2d):
-    """``nn.Conv2d`` without groups and dilation, padded with zeros; how it is computed follows from the shapes."""
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        assert not isinstance(self.padding, str), "by_products replaces no others"
-        sizes = Sizes(self.stride, self.padding)
-        num_images, outputs, height, width = _shape(input, weight, sizes)
-        if WEIGHTS_PER_PIXEL * num_images * height * width > outputs * weight.shape[1]:
-            plain: Tensor = super()._conv_forward(input, weight, bias)
-            return plain
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        found: Tensor = _Products.apply(input, weight, sizes)
-        return found if bias is None else found + bias[:, None, None]
+def suits(x: Tensor, weight: Tensor, sizes: Sizes) -> bool:
+    """Whether products take less time than oneDNN's convolution."""
+    num_images, outputs, height, width = _shape(x, weight, sizes)
+    return WEIGHTS_PER_PIXEL * num_images * height * width <= outputs * weight.shape[1]
 
 
-def by_products(net: nn.Module) -> None:
-    """Let the convolutions of a network be ``FewPixelsConv2d`` where they can."""
-    for part in net.modules():
-        plain = type(part) is nn.Conv2d and part.groups == 1 and part.dilation == (1, 1)
-        if plain and part.padding_mode == "zeros" and not isinstance(part.padding, str):
-            part.__class__ = FewPixelsConv2d
+class Products(torch.autograd.Function):
+    """The convolution (N, O, P, Q) of x (N, C, H, W) with weights (O, C, I, J)."""
 
-
-class _Products(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, sizes: Sizes) -> Tensor:
         shape = _shape(x, weight, sizes)

@@ -1,12 +1,13 @@
-"""Convolutions by products are convolutions: values, both gradients, and where they are chosen."""
+"""Quick convolutions are convolutions: values, both gradients, and which way is chosen."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsim.kernels.build import available
 from fedsim.models.networks import few_pixels
-from fedsim.models.networks.few_pixels import FewPixelsConv2d, by_products
+from fedsim.models.networks.convolutions import QuickConv2d, replace_convolutions
 
 # Images, channels in and out, height, width, kernel, stride, padding.
 SHAPES = [
@@ -46,7 +47,7 @@ def test_values_and_gradients(
     """In float64, against PyTorch's, whatever the two ways forth and to the inputs are."""
     monkeypatch.setattr(few_pixels, "SMALLEST_MAP", smallest)
     num_images, inputs, outputs, height, width, kernel, stride, padding = shape
-    net = FewPixelsConv2d(inputs, outputs, kernel, stride, padding, bias=bias).double()
+    net = QuickConv2d(inputs, outputs, kernel, stride, padding, bias=bias).double()
     x = draw((num_images, inputs, height, width)).requires_grad_()
     found, expected = net(x), plain(net, x)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
@@ -60,23 +61,31 @@ def test_values_and_gradients(
 
 @pytest.mark.usefixtures("always")
 def test_several_clients_have_weights_of_their_own() -> None:
-    net = FewPixelsConv2d(4, 5, 3, padding=1, bias=False).double()
+    net = QuickConv2d(4, 5, 3, padding=1, bias=False).double()
     weights, x = draw((3, *net.weight.shape)), draw((3, 2, 4, 2, 2))
     together = torch.vmap(lambda weight, own: torch.func.functional_call(net, {"weight": weight}, (own,)))(weights, x)
     alone = torch.stack([F.conv2d(own, weight, padding=1) for own, weight in zip(x, weights, strict=True)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-13)
 
 
-def test_where_products_are_chosen() -> None:
-    """Many channels over few pixels: the last layers of a ResNet-18 on small images, not the first ones."""
-    last, first = FewPixelsConv2d(512, 512, 3, padding=1), FewPixelsConv2d(64, 64, 3, padding=1)
-    assert type(last(torch.zeros(16, 512, 2, 2)).grad_fn.next_functions[0][0]).__name__ == "_ProductsBackward"
-    assert type(first(torch.zeros(16, 64, 16, 16)).grad_fn).__name__ == "ConvolutionBackward0"
+def test_which_way_is_chosen() -> None:
+    """Many channels over few pixels: the last layers of a ResNet-18 on small images; the first ones are filtered."""
+
+    def way(net: nn.Conv2d, x: Tensor) -> str:
+        return type(net(x).grad_fn.next_functions[0][0]).__name__
+
+    last, first = QuickConv2d(512, 512, 3, padding=1), QuickConv2d(64, 64, 3, padding=1)
+    assert way(last, torch.zeros(16, 512, 2, 2)) == "ProductsBackward"
+    if available(torch.float32):
+        assert way(first, torch.zeros(16, 64, 16, 16)) == "WinogradBackward"
+        torch.testing.assert_close(first(x := draw((16, 64, 16, 16)).float()), plain(first, x))
+    stem = QuickConv2d(3, 64, 7, 2, 3)
+    assert type(stem(torch.zeros(16, 3, 64, 64)).grad_fn).__name__ == "ConvolutionBackward0"
 
 
 def test_bf16_products_have_fp32_gradients() -> None:
     """They lie as near to fp32 as PyTorch's own under autocast, but for a rounding."""
-    net, x = FewPixelsConv2d(256, 256, 3, padding=1), torch.randn(2, 256, 2, 2)
+    net, x = QuickConv2d(256, 256, 3, padding=1), torch.randn(2, 256, 2, 2)
     exact = plain(net, x)
     with torch.autocast("cpu", torch.bfloat16):
         found, usual = net(x), plain(net, x)
@@ -103,6 +112,6 @@ def test_only_plain_convolutions_are_replaced() -> None:
     ]
     inside = nn.Conv2d(4, 4, 3)
     kinds = [type(other) for other in others]
-    by_products(nn.Sequential(nn.Sequential(inside), *others))
-    assert type(inside) is FewPixelsConv2d
+    replace_convolutions(nn.Sequential(nn.Sequential(inside), *others))
+    assert type(inside) is QuickConv2d
     assert [type(other) for other in others] == kinds
