@@ -205,7 +205,8 @@ class Aggregate:
     """The payloads of all clients together, the same bits on every rank.
 
     Means and totals in float64; what was gathered is (K, ...), K all ``clients`` of the round in their order. Where
-    secure aggregation loses some, ``clients`` are the others, and means are weighted among them.
+    secure aggregation loses some, or the training of some diverged, ``clients`` are the others, and means are weighted
+    among them; weights that were gathered are still those among all.
     """
 
     clients: tuple[int, ...]

@@ -92,6 +92,12 @@ def figures_of(energies: Mapping[str, Energies]) -> dict[str, Any]:
     }
 
 
+def weights_of(aggregate: Aggregate, device: torch.device) -> Tensor:
+    """Return the weights (K,) of those whose factors were gathered: among them alone, where some were left out."""
+    weights = aggregate.gather[WEIGHTS][WEIGHTS].to(device)
+    return weights / weights.sum()
+
+
 def _relative(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 0.0
 
@@ -153,7 +159,7 @@ class ByProducts(Algorithm):
             if PRODUCTS in aggregate.mean:
                 total: ProductSum = DenseSum(before.product + aggregate.mean[PRODUCTS][path].to(before.b.device))
             else:
-                weights = aggregate.gather[WEIGHTS][WEIGHTS].to(before.b.device)
+                weights = weights_of(aggregate, before.b.device)
                 total = weighted_sum(self._pair(aggregate.gather[FACTORS], path), weights)
             mean = self._mean(path, before, aggregate) if self.averages_factors else None
             yield LayerSum(path, state.round + 1, before, total, mean)
@@ -163,7 +169,7 @@ class ByProducts(Algorithm):
             change = self._pair(aggregate.mean[PARAMS], path)
         else:
             own = exact(self._pair(aggregate.gather[FACTORS], path))
-            weights = aggregate.gather[WEIGHTS][WEIGHTS].to(own.b.device)
+            weights = weights_of(aggregate, own.b.device)
             change = Pair(*(torch.tensordot(weights, k - v, 1) for k, v in zip(own, before, strict=True)))
         return Pair(before.a + change.a.to(before.a.device), before.b + change.b.to(before.b.device))
 

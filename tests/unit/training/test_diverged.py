@@ -10,7 +10,16 @@ import torch
 from fedsim.errors import UserError
 from fedsim.simulation import Simulation
 from fedsim.training.diverged import require_few
-from tests.helpers import everything, make_config, play, simulate
+from tests.helpers import (
+    BY_PRODUCTS,
+    everything,
+    furthest,
+    make_config,
+    make_dataset,
+    make_simulation,
+    play,
+    simulate,
+)
 from tests.submodels import tiny_submodel
 
 SIZES = [20, 9, 14, 17, 5]
@@ -54,6 +63,21 @@ def test_the_mean_is_that_of_the_others(value: float, per_block: int) -> None:
     assert told[BROKEN]["diverged"] is True
     assert told[BROKEN]["train_loss"] is None
     assert not any("diverged" in row for client, row in told.items() if client != BROKEN)
+
+
+@pytest.mark.parametrize("method", sorted({"fedavg", "scaffold", "fednova", "prrfl", *BY_PRODUCTS}))
+def test_the_server_goes_on_as_if_nobody_had_drawn_it(method: str) -> None:
+    """Also where the server has the clients' own rows, and adds them up with weights itself."""
+    ends = []
+    for is_there in (True, False):
+        dataset, parts = make_dataset(SIZES)
+        parts[BROKEN] = parts[BROKEN] if is_there else parts[BROKEN][:0]
+        clients = {"count": len(SIZES), "per_block": 2, "max_diverged": 0.2}
+        sim = make_simulation(make_config(algorithm={"name": method}, clients=clients), dataset, parts)
+        break_client(sim)
+        state, _ = play(sim, 1)
+        ends.append({**state.params, **state.extra})
+    assert furthest(ends[0], ends[1]) < (1e-6, "")
 
 
 @pytest.mark.parametrize("method", ["fedrep", "scaffold", "deer", "fedadam", "harmofl", "moon", "prrfl"])
