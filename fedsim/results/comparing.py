@@ -191,11 +191,15 @@ def table(
             row |= {f"budget_{column}": budget, f"mean_at_equal_{column}": found[own].mean(skipna=False)}
             row[f"spread_at_equal_{column}"] = found[own].std(ddof=1, skipna=False)
         for column, found in reached.items():
-            row |= {f"{column}_to_reach": found[own].mean(), f"{column}_seeds_that_reach": int(found[own].count())}
+            is_told = any(by_run[run][column].notna().all() for run in runs.loc[own, "run"])
+            number = int(found[own].count()) if is_told else None
+            row |= {f"{column}_to_reach": found[own].mean(), f"{column}_seeds_that_reach": number}
         rows.append(row)
     holds = best is not None and is_best(best, scores, differences, lower=lower)
     known = [*notes, *what_to_know(runs, scores, differences)]
-    return Comparison(metric, values, pd.DataFrame(rows), scores, differences, best, holds, list(runs["run"]), known)
+    # Whole numbers also beside a contender that has none.
+    numbers = pd.DataFrame(rows).astype({f"{column}_seeds_that_reach": "Int64" for column in reached})
+    return Comparison(metric, values, numbers, scores, differences, best, holds, list(runs["run"]), known)
 
 
 def at_equal(runs: pd.DataFrame, rounds: dict[str, pd.DataFrame], metric: str, column: str) -> tuple[float, pd.Series]:

@@ -116,10 +116,10 @@ def amount(value: float) -> str:
 
 
 def reach_text(row: pd.Series, column: str, unit: float) -> str:
-    """Return what is spent until a score, and how many seeds get there where not all do; a dash for hidden bytes."""
-    if column == BYTES and math.isnan(row["bytes_up"]):
-        return "-"
+    """Return what is spent until a score, and how many seeds get there where not all do; a dash where nothing tells."""
     number = row[f"{column}_seeds_that_reach"]
+    if pd.isna(number):
+        return "-"
     seeds = f" ({number} of {row['seeds']})" if number < row["seeds"] else ""
     return amount(row[f"{column}_to_reach"] / unit) + seeds
 

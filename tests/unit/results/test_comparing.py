@@ -157,9 +157,9 @@ def test_simulated_seconds_to_reach_a_score(tmp_path: Path) -> None:
     timed = [row | {"clock": {"seconds": 5.0 * row["round"], "arrived": 3}} for row in rows]
     (runs[0] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in timed))
     table = one_table(runs, reach=0.6)
-    numbers = table.numbers.set_index("contender")["clock.seconds_to_reach"]
-    assert numbers["fedavg"] == 10.0
-    assert pd.isna(numbers["deer"])
+    numbers = table.numbers.set_index("contender")
+    assert numbers.loc["fedavg", ["clock.seconds_to_reach", "clock.seconds_seeds_that_reach"]].tolist() == [10.0, 1]
+    assert numbers.loc["deer", ["clock.seconds_to_reach", "clock.seconds_seeds_that_reach"]].isna().all()
     assert "| simulated seconds to validation 0.6 |" in markdown([shown(table, Wish(reach=0.6))])
     panels = [axes.get_xlabel() for axes in score_figure(load(*runs), table).axes]
     assert panels == ["round", "MB up and down", "seconds", "simulated seconds"]

@@ -1,5 +1,6 @@
 """Runs with ``privacy.observe: false``, which hide bytes and client steps: whoever reads a run folder goes on."""
 
+from csv import DictReader
 from pathlib import Path
 
 import pandas as pd
@@ -30,14 +31,19 @@ def test_they_are_compared_without_what_they_hide(tmp_path: Path, is_mixed: bool
     (table,) = compare(results, Wish(reach=0.6))
     numbers = table.numbers.set_index("contender")
     assert numbers["mean"].to_dict() == pytest.approx({"fedavg": 0.55, "deer": 0.75})
-    hidden = ["bytes_up", "bytes_down", "client_steps", "mean_at_equal_bytes", "bytes_to_reach"]
+    hidden = ["bytes_up", "bytes_down", "client_steps", "mean_at_equal_bytes"]
+    hidden += ["bytes_to_reach", "bytes_seeds_that_reach"]
     assert numbers.loc["deer", hidden].isna().all()
     assert pd.isna(numbers.loc["fedavg", "bytes_up"]) != is_mixed
     assert NOTE in table.notes
     text = markdown([shown(table, Wish(reach=0.6))])
     assert "| deer | 2 | 0.750 ± 0.071 |" in text
     assert "(0 of 2)" not in text
-    assert len(csv([table]).splitlines()) == 3
+    rows = {row["contender"]: row for row in DictReader(csv([table]).splitlines())}
+    assert {name: row["bytes_seeds_that_reach"] for name, row in rows.items()} == {
+        "fedavg": "1" if is_mixed else "",
+        "deer": "",
+    }
     rounds = score_figure(results, table).axes[0]
     assert [len(line.get_xdata()) for line in rounds.lines] == [2, 2]
 
