@@ -8,7 +8,7 @@ Shapes: K clients in a block, M = 2 models of a client (0 deputy, 1 personal), B
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -121,12 +121,12 @@ class PRRFL(Assessing):
         return {"stage": next_stage(before, f1_KM[:, 0], f1_KM[:, 1], self.config.alpha1, self.config.alpha2)}
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of both models, and the divergence from the other for those whom the stage lets learn."""
-        ce_KM, kl_KM = transfer_terms(batch.logits, batch.targets, batch.weights)
+        """The task's loss of both models, and the divergence from the other for those whom the stage lets learn."""
+        task_KM, kl_KM = transfer_terms(batch.logits, batch.targets, batch.weights, batch.criterion)
         if ASSESSED in batch.context:
             kl_KM = learners(batch.context[ASSESSED]["stage"]) * kl_KM
         # A round of a single local pass leaves no time to recover first: there both learn, as in the published code.
-        return (ce_KM + kl_KM).sum(1)
+        return (task_KM + kl_KM).sum(1)
 
     def pre_aggregate(self, update: Update) -> Payload:
         deputy, personal = ({name: value[:, row] for name, value in update.after.items()} for row in (0, 1))
@@ -203,14 +203,17 @@ def learners(stage_K: Tensor) -> Tensor:
     return torch.stack([stage_K != SUBLIMATE, stage_K != RECOVER], dim=1)
 
 
-def transfer_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cross-entropy and KL(other || own) of each model, both (K, M), as weighted sums over the batch.
+def transfer_terms(
+    logits: Tensor, labels: Tensor, weights: Tensor, criterion: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the task's loss and KL(other || own) of each model, both (K, M), as weighted sums over the batch.
 
-    ``logits`` (K, M, B, C), ``labels`` and ``weights`` (K, B). The other model is a teacher: it gets no gradient.
+    ``logits`` (K, M, B, C), ``labels`` and ``weights`` (K, B); ``criterion``: the task's loss, of rows of them. The
+    other model is a teacher: it gets no gradient.
     """
+    num_models = logits.shape[1]
+    of_rows = (value.repeat_interleave(num_models, 0) for value in (labels, weights))
+    task_KM = criterion(logits.flatten(0, 1), *of_rows).unflatten(0, (-1, num_models))
     log_p = logits.float().log_softmax(-1)
-    per_image = weights[:, None].expand(log_p.shape[:-1])
-    picked = log_p.gather(-1, labels[:, None, :, None].expand(*log_p.shape[:-1], 1)).squeeze(-1)
-    teacher = log_p.detach().flip(1)
-    divergence = F.kl_div(log_p, teacher, reduction="none", log_target=True).sum(-1)
-    return -(picked * per_image).sum(-1), (divergence * per_image).sum(-1)
+    divergence = F.kl_div(log_p, log_p.detach().flip(1), reduction="none", log_target=True).sum(-1)
+    return task_KM, (divergence * weights[:, None]).sum(-1)

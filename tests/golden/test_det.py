@@ -16,7 +16,7 @@ from fedsim.data import Dataset
 from fedsim.models.build import stack
 from fedsim.models.tower import Encoder
 from fedsim.simulation import Simulation
-from fedsim.tasks.task import classification_metrics
+from fedsim.tasks.task import classification_metrics, cross_entropy
 from fedsim.training.own_images import macro_f1
 from tests.golden.clip import below, load, load_words, tags
 from tests.golden.test_rounds import FloatImages
@@ -58,7 +58,7 @@ def test_losses_and_gradients(case: str, stage: str) -> None:
     logits = torch.stack([GOLDEN[f"{case}/logits_{who}"] for who in ("deputy", "personal")])[None].requires_grad_()
     labels = GOLDEN[f"{case}/labels"][None]
     weights = torch.full(labels.shape, 1 / labels.shape[1])
-    ce_KM, kl_KM = transfer_terms(logits, labels, weights)
+    ce_KM, kl_KM = transfer_terms(logits, labels, weights, cross_entropy)
     learning_KM = learners(torch.tensor([STAGES[stage]]))
     (grad,) = torch.autograd.grad((ce_KM + learning_KM * kl_KM).sum(), logits)
     for row, who in enumerate(("deputy", "personal")):
@@ -157,7 +157,8 @@ def test_local_epochs(num_epochs: int) -> None:
     num_steps = len(batches) // num_epochs
     for epoch, (f1_KM, _) in enumerate(decisions):
         own = batches[epoch * num_steps : (epoch + 1) * num_steps]
-        means = torch.stack([transfer_terms(b.logits.detach(), b.targets, b.weights)[0][0] for b in own]).mean(0)
+        terms = [transfer_terms(b.logits.detach(), b.targets, b.weights, cross_entropy)[0][0] for b in own]
+        means = torch.stack(terms).mean(0)
         for row, who in enumerate(("deputy", "personal")):
             assert 100 * f1_KM[0, row].item() == pytest.approx(LOG[f"f1_{who}_before"][epoch].item(), rel=1e-6)
             assert means[row].item() == pytest.approx(LOG[f"CE {who}"][epoch].item(), abs=TOLERANCE)

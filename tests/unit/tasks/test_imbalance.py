@@ -10,7 +10,8 @@ from fedsim.errors import UserError
 from fedsim.tasks.choose import task_of
 from fedsim.tasks.imbalance import ClassLoss, class_loss
 from fedsim.tasks.task import Classification, cross_entropy
-from tests.helpers import make_config, make_dataset, make_masked_dataset, play, simulate
+from tests.conformance.settings import ACTIVE, active
+from tests.helpers import everything, make_config, make_dataset, make_masked_dataset, play, same_bits, simulate
 
 
 def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -76,6 +77,15 @@ def test_a_run_takes_it_and_its_bits_are_its_own(train: dict[str, Any]) -> None:
     one_by_one, _ = play(simulate([12, 5], 1, train=train), 1)
     for name, value in first.params.items():
         torch.testing.assert_close(one_by_one.params[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ACTIVE)
+def test_every_method_trains_with_it(method: str) -> None:
+    ends = []
+    for weights in (None, [5.0, 1.0, 0.2]):
+        sim = simulate([12, 5], 2, train={"class_weights": weights}, **active(method))
+        ends.append(everything(sim, play(sim, 1)[0]))
+    assert not same_bits(*ends)
 
 
 @pytest.mark.parametrize(
