@@ -27,8 +27,13 @@ IDLE = (
     "config.clients.per_block",
     "config.evaluate.batch_size",
 )
-#: What beside the config may change a run's bits, as a reader is told of it.
-OTHER_BITS = {"commit": "commits of fedsim", "device": "kinds of device", "threads": "numbers of threads per rank"}
+#: What beside the keys that tell contenders apart may change a run's numbers, as a reader is told of it.
+OTHER_BITS = {
+    "commit": "commits of fedsim",
+    "device": "kinds of device",
+    "threads": "numbers of threads per rank",
+    "config.evaluate.batch_size": "values of evaluate.batch_size: by BatchNorm without statistics scores differ",
+}
 BYTES, STEPS = "bytes", "client_steps"
 #: Simulated seconds since a run began, of runs with a clock.
 CLOCK = "clock.seconds"

@@ -70,6 +70,18 @@ def test_what_else_changes_bits_is_told(facts: list[dict[str, Any]], note: str, 
     assert note not in one_table(runs).notes
 
 
+def test_batches_of_evaluation_that_differ_are_told(tmp_path: Path) -> None:
+    """They tell no contenders apart, and without running statistics they change scores."""
+    runs = [
+        write_run(tmp_path / f"{seed}_{size}", "fedavg", seed, [0.5], evaluate={"batch_size": size})
+        for seed, size in enumerate((64, 8))
+    ]
+    table = one_table(runs)
+    assert list(table.scores.columns) == ["fedavg"]
+    assert [note for note in table.notes if note.startswith("runs are of 2 values of evaluate.batch_size")]
+    assert not any("batch_size" in note for note in one_table(runs[:1]).notes)
+
+
 def test_frozen_weights_may_follow_the_seed(tmp_path: Path) -> None:
     runs = write_runs(tmp_path, {"fedavg": [0.5, 0.6]})
     for run, digest in zip(runs, "ab", strict=True):
