@@ -92,7 +92,7 @@ def aggregate(
     (phase,) = sim.algorithm.phases(state.round + 1)
     plan = share_blocks(sim, cohort, blocks)
     mine = plan[sim.group.rank]
-    measures = sim.config.evaluates(state.round + 1) and sim.config.evaluate.clients
+    measures = sim.evaluates(state.round + 1) and sim.config.evaluate.clients
     scores = ClientScores(sim, state, cohort, mine, phase if measures else None)
     log.progress(f"buffer of {len(cohort.clients)}: {len(blocks)} blocks of up to {sim.per_block} clients")
     begun = {block: states[origin] for block, origin in buffer.blocks.items()}

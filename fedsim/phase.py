@@ -189,7 +189,7 @@ def train_blocks(
             scores.measure_before(block, places, update, start.params)
             factors = client_factors(sim.algorithm, update, raw)
         sums.add(places, update, raw, payload, losses)
-        sums.observe_factors(places, factors, products=has_products, spans=sim.config.evaluates(state.round + 1))
+        sums.observe_factors(places, factors, products=has_products, spans=sim.evaluates(state.round + 1))
         sums.table[2, block.start : block.stop] = (time.perf_counter() - started) / max(1, len(clients))
     return sums
 

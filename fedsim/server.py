@@ -23,7 +23,6 @@ from fedsim.comm.group import open_group
 from fedsim.comm.leave import ToldToLeave, hearing
 from fedsim.config.experiment import Config
 from fedsim.distill.alignment import align
-from fedsim.errors import UserError
 from fedsim.machine.sealed import digest_tensors
 from fedsim.measure.client_scores import ClientScores
 from fedsim.measure.costs import costs, round_load
@@ -68,7 +67,7 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
         take_round = asynchronous(sim) if config.is_asynchronous else run_round
         log.open_trackers(config)
         best_by = sim.task.decisive(config.evaluate.best_by)
-        first, last = state.round + 1, last_round(sim)
+        first, last = state.round + 1, sim.last_round
 
         while state.round < last and not out_of_patience(config, progress):
             log.start_round(state.round + 1)
@@ -86,8 +85,7 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
                 log.message(f"a step in one batch is each client's own to {sim.trainer.agreement:.0e}")
 
             # Measure the new global model, and keep it if it is the best so far.
-            is_last = state.round == last
-            if is_last or config.evaluates(state.round):
+            if sim.evaluates(state.round):
                 num_inputs = sum(len(vars(sim.dataset)[split]) for split in config.evaluate.splits)
                 log.progress(f"evaluation: {num_inputs} {sim.dataset.unit}")
                 with record.evaluating():
@@ -98,7 +96,7 @@ def run(config: Config, out: Path, resume: bool) -> dict[str, Any]:
 
             # The log comes before the checkpoint: a resumed run drops the rows that no checkpoint covers.
             log.end_round(record)
-            is_last = is_last or out_of_patience(config, progress)
+            is_last = state.round == last or out_of_patience(config, progress)
             if is_last or state.round % config.checkpoint.every == 0:
                 checkpoints.save(state, sim.store, progress, log.seals)
             if group.leave.is_agreed:
@@ -122,7 +120,7 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
 
     phases = sim.algorithm.phases(round)
     check_phases(sim.algorithm, phases)
-    measures = sim.config.evaluates(round) and sim.config.evaluate.clients
+    measures = sim.evaluates(round) and sim.config.evaluate.clients
     scores = ClientScores(sim, state, cohort, mine, phases[-1] if measures else None)
     for phase in phases:
         size = f": {len(blocks)} blocks of up to {sim.per_block} clients" if sim.config.observes else ""
@@ -153,17 +151,6 @@ def run_round(sim: Simulation, state: ServerState, record: RoundRecord, log: Run
     scores.measure_after(state)
     record.add_scores(scores)
     return replace(state, round=round)
-
-
-def last_round(sim: Simulation) -> int:
-    """Return the last round of the run: of the config, or that the privacy budget has room for."""
-    budget = None if sim.config.privacy is None else sim.config.privacy.budget
-    if budget is None or sim.ledger is None:
-        return sim.config.rounds
-    if (last := sim.ledger.last_round(budget)) == 0:
-        expected = f"at least {sim.ledger.epsilon(1):.3g}, what the first round spends"
-        raise UserError("privacy.budget", f"{budget:g}", expected)
-    return last
 
 
 def start_or_resume(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fedsim.algorithms.base import Algorithm, ServerState
@@ -9,6 +10,7 @@ from fedsim.client import BlockTrainer
 from fedsim.comm.group import Group
 from fedsim.config.experiment import Config
 from fedsim.data import ClientImages, Dataset
+from fedsim.errors import UserError
 from fedsim.inputs.images import ImageSource
 from fedsim.inputs.public import PublicInputs
 from fedsim.models.stacked import StackedModel
@@ -60,6 +62,21 @@ class Simulation:
     def sizes(self) -> Sequence[int]:
         """Number of training images per client."""
         return self.parts.sizes
+
+    @cached_property
+    def last_round(self) -> int:
+        """The last round of the run: of the config, or that the privacy budget has room for."""
+        budget = None if self.config.privacy is None else self.config.privacy.budget
+        if budget is None or self.ledger is None:
+            return self.config.rounds
+        if (last := self.ledger.last_round(budget)) == 0:
+            expected = f"at least {self.ledger.epsilon(1):.3g}, what the first round spends"
+            raise UserError("privacy.budget", f"{budget:g}", expected)
+        return last
+
+    def evaluates(self, round: int) -> bool:
+        """Whether models are measured after a round (counted from 1)."""
+        return round == self.last_round or self.config.evaluates(round)
 
     def initial_state(self) -> ServerState:
         """Return the server's state before the first round."""

@@ -53,6 +53,18 @@ def test_the_run_ends_before_its_budget_does(tmp_path: Path) -> None:
         private(tmp_path, "noise_multiplier: 2.0, budget: 0.1", "none")
 
 
+def test_the_last_round_that_a_budget_leaves_measures_the_clients_too(tmp_path: Path) -> None:
+    _, rows = private(tmp_path, "noise_multiplier: 2.0", rounds=5)
+    budget = (rows[2]["epsilon"] + rows[3]["epsilon"]) / 2
+    words = f"privacy={{{MECHANISM}, noise_multiplier: 2.0, budget: {budget}}}"
+    changes = ["algorithm.name=fedavg", "rounds=5", words, "evaluate={every: 2, clients: true}"]
+    run(load_config(write_config(tmp_path), changes), tmp_path / "short", resume=False)
+    short = [json.loads(line) for line in (tmp_path / "short" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["val"] is not None for row in short] == [False, True, True]
+    assert ["clients" in row["diagnostics"] for row in short] == [False, True, True]
+    assert all(row["diagnostics"]["train"]["subspace_angle_b"] is not None for row in short[1:])
+
+
 def test_what_only_a_simulation_sees_is_named_or_left_out(tmp_path: Path) -> None:
     shown, hidden = (
         private(tmp_path, f"noise_multiplier: 1.0, observe: {word}", word)[1] for word in ("true", "false")
