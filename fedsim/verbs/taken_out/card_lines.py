@@ -17,9 +17,7 @@ from fedsim.models.stacked import StackedModel
 from fedsim.verbs.taken_out.cards import EDGES
 
 PICTURE = "picture = ImageOps.exif_transpose(Image.open(FILE)).convert('RGB')"
-SQUARE = (
-    "picture = picture.crop([(have + sign * {edge}(picture.size)) // 2 for sign in (-1, 1) for have in picture.size])"
-)
+SQUARE = "picture.crop([(have + sign * {edge}(picture.size)) // 2 for sign in (-1, 1) for have in picture.size])"
 RESIZED = ".resize(({size}, {size}), Image.Resampling.BICUBIC)"
 #: How a picture of more than 8 bits becomes one of 8; a TIFF whose lowest value is white is inverted.
 WINDOWED = (
@@ -81,13 +79,13 @@ def whole(lines: Sequence[str]) -> list[str]:
 def picture_lines(inputs: Mapping[str, Any]) -> list[str]:
     """Return the lines that make ``pictures``, Pillow's, in which a model sees a file; ``inputs``: of card.json."""
     resized = RESIZED.format(**inputs)
+    square = SQUARE.format(edge=edge) if (edge := EDGES.get(inputs["fit"])) else "picture"
     if "slices" in inputs:
         slice = SLICE.format(twice=2 * inputs["slices"])
-        small = f"Image.fromarray({slice}).convert('RGB'){resized}"
-        return [VOLUME, f"pictures = [{small} for number in range({inputs['slices']})]"]
-    square = [SQUARE.format(edge=edge)] if (edge := EDGES.get(inputs["fit"])) else []
+        slices = f"slices = [Image.fromarray({slice}).convert('RGB') for number in range({inputs['slices']})]"
+        return [VOLUME, slices, f"pictures = [{square}{resized} for picture in slices]"]
     read = windowed_lines(inputs["window"]) if "window" in inputs else [PICTURE]
-    return [*read, *square, f"pictures = [picture{resized}]"]
+    return [*read, *([f"picture = {square}"] if edge else []), f"pictures = [picture{resized}]"]
 
 
 def windowed_lines(window: str) -> list[str]:

@@ -52,8 +52,8 @@ WINDOW = "\nGrey values of more than 8 bits become grey levels before, by the wi
 VOLUMES = "\nA volume is {slices} such images, its slices; the mean of their features is the volume's."
 #: What there is to say beside, by the first key of the inputs that it is about. A volume's file has its grey levels.
 MORE = {"whole_volumes": "", "slices": VOLUMES, "window": WINDOW}
-WHOLE_VOLUMES = """Grey volumes of {slices} slices, evenly spaced along the first axis, of {size} x {size} pixels with
-values in 0..1; then minus {mean[0]}, divided by {std[0]}."""
+WHOLE_VOLUMES = """Grey volumes of {slices} slices, evenly spaced along the first axis, {resize} of {size} x {size}
+pixels, with values in 0..1; then minus {mean[0]}, divided by {std[0]}."""
 TEXTS = "Texts, cut after {max_tokens} tokens."
 PIXELS = "A score before the softmax for every class and pixel; the classes, from 0: {classes}."
 CLASSES = "A score before the softmax for each class, in this order: {classes}."

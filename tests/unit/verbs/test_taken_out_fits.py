@@ -1,4 +1,4 @@
-"""Models that are taken out of runs whose images are cropped or padded, or have findings."""
+"""Models that are taken out of runs whose images or volumes are cropped or padded, or have findings."""
 
 import csv
 import re
@@ -22,6 +22,7 @@ from fedsim.verbs.predict import answers, find_images
 from tests.distributed.runs import TINY
 
 FITS = ("crop", "pad")
+FITTED = {"crop": "the square in the middle", "pad": "padded with black"}
 
 
 def write_images(folder: Path) -> None:
@@ -33,8 +34,9 @@ def write_images(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / name / f"{name}_{number}.png")
 
 
-def run_on(folder: Path, name: str, data: dict[str, Any]) -> Path:
+def run_on(folder: Path, name: str, data: dict[str, Any], more: dict[str, Any] | None = None) -> Path:
     words = yaml.safe_load(TINY) | {"data": {"image_size": 14, **data}, "rounds": 1, "algorithm": {"name": "fedavg"}}
+    words |= more or {}
     words["clients"] = {"count": 2, "partition": {"name": "iid"}}
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(words))
     server.run(load_config(folder / f"{name}.yaml", []), folder / name, False)
@@ -87,6 +89,37 @@ def test_the_cards_lines_prepare_a_file_as_the_run_does(
         space: dict[str, Any] = {"FOLDER": str(tmp_path / "out"), "FILE": str(tmp_path / "new.png")}
         exec(code, space)
     np.testing.assert_allclose(np.asarray(space["scores"])[0], answer.scores.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_the_cards_lines_make_a_volumes_slices_square(
+    is_whole: bool, fit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = np.random.default_rng(0)
+    (tmp_path / "set").mkdir()
+    for number in range(10):
+        np.save(tmp_path / f"set/{number}.npy", stream.integers(256, size=(5, 16, 26), dtype=np.uint8))
+    rows = "".join(f"{number}.npy,{number % 2}\n" for number in range(10))
+    (tmp_path / "set/labels.csv").write_text("path,label\n" + rows)
+    words = {"name": "table", "root": str(tmp_path / "set"), "file": "labels.csv", "columns": {"label": "label"}}
+    whole = {"model": {"name": "monai:resnet18_3d", "weights": "random", "options": {"widen_factor": 0.0625}}}
+    run = run_on(tmp_path, "run", {**words, "slices": 3, "fit": fit}, whole if is_whole else {})
+    export = ["export", str(run), "--format", "weights", "--out", str(tmp_path / "out")]
+    assert CliRunner().invoke(launch.app, export).exit_code == 0
+    page = (tmp_path / "out/README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    with open_saved(run, "best") as saved, torch.no_grad():
+        place = saved.sim.dataset.test[:1]
+        expected = saved.sim.model.forward(saved.params, saved.sim.images.evaluation_batch(place), training=False)[0, 0]
+        assert saved.sim.dataset.file_names is not None
+        file = tmp_path / "set" / saved.sim.dataset.file_names[place[0]]
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "fedsim", None)
+        space: dict[str, Any] = {"FOLDER": str(tmp_path / "out"), "FILE": str(file)}
+        exec(code, space)
+    np.testing.assert_allclose(np.asarray(space["scores"])[0], expected.numpy(), rtol=1e-4, atol=1e-4)
+    assert FITTED[fit] in page
 
 
 def test_a_set_from_outside_becomes_square_as_the_runs(runs: dict[str, Path], tmp_path: Path) -> None:
