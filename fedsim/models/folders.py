@@ -19,6 +19,8 @@ from fedsim.models.hub import hub_access, user_errors
 Triple = tuple[float, float, float]
 #: Files that may name classes of the folder's own.
 CODE_FILES = ("config.json", "tokenizer_config.json")
+#: What a folder says of images that are values in 0..1, less a mean and divided by a standard deviation.
+USUAL_IMAGES = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 #: Of a normalisation's numbers, which are of values in 0..1.
 LARGEST = 1e6
 #: The files of weights, the one that is preferred first.
@@ -87,10 +89,18 @@ def _is_triple(values: Any) -> bool:
 
 
 def preprocessing(source: str, where: str) -> dict[str, Any] | None:
-    """What a source says of its images; None where it has neither of the files that the library writes it into."""
+    """What a source says of its images; None where it has neither of the files that the library writes it into.
+
+    UserError where its images are not values in 0..1 that are then normalised.
+    """
     with access(source, where, "a folder or hub name with preprocessor_config.json"):
         content = object_of(source, "preprocessor_config.json")
-        return (object_of(source, "processor_config.json") or {}).get("image_processor") if content is None else content
+        if content is None:
+            content = (object_of(source, "processor_config.json") or {}).get("image_processor")
+    for key, usual in USUAL_IMAGES.items():
+        if content is not None and content.get(key, usual) != usual:
+            raise UserError(where, f"{key}: {show(content[key])} for its images", f"{key}: {show(usual)}")
+    return content
 
 
 def weight_files(source: str) -> list[Path]:

@@ -28,6 +28,9 @@ FEATURES = {
     "first": "states.last_hidden_state[:, 0]",
     "mean": "(states.last_hidden_state * tokens.attention_mask[..., None]).sum(1) / tokens.attention_mask.sum(1, True)",
 }
+#: Where a sentence transformer's folder says how it pools, and which ways there are here.
+POOLING_FILE = "1_Pooling/config.json"
+POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
 HALF = [0.5, 0.5, 0.5]  # what the library's image processors take where the folder names nothing else
 
 
@@ -146,21 +149,23 @@ def build_hugging(config: ModelConfig, image_size: int, class_names: Sequence[st
 
     ``config.name`` is packaged:minilm, or hf: and a local folder or a name on the hub. Weights are read from
     safetensors files alone; every tensor must be there. With ``weights: random`` they come from torch's global stream.
-    UserError for other architectures, custom code, missing files and tensors, and images of a size that the model does
-    not take.
+    UserError for other architectures, decoders, custom code, missing files and tensors, images of a size that the model
+    does not take, and another pooling than ``POOLINGS``.
     """
     del class_names
     source, where = source_of(config), f"model.name {config.name}"
     with access(source, where, CONTENT):
         refuse_code(source, where)
         settings = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        pooled = settings.model_type == "bert" and not averages_tokens(source)
+        pooled = settings.model_type == "bert" and pooling_of(source) is None
     if settings.model_type in VISION:
         return build_vision(config, settings, source, image_size)
     classes: dict[str, Any] = {"bert": BertModel, "roberta": RobertaModel, "vit": ViTModel}
     if settings.model_type not in classes:
         known = ", ".join((*classes, *VISION))
         raise UserError(where, f"a model of type {settings.model_type}", f"one of {known}")
+    if getattr(settings, "is_decoder", False):
+        raise UserError(where, "is_decoder: true, so that a token sees those before it alone", "an encoder")
     library = classes[settings.model_type]
     if library is ViTModel and image_size != settings.image_size:
         raise UserError("data.image_size", f"{image_size} with {config.name}", str(settings.image_size))
@@ -168,10 +173,18 @@ def build_hugging(config: ModelConfig, image_size: int, class_names: Sequence[st
     return load_library(library, config, settings, source, add_pooling_layer=pooled)
 
 
-def averages_tokens(source: str) -> bool:
-    """Whether this is a sentence transformer that takes the mean over the tokens."""
-    pooling = object_of(source, "1_Pooling/config.json")
-    return pooling is not None and bool(pooling.get("pooling_mode_mean_tokens"))
+def pooling_of(source: str) -> str | None:
+    """How a sentence transformer pools its tokens, as ``TextTower`` has it; None where this is none.
+
+    UserError for another pooling than ``POOLINGS``.
+    """
+    content = object_of(source, POOLING_FILE)
+    if content is None:
+        return None
+    modes = [key for key, value in content.items() if key.startswith("pooling_mode") and value]
+    if len(modes) == 1 and modes[0] in POOLINGS:
+        return POOLINGS[modes[0]]
+    raise UserError(f"{source}/{POOLING_FILE}", ", ".join(modes) or "no pooling", f"one of {', '.join(POOLINGS)}")
 
 
 def encoder_of_hugging(model: Any, config: ModelConfig, image_size: int, class_names: Sequence[str]) -> Encoder:
@@ -186,7 +199,7 @@ def encoder_of_hugging(model: Any, config: ModelConfig, image_size: int, class_n
         feature_width(lambda images: model(images).last_hidden_state[:, 0], image_size, config.name)
         return Encoder(HuggingVit(model).eval(), width, mean, std, image_size)
     with access(source, where, "a folder or hub name with tokenizer.json"):
-        pooling = "pooler" if model.pooler is not None else "mean" if averages_tokens(source) else "first"
+        pooling = "pooler" if model.pooler is not None else pooling_of(source) or "first"
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
     check_tokenizer(tokenizer, where, model.config.vocab_size)
     padding = model.config.pad_token_id

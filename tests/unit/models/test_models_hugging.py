@@ -47,18 +47,20 @@ def config_of(folder: Path, **changes: Any) -> ModelConfig:
     return ModelConfig.model_validate({"name": f"hf:{folder}", "train": "head", **changes})
 
 
-def average(folder: Path) -> None:
+def pool(folder: Path, mode: str) -> None:
     (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    modes = {f"pooling_mode_{name}": name == mode for name in ("cls_token", "mean_tokens", "max_tokens")}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **modes}))
 
 
 @pytest.mark.parametrize(
-    ("kind", "pooling", "segments"), [("bert", "pooler", 2), ("bert", "mean", 2), ("roberta", "first", 1)]
+    ("kind", "pooling", "segments"),
+    [("bert", "pooler", 2), ("bert", "mean", 2), ("bert", "first", 2), ("roberta", "first", 1)],
 )
 def test_texts_with_and_without_padding(tmp_path: Path, kind: str, pooling: str, segments: int) -> None:
     model = write_hugging(tmp_path, kind)
-    if pooling == "mean":
-        average(tmp_path)
+    if kind == "bert" and pooling != "pooler":
+        pool(tmp_path, {"mean": "mean_tokens", "first": "cls_token"}[pooling])
     net = load_encoder(config_of(tmp_path), 16, ["one", "two"], 0).net
     with torch.no_grad():
         expected = library_features(model, texts(num_segments=segments), pooling)
@@ -173,7 +175,7 @@ def test_a_name_on_the_hub_is_what_its_folder_is(tmp_path: Path, monkeypatch: py
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("abc")
     write_hugging(cached / "snapshots" / "abc")
-    average(cached / "snapshots" / "abc")
+    pool(cached / "snapshots" / "abc", "mean_tokens")
     monkeypatch.setattr(hub, "hub_problem", lambda: "the hub did not answer (no cable)")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     config = ModelConfig(name="hf:me/bert", train="head")

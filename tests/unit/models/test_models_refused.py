@@ -62,6 +62,8 @@ def edit(file: Path, **changes: Any) -> None:
         ("bert", {"pad_token_id": None}, "pad_token_id None"),
         ("bert", {"num_hidden_layers": 0}, "no transformer block"),
         ("bert", {"hidden_act": "loud"}, "loud"),
+        ("bert", {"is_decoder": True}, "is_decoder: true"),
+        ("roberta", {"is_decoder": True}, "is_decoder: true"),
         ("vit", {"patch_size": 0}, "ZeroDivisionError"),
         ("vit", {"patch_size": 5}, r"\.weight of shape \(32, 3, 8, 8\); expected \(32, 3, 5, 5\)|shape \(1, 5, 32\)"),
         ("vit", {"num_channels": 1}, r"\.weight of shape \(32, 3, 8, 8\)"),
@@ -119,6 +121,25 @@ def test_a_normalisation_is_of_three_numbers(tmp_path: Path, mean: Any) -> None:
     write_clip(tmp_path / "clip")
     edit(tmp_path / "clip" / "open_clip_config.json", preprocess_cfg={"mean": mean, "std": [0.5] * 3})
     refused(clip, tmp_path / "clip", "three numbers each")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("do_rescale", False), ("rescale_factor", 1 / 127.5), ("do_normalize", False)]
+)
+def test_images_of_other_values_are_refused(tmp_path: Path, name: str, value: Any) -> None:
+    write_hugging(tmp_path, "vit")
+    usual = {"do_rescale": True, "rescale_factor": 0.00392156862745098, "do_normalize": True, "image_mean": [0.5] * 3}
+    edit(tmp_path / "preprocessor_config.json", **usual)
+    assert hugging(tmp_path).mean == (0.5, 0.5, 0.5)
+    edit(tmp_path / "preprocessor_config.json", **{name: value})
+    refused(hugging, tmp_path, f"{name}: ")
+
+
+@pytest.mark.parametrize("modes", [["max_tokens"], ["mean_tokens", "cls_token"], []])
+def test_another_pooling_than_mean_or_first_token(tmp_path: Path, modes: list[str]) -> None:
+    write_hugging(tmp_path)
+    edit(tmp_path / "1_Pooling" / "config.json", **{f"pooling_mode_{mode}": True for mode in modes})
+    refused(hugging, tmp_path, "expected one of pooling_mode_mean_tokens, pooling_mode_cls_token")
 
 
 @pytest.mark.parametrize("keep", [(), ("tokenizer_config.json",)])
