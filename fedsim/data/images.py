@@ -28,13 +28,16 @@ EIGHT_BITS = "an image with 8 bits per channel, or grey and data.window where th
 #: How files become pixels, for the cache: 2 turns them as their tags say and takes one picture of a file.
 READING = 2
 NUM_SHOWN = 5
+#: A tag of TIFF, and what it says of whole numbers with a sign.
+SAMPLE_FORMAT, SIGNED = 339, 2
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
 
 
 def decoded(path: Path, formats: Sequence[str] = FORMATS) -> tuple[Image.Image, bool]:
     """Decode the one picture of an image file, turned upright as its EXIF tag says; also tell whether it has 16 bits.
 
-    UserError for a file that is none of ``formats`` or cannot be decoded, and for several pages or frames.
+    UserError for a file that is none of ``formats`` or cannot be decoded, for several pages or frames, and for numbers
+    that Pillow takes for others.
     """
     try:
         # Not by its name: Pillow 13 maps an uncompressed TIFF of that name with height and width exchanged by its tag.
@@ -47,6 +50,7 @@ def decoded(path: Path, formats: Sequence[str] = FORMATS) -> tuple[Image.Image, 
             # What a camera keeps behind a JPEG is a preview or depths; pages and frames are pictures of their own.
             num_pictures = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
             upright = ImageOps.exif_transpose(image)
+            odd = _misread(image) if image.format == "TIFF" else ""
     except Exception as error:  # a damaged file can raise anything in a decoder
         cause = "of no such format" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
@@ -54,7 +58,18 @@ def decoded(path: Path, formats: Sequence[str] = FORMATS) -> tuple[Image.Image, 
         ) from error
     if num_pictures > 1:
         raise UserError(str(path), f"{num_pictures} pages or frames", "a file with one picture")
+    if odd:
+        raise UserError(str(path), odd, "numbers from 0 to 255, from -2^31 to 2^31 - 1, or float32")
     return upright, is_deep
+
+
+def _misread(image: Image.Image) -> str:
+    """Return what numbers of a TIFF Pillow takes for others: such of 8 bits with a sign, and of 32 without; or ""."""
+    is_signed = SIGNED in image.tag_v2.get(SAMPLE_FORMAT, ())
+    if is_signed and image.mode in EIGHT_BIT_MODES:
+        return "8 bits with a sign"
+    is_wrapped = not is_signed and image.mode == "I" and image.getextrema()[0] < 0
+    return "values of 2^31 and more" if is_wrapped else ""
 
 
 def _check_sums(file: BinaryIO, formats: Sequence[str]) -> None:

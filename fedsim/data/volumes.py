@@ -24,6 +24,8 @@ from fedsim.errors import UserError
 CANONICAL = "RAS"
 WHOLE = "a whole NIfTI file"
 CHUNK = 1 << 20
+#: The bits of a header that tell the unit of its affine, and the units that are none of mm: metre, micrometre.
+UNIT_OF_SPACE, MILLIMETRES = 0b111, {1: 1e3, 3: 1e-3}
 WHITE_QUANTILE = 0.99
 Voxels = npt.NDArray[np.float64]
 
@@ -83,6 +85,7 @@ def open_volume(path: Path, in_time: bool = False) -> Volume:
         start = image.dataobj.offset
         is_oriented = bool(header["qform_code"] != 0 or header["sform_code"] != 0)
         affine = image.affine if is_oriented else np.diag([*header.get_zooms()[:3], 1.0])
+        affine = np.diag([*[MILLIMETRES.get(int(header["xyzt_units"]) & UNIT_OF_SPACE, 1.0)] * 3, 1.0]) @ affine
     except Exception as error:  # a damaged header can raise anything in a reader
         raise UserError(str(path), f"an unreadable volume ({error})", WHOLE) from error
     if dtype.kind not in "iuf":

@@ -80,7 +80,11 @@ def _text(data: Any, name: str) -> str:
 
 
 def _decoder_of(path: Path, data: Any) -> Callable[[int], Values]:
-    """Return what decodes one frame of the file; UserError where no installed package reads its compression."""
+    """Return what decodes one frame of the file.
+
+    UserError where no installed package reads its compression, and for values that are not in the lowest bits, of which
+    pydicom takes those all the same.
+    """
     from pydicom.pixels import get_decoder
 
     syntax, bits = data.file_meta.TransferSyntaxUID, data.get("BitsStored") or 0
@@ -89,6 +93,8 @@ def _decoder_of(path: Path, data: Any) -> Callable[[int], Values]:
     except NotImplementedError:
         raise UserError(str(path), f"pixels compressed as {syntax.name}", COMPRESSIONS) from None
     plugin = ""
+    if not syntax.is_encapsulated and data.get("HighBit", bits - 1) != bits - 1:
+        raise UserError(str(path), f"{bits} bits up to bit {data.HighBit}", f"the lowest bits, up to {bits - 1}")
     if syntax.is_encapsulated:
         is_beyond_pillow = bits > 8 and (syntax == JPEG_EXTENDED or data.get("SamplesPerPixel") != 1)
         usable = [name for name in PLUGINS[is_beyond_pillow:] if name in decoder.available_plugins]
@@ -116,15 +122,14 @@ def _group(places: list[Any], name: str) -> Any:
 
 def _frame(path: Path, data: Any, decode: Callable[[int], Values], index: int) -> Frame:
     """Decode one frame."""
-    from pydicom.pixels import apply_color_lut, apply_modality_lut
+    from pydicom.pixels import apply_modality_lut
 
     with reading(str(path), WHOLE):
         stored = decode(index)
         places, kind = _places(data, index), data.PhotometricInterpretation
         spacing = _spacing(places)
         if kind == "PALETTE COLOR":
-            palette: Values = apply_color_lut(stored, data)[..., :3]
-            return Frame(_eight_bits(palette, 8 * palette.itemsize), spacing)
+            return Frame(_of_palette(data, stored), spacing)
         bits = int(data.BitsStored)
         if stored.ndim == 3:
             return Frame(_eight_bits(stored, bits), spacing)
@@ -142,6 +147,19 @@ def _frame(path: Path, data: Any, decode: Callable[[int], Values], index: int) -
             is_inverted=kind == "MONOCHROME1",
             padding=_padding(data, stored),
         )
+
+
+def _of_palette(data: Any, stored: Values) -> Values:
+    """Return the colours of a palette; indices beyond its ends have those of its ends."""
+    from pydicom.pixels import apply_color_lut
+
+    num_entries, first, bits = data.RedPaletteColorLookupTableDescriptor
+    num_entries = num_entries or 2**16
+    # pydicom's wraps around where an entry, and so what it takes for an index, has 8 bits.
+    colours: Values = apply_color_lut(np.clip(stored.astype(np.int64), first, first + num_entries - 1), data)[..., :3]
+    if colours.itemsize == 1 and num_entries > 256:
+        raise ValueError(f"a palette of {num_entries} entries of 8 bits")
+    return _eight_bits(colours, bits)
 
 
 def _eight_bits(colours: Values, bits: int) -> Values:

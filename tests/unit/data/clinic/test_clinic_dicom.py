@@ -180,6 +180,28 @@ def test_bits_above_those_that_are_stored_count_nothing(signed: int, right: list
     assert read_dicom(path).frame(0).values.tolist() == [right]
 
 
+def test_values_in_the_upper_bits_are_refused(tmp_path: Path) -> None:
+    """pydicom takes the lowest bits, whatever HighBit says."""
+    path = save_dicom(tmp_path / "a.dcm", np.array([[0x0FF0, 0xFFF0]], np.uint16), 12, HighBit=15)
+    assert dcmread(path).pixel_array.tolist() == [[0x0FF0, 0x0FF0]]
+    with pytest.raises(UserError, match=r"12 bits up to bit 15; expected the lowest bits, up to 11"):
+        read_dicom(path)
+
+
+@pytest.mark.parametrize("words", [np.uint8, np.uint16])
+def test_a_palette_of_8_bits(words: type, tmp_path: Path) -> None:
+    """Its entries may lie in words of 16 bits; an index beyond its ends has the colour of its end."""
+    entries = np.arange(30, dtype=words).reshape(3, 10) * 8
+    palette = {
+        f"{name}PaletteColorLookupTable{part}": value
+        for name, row in zip(("Red", "Green", "Blue"), entries, strict=True)
+        for part, value in (("Descriptor", [10, 4, 8]), ("Data", row.tobytes()))
+    }
+    stored = np.array([[0, 4, 13, 14, 260, 4096]], np.uint16)
+    path = save_dicom(tmp_path / "a.dcm", stored, PhotometricInterpretation="PALETTE COLOR", **palette)
+    assert np.array_equal(read_dicom(path).frame(0).values[0], entries.T[[0, 0, 9, 9, 9, 9]])
+
+
 def test_padding_is_black_and_in_no_percentile(tmp_path: Path) -> None:
     values = np.full((10, 10), -2000, np.int16)
     values[2:8, 2:8] = np.arange(36).reshape(6, 6)

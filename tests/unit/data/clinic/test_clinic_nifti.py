@@ -78,6 +78,21 @@ def test_slope_0_is_unscaled(tmp_path: Path) -> None:
     assert SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)).min() == 7
 
 
+@pytest.mark.parametrize(("unit", "mm"), [("mm", 1), ("unknown", 1), ("micron", 0.001), ("meter", 1000)])
+@pytest.mark.parametrize("is_oriented", [True, False])
+def test_spacing_is_in_mm_whatever_the_headers_unit(unit: str, mm: float, is_oriented: bool, tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(made(), AFFINE)
+    image.header.set_xyzt_units(unit, "sec")
+    if not is_oriented:
+        image.set_sform(None, 0)
+        image.set_qform(None, 0)
+    image.to_filename(tmp_path / "a.nii")
+    scan = read_nifti(tmp_path / "a.nii")
+    columns, rows, between = (mm * size for size in SPACING)
+    assert scan.frame(0).spacing == pytest.approx((rows, columns))
+    assert scan.between == pytest.approx(between)
+
+
 def test_windows_of_the_header(tmp_path: Path) -> None:
     image = nibabel.Nifti1Image(made(), AFFINE)
     image.header["cal_min"], image.header["cal_max"] = 10, 60

@@ -28,6 +28,17 @@ def test_16_bit_png_and_tiff_keep_their_values(tmp_path: Path) -> None:
     assert np.allclose(values(tmp_path / "d.tif"), DEEP / np.float32(7))
 
 
+def test_numbers_that_pillow_takes_for_others_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[-1, 1]], np.int8))
+    tifffile.imwrite(tmp_path / "b.tif", np.array([[1, 2**31]], np.uint32))
+    for name, found in (("a.tif", "8 bits with a sign"), ("b.tif", r"values of 2\^31")):
+        with pytest.raises(UserError, match=found):
+            read_picture(tmp_path / name)
+    for dtype in (np.int16, np.int32, np.uint32):
+        tifffile.imwrite(tmp_path / "c.tif", DEEP.astype(dtype))
+        assert np.array_equal(values(tmp_path / "c.tif"), DEEP.astype(dtype))
+
+
 def test_a_tiff_whose_lowest_value_is_white_is_inverted_once(tmp_path: Path) -> None:
     """Pillow inverts 8 bits itself, and leaves 16 bits."""
     tifffile.imwrite(tmp_path / "16.tif", DEEP, photometric="miniswhite")
