@@ -22,11 +22,15 @@ MASK_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 def read_foreground(path: Path) -> Pixels:
     """Return the mask of an image file, (H, W): 1 where a pixel's value, such as the number of an object, is not 0.
 
-    Probabilities in grey levels cannot be told from numbered objects; those in floats are refused.
+    Probabilities in grey levels cannot be told from numbered objects; those in floats are refused. So is a palette in
+    which number 0 is another colour than black: what shrinks a file puts its colours in any order.
     """
     mask, _ = decoded(path, MASK_FORMATS)
     if mask.mode not in MASK_MODES:
         raise UserError(str(path), f"a mask of mode {mask.mode}", "one channel of whole numbers, 0 for the background")
+    if any(colour := (mask.getpalette() or [])[:3]):
+        found = f"a palette whose number 0 is the colour {', '.join(map(str, colour))}"
+        raise UserError(str(path), found, "black as number 0, for the background, or grey levels")
     foreground: Pixels = (np.asarray(mask) != 0).astype(np.uint8)
     return foreground
 

@@ -102,6 +102,22 @@ def test_a_jpeg_of_numbered_classes_is_refused_and_an_empty_one_is_not(tmp_path:
         load(tmp_path / "set")
 
 
+def test_a_palette_that_begins_with_another_colour_than_black_is_refused(tmp_path: Path) -> None:
+    make_pairs(tmp_path / "set")
+    expected = load(tmp_path / "set").masks[3]
+    file = tmp_path / "set/masks/03.png"
+    numbers = np.asarray(Image.open(file)) // 255
+    mask = Image.fromarray(numbers, "P")
+    mask.putpalette([0, 0, 0, 255, 255, 255])
+    mask.save(file)
+    assert load(tmp_path / "set").masks[3].tolist() == expected.tolist()
+    mask = Image.fromarray(1 - numbers, "P")
+    mask.putpalette([255, 255, 255, 0, 0, 0])
+    mask.save(file)
+    with pytest.raises(UserError, match=r"03.png: found a palette whose number 0 is the colour 255, 255, 255"):
+        load(tmp_path / "set")
+
+
 def test_a_folder_beside_the_sites_is_named(tmp_path: Path) -> None:
     make_pairs(tmp_path / "set/Ulm")
     (tmp_path / "set/notes").mkdir()
