@@ -140,17 +140,21 @@ def write_onnx(folder: Path, exported: Exported) -> list[str]:
     if importlib.util.find_spec("onnxscript") is None:  # what torch.onnx works with
         raise UserError("--format", "onnx without the package onnxscript", "an environment with it")
     shape = (3, side, side) if slices is None else (slices, 3, side, side)
-    torch.onnx.export(
-        network,
-        (torch.zeros(2, *shape),),
-        str(folder / "model.onnx"),
-        input_names=["images"],
-        output_names=["scores"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    try:
+        torch.onnx.export(
+            network,
+            (torch.zeros(2, *shape),),
+            str(folder / "model.onnx"),
+            input_names=["images"],
+            output_names=["scores"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        found = f"onnx of {sim.config.model.name}, for which torch.onnx has no form"
+        raise UserError("--format", found, "weights, or adapter with LoRA") from error
     inputs = exported.card["inputs"]
     assert isinstance(inputs, dict), "facts makes it"
     images = "images" if slices is None else "images[None]"

@@ -186,6 +186,22 @@ def test_onnx_needs_onnxscript(runs: dict[str, Path], tmp_path: Path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+def test_what_torch_onnx_has_no_form_for_is_one_line(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is missing, which torch.onnx works with")
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.onnx.OnnxExporterError("no decomposition\nfor this")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    result = invoke("export", runs["whole"], "--format", "onnx", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "found onnx of timm:test_resnet, for which torch.onnx has no form; expected weights" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_images_of_one_name_are_told(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
