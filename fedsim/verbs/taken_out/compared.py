@@ -35,7 +35,7 @@ def furthest(saved: SavedModel, net: nn.Module) -> tuple[float, float]:
     """
     sim = saved.sim
     places = sim.dataset.val[:NUM_COMPARED]
-    images = sim.dataset.images[torch.from_numpy(places)].float() / 255
+    images = sim.dataset.images[torch.from_numpy(sim.dataset.pictures_of(places))].float() / 255
     with torch.no_grad():
         own = sim.model.forward(saved.params, sim.images.evaluation_batch(places), training=False)[0].float().cpu()
         other = Scoring(sim.model, saved.params, sim.dataset.class_names, net)(images)

@@ -170,3 +170,16 @@ def test_findings_are_predicted_each_by_itself(tmp_path: Path) -> None:
     np.testing.assert_allclose([float(value) for value in row.values()], answer.scores.sigmoid(), atol=2e-6)
     assert CliRunner().invoke(launch.app, ["export", str(run), "--format", "weights"]).exit_code == 0
     assert "before the logistic function" in (run / "export/weights/README.md").read_text()
+
+
+def test_a_network_is_compared_on_the_pictures_of_rows_that_share_files(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    files = sorted((tmp_path / "images").rglob("*.png"))
+    rows = "".join(f"{file.name},{file.parent.name}\n" for file in files for _ in range(3))
+    (tmp_path / "images/labels.csv").write_text("path,label\n" + rows)
+    words = {"name": "table", "root": str(tmp_path / "images"), "file": "labels.csv", "columns": {"label": "label"}}
+    run = run_on(tmp_path, "shared", words)
+    result = CliRunner().invoke(launch.app, ["export", str(run), "--format", "weights"])
+    assert result.exit_code == 0, result.output
+    with open_saved(run, "best") as saved:
+        assert saved.sim.dataset.val.max() >= len(saved.sim.dataset.images)
