@@ -11,7 +11,7 @@ import numpy as np
 from fedsim.config.data import DataConfig
 from fedsim.config.mistakes import show
 from fedsim.data.dataset import Indices, Source
-from fedsim.data.folders import files_with, subfolders
+from fedsim.data.folders import files_with, subfolders, walked
 from fedsim.data.splits import NAMES, SPLIT_WORDS, TRAIN
 from fedsim.data.windowed import prepared
 from fedsim.errors import UserError
@@ -44,7 +44,8 @@ def image_folder(config: DataConfig) -> Source:
     known about that, and where one patient has several images, use a layout with splits.
 
     UserError for a missing root, no classes, a class without images, a class that train does not have, a folder beside
-    ``train`` that is no split or the second of one, sites with other splits, and images that cannot be read.
+    ``train`` that is no split or the second of one, sites with other splits, images in a folder beside those of a
+    class, and images that cannot be read.
     """
     base = config.folder
     if not base.is_dir():
@@ -159,8 +160,11 @@ def _parts(base: Path) -> dict[int, Path]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the image files of a folder by name; UserError where there is none."""
+    """Return the image files of a folder by name; UserError where there is none, and where folders in it hold more."""
     found = files_with(folder, SUFFIXES)
+    deeper = (path for inner in subfolders(folder) for path in walked(inner) if path.suffix.lower() in SUFFIXES)
+    if found and (hidden := next(deeper, None)):
+        raise UserError(str(hidden), f"an image in a folder beside {found[0].name}", f"all in {folder}")
     if not found:
         raise UserError(str(folder), "no image", f"files that end in {', '.join(SUFFIXES)}")
     return found

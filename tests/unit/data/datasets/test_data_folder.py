@@ -95,6 +95,17 @@ def test_folders_that_are_no_split_are_one_line(tmp_path: Path, folders: tuple[s
         load(tmp_path / "set")
 
 
+def test_images_deeper_than_a_classes_own_are_not_passed_over(tmp_path: Path) -> None:
+    make_classes(tmp_path / "set", 0)
+    inner = tmp_path / "set/polyp/patient 7"
+    inner.mkdir()
+    (inner / "notes.txt").write_text("no image")
+    assert len(load(tmp_path / "set").labels) == 20
+    Image.new("RGB", (9, 9)).save(inner / "0.png")
+    with pytest.raises(UserError, match=r"patient 7/0.png: found an image in a folder beside 00.png; expected all in"):
+        load(tmp_path / "set")
+
+
 def test_a_name_that_is_no_text_is_one_line(tmp_path: Path) -> None:
     """Latin-1 names, as old archives have them; a record of the run could not hold the class."""
     make_classes(tmp_path / "set", 0)
