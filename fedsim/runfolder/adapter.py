@@ -32,6 +32,7 @@ def export_adapter(folder: Path, sim: Simulation, params: Mapping[str, Tensor], 
         "test": row["test"],
         "class_names": sim.dataset.class_names,
         "inputs": inputs_of(sim),
+        **base_of(sim),
         FROZEN: sim.model.encoder.frozen_sha256,
     }
     if any(bool(shift.any()) for shift in shifts):
@@ -55,6 +56,14 @@ def inputs_of(sim: Simulation) -> dict[str, Any]:
         **({} if encoder.slices is None else {"slices": encoder.slices}),
         **({"whole_volumes": True} if encoder.whole_volumes else {}),
     }
+
+
+def base_of(sim: Simulation) -> dict[str, Any]:
+    """Return what names weights that stay frozen where no digest does: model.weights, and the seed of random ones."""
+    weights, encoder = sim.config.model.weights, sim.model.encoder
+    if encoder.frozen_sha256 is not None:
+        return {}
+    return {"weights": weights, **({"seed": encoder.seed} if weights == "random" else {})}
 
 
 def kept_by_clients(method: Algorithm, params: Mapping[str, Tensor]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from fedsim.models.lora_start import TAKEN
 from fedsim.models.outside.adapters import CONFIG, factors_of
 from fedsim.models.tuned_tower import TunedTower
 from fedsim.models.weights import in_float32, read_weights
+from fedsim.runfolder.adapter import base_of, inputs_of
 from fedsim.runfolder.environment import FROZEN, require_frozen
 from fedsim.runfolder.saved import SavedModel, saved_model
 from fedsim.runfolder.trust import load_recorded
@@ -84,14 +85,27 @@ def of_adapter(sim: Simulation, folder: Path) -> dict[str, Tensor]:
             found[own] = value.to(device)
     for file in (folder / "about.json", folder / "card.json"):
         if file.is_file():
-            with reading(str(file), "a JSON object with class_names"):
-                about = parse_json(file.read_text("utf-8"))
-                names = tuple(about["class_names"])
-            if names != sim.dataset.class_names:
-                shown = ", ".join(sim.dataset.class_names)
-                raise UserError(WHERE, f"{folder}, of the classes {', '.join(map(str, names))}", shown)
-            require_frozen([about], sim.model.encoder, file)
+            _check_about(sim, folder, file)
     return found
+
+
+def _check_about(sim: Simulation, folder: Path, file: Path) -> None:
+    """UserError where an adapter's ``file`` says that it is for other classes, images or frozen weights."""
+    with reading(str(file), "a JSON object with class_names, inputs and the model's name"):
+        about = parse_json(file.read_text("utf-8"))
+        names, size = tuple(about["class_names"]), about["inputs"].get("size")
+        theirs = {"model": about.get("model", about.get("network")), **about, "size": size}
+    if names != sim.dataset.class_names:
+        shown = ", ".join(sim.dataset.class_names)
+        raise UserError(WHERE, f"{folder}, of the classes {', '.join(map(str, names))}", shown)
+    require_frozen([about], sim.model.encoder, file)
+    mine = {"model": sim.config.model.name, **base_of(sim), "size": inputs_of(sim).get("size")}
+    mine[FROZEN] = sim.model.encoder.frozen_sha256
+    # Weights of one digest are the same under any name.
+    for key in ("size", FROZEN, *(() if mine[FROZEN] else ("model", "weights", "seed"))):
+        if key in theirs and theirs[key] != mine.get(key):
+            expected = f"{show(mine.get(key))}, as here"
+            raise UserError(WHERE, f"{folder}, an adapter for {key} {show(theirs[key])}", expected)
 
 
 def check_same_model(config: Config, recorded: Config, folder: Path) -> None:

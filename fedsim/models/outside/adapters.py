@@ -26,7 +26,13 @@ from fedsim.models.weights import in_float32, read_weights
 
 ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 #: What peft can do to a layer beside adding factors of one scale.
-UNREAD = ("use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication", "trainable_token_indices")
+UNREAD = (
+    *("use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication", "trainable_token_indices"),
+    *("target_parameters", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "kasa_config"),
+    *("monteclora_config", "velora_config"),
+)
+#: The beginnings that leave the frozen weights as they are; others take a part of them away, once more on loading.
+BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def factors_of(folder: Path, model: TunedTower, where: str) -> dict[str, Tensor]:
@@ -38,6 +44,9 @@ def factors_of(folder: Path, model: TunedTower, where: str) -> dict[str, Tensor]
     with reading(str(folder / CONFIG), "a JSON object as peft writes it"):
         words: dict[str, Any] = parse_json((folder / CONFIG).read_text("utf-8"))
         odd = [key for key in UNREAD if words.get(key)]
+        odd += [] if words.get("bias") in (None, "none") else ["bias"]
+        init = words.get("init_lora_weights", True)
+        odd += [] if init in BEGINNINGS else [f"init_lora_weights: {init}"]
     if odd or model.lora.use_dora:
         raise UserError(where, f"{folder}, an adapter with {(odd or ['use_dora'])[0]}", "one of plain LoRA factors")
     found: dict[str, Tensor] = {}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedsim import __version__
-from fedsim.runfolder.adapter import inputs_of
+from fedsim.runfolder.adapter import base_of, inputs_of
 from fedsim.runfolder.environment import FROZEN
 from fedsim.runfolder.saved import SavedModel
 from fedsim.tasks.findings import Findings
@@ -81,6 +81,7 @@ def facts(saved: SavedModel, method_of_use: str) -> dict[str, Any]:
         "clients": len(sim.parts),
         "class_names": list(sim.dataset.class_names),
         "inputs": inputs,
+        **base_of(sim),
         FROZEN: sim.model.encoder.frozen_sha256,
         "outputs": outputs_of(sim.task).format(classes=", ".join(sim.dataset.class_names)),
         "round": row["round"],

@@ -17,6 +17,7 @@ from fedsim.configure import load_config
 from fedsim.errors import UserError
 from fedsim.runfolder.saved import open_saved
 from fedsim.runfolder.start import first_state
+from fedsim.verbs.taken_out.export import export_run
 from tests.distributed.runs import write_config
 from tests.helpers import same_bits
 
@@ -147,6 +148,54 @@ def test_an_adapter_of_other_layers_is_refused(before: tuple[Path, Path], change
     words = [FEDAVG, *(change % folder if "%s" in change else change for change in changes)]
     with pytest.raises(UserError, match=found):
         first(config_from(before, *words, folder=folder))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("init_lora_weights", init) for init in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga")),
+        ("bias", "all"),
+        ("use_qalora", True),
+        ("alora_invocation_tokens", [1]),
+    ],
+)
+def test_an_adapter_that_is_more_than_factors_is_refused(
+    key: str, value: object, before: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """With pissa and its like peft takes a part of the base weights away when it loads the factors."""
+    shutil.copytree(before[1] / "adapter", tmp_path / "peft")
+    file = tmp_path / "peft/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(UserError, match=rf"an adapter with {key}.*; expected one of plain LoRA factors"):
+        first(config_from(before, FEDAVG, folder=tmp_path / "peft"))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("seed=4", "an adapter for seed 3; expected 4, as here"),
+        ("data.image_size=21", "an adapter for size 14; expected 21, as here"),
+        ("model.name=timm:vit_tiny_patch16_384", "an adapter for model 'timm:vit_tiny_patch16_224'; expected 'timm:vi"),
+    ],
+)
+@pytest.mark.parametrize("file", ["about.json", "card.json"])
+def test_an_adapter_for_another_network_is_refused(
+    change: str, found: str, file: str, before: tuple[Path, Path], tmp_path: Path
+) -> None:
+    if file == "card.json":
+        export_run(before[1], "adapter", "best", tmp_path / "peft")
+    else:
+        shutil.copytree(before[1] / "adapter", tmp_path / "peft")
+    with pytest.raises(UserError, match=found):
+        first(config_from(before, FEDAVG, change, folder=tmp_path / "peft"))
+
+
+def test_an_adapter_for_weights_of_a_file_fits_no_others(before: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(before[1] / "adapter", tmp_path / "peft")
+    file = tmp_path / "peft/about.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"frozen_sha256": "0" * 64}))
+    with pytest.raises(UserError, match=r"an adapter for frozen_sha256 '0000.*; expected null, as here"):
+        first(config_from(before, FEDAVG, folder=tmp_path / "peft"))
 
 
 @pytest.mark.parametrize("method", ["ravan", "fed_sb", "sfed_lora", "dp_dylora", "feddpa"])
