@@ -7,6 +7,7 @@ Shapes: S side of an image in pixels, C classes.
 """
 
 import io
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,10 @@ def predict(run_dir: Path, images: Sequence[Path], which: str, out: Path | None,
             raise UserError(str(run_dir), found, "one on images with classes, findings or masks")
         if not sim.group.is_server:
             return
+        if sim.model.mixes_images(training=False):
+            size = sim.config.evaluate.batch_size
+            warning = f"warning: the network normalises over {size} files at once: what it says depends on them"
+            print(warning, file=sys.stderr)
         names = sim.dataset.class_names
         if out is not None and not isinstance(sim.task, Segmentation):
             require_room(out)

@@ -59,6 +59,7 @@ PIXELS = "A score before the softmax for every class and pixel; the classes, fro
 CLASSES = "A score before the softmax for each class, in this order: {classes}."
 FINDINGS = "A score before the logistic function for each finding, by itself, in this order: {classes}."
 NUMBERS = "A number."
+MIXED = " They depend on the other images of a batch, over which the network normalises."
 #: Such as those of a ViT's attention: query in transformers 4, q_proj in 5.
 NAMES = " Other versions of transformers may call layers otherwise, and cannot load it then."
 FILES = {"max_tokens": "", "slices": ", FILE a volume as .npy: uint8, slices x rows x columns"}
@@ -68,6 +69,7 @@ def facts(saved: SavedModel, method_of_use: str) -> dict[str, Any]:
     """Return the content of card.json. ``method_of_use``: the format of the export."""
     sim, row = saved.sim, saved.row
     config, inputs = sim.config, inputs_of(sim)
+    mixed = MIXED if sim.model.mixes_images(training=False) else ""
     if "fit" in inputs:
         inputs |= {"values": "RGB in 0..1, upright", "resize": FITS[inputs["fit"]]}
     return {
@@ -83,7 +85,7 @@ def facts(saved: SavedModel, method_of_use: str) -> dict[str, Any]:
         "inputs": inputs,
         **base_of(sim),
         FROZEN: sim.model.encoder.frozen_sha256,
-        "outputs": outputs_of(sim.task).format(classes=", ".join(sim.dataset.class_names)),
+        "outputs": outputs_of(sim.task).format(classes=", ".join(sim.dataset.class_names)) + mixed,
         "round": row["round"],
         "val": row.get("val"),
         "test": row.get("test"),

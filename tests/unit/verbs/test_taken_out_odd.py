@@ -118,3 +118,19 @@ def test_a_program_without_fedsim_has_the_same_scores(
         space: dict[str, Any] = {"FOLDER": str(tmp_path / "out"), "FILE": str(file), "own": own_network}
         exec(code.replace("model = ...", "model = own(None, 14)"), space)
     np.testing.assert_allclose(np.asarray(space["scores"])[0], expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_scores_that_depend_on_the_batch_are_told(tmp_path: Path) -> None:
+    words = yaml.safe_load(write_masked_config(tmp_path).read_text())
+    options = {"num_features": 2, "form": "released"}
+    words |= {"rounds": 1, "model": {"name": "fedsim:harmofl_unet", "weights": "random", "options": options}}
+    words |= {"algorithm": {"name": "fedavg"}, "data": {**words["data"], "image_size": 32}}
+    (tmp_path / "released.yaml").write_text(yaml.safe_dump(words))
+    server.run(load_config(tmp_path / "released.yaml", []), tmp_path / "run", False)
+    images = str(tmp_path / "nuclei/a/images")
+    result = CliRunner().invoke(launch.app, ["predict", str(tmp_path / "run"), images, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "the network normalises over 5 files at once: what it says depends on them" in result.stderr
+    result = CliRunner().invoke(launch.app, ["export", str(tmp_path / "run"), "--format", "weights"])
+    assert result.exit_code == 0, result.output
+    assert "depend on the other images of a batch" in (tmp_path / "run/export/weights/README.md").read_text()
