@@ -27,11 +27,15 @@ from fedsim.models.encoders import first_network
 from fedsim.models.export import export_peft
 from fedsim.models.outside.amplitudes import START
 from fedsim.models.outside.states import library_state
+from fedsim.models.specs import NUM_TOKENS, PROXIES, ZEROS
 from fedsim.models.stacked import StackedModel
 from fedsim.models.tower import Adaptable, Encoder
 
-#: What of a run's parameters is written or merged here, by how the names begin or end.
-KNOWN_STARTS = ("net.", "head.", "decoder.", "amplitude_norm.", "logit_scale", "lora_rank")
+#: What of a run's parameters is written or merged here, by how the names begin or end, or is the clients' sub-model's.
+KNOWN_STARTS = (
+    *("net.", "head.", "decoder.", "amplitude_norm.", "logit_scale", "lora_rank"),
+    *(PROXIES, ZEROS, NUM_TOKENS),
+)
 KNOWN_ENDS = (".lora_a", ".lora_b", ".lora_magnitude", ".shift")
 
 
@@ -44,7 +48,7 @@ def trained_network(model: StackedModel, params: Mapping[str, Tensor], class_nam
     """
     config, encoder = model.config, model.encoder
     if odd := [name for name in params if not (name.startswith(KNOWN_STARTS) or name.endswith(KNOWN_ENDS))]:
-        raise UserError("model", f"{odd[0]}, trained beside the library's network", "export --format adapter")
+        raise UserError("model", f"{odd[0]}, trained beside the library's network", "adapter/ in the run folder")
     base = first_network(config, encoder.image_size, encoder.seed, class_names)
     if config.lora is not None:
         base = _adapted(base, model, params)

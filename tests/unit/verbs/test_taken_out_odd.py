@@ -19,6 +19,7 @@ from fedsim.configure import load_config
 from fedsim.runfolder.saved import open_saved
 from fedsim.verbs.predict import answers, find_images
 from tests.distributed.runs import TINY, write_masked_config
+from tests.submodels import write_submodel
 from tests.unit.data.datasets.test_data_medmnist import write_medmnist
 from tests.unit.models.models_hugging_folders import write_hugging
 
@@ -118,6 +119,31 @@ def test_a_program_without_fedsim_has_the_same_scores(
         space: dict[str, Any] = {"FOLDER": str(tmp_path / "out"), "FILE": str(file), "own": own_network}
         exec(code.replace("model = ...", "model = own(None, 14)"), space)
     np.testing.assert_allclose(np.asarray(space["scores"])[0], expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_of_a_run_with_a_sub_model_the_whole_one_is_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = write_submodel(tmp_path / "half", VIT, 14, layers_retained=[0], intermediate_rank=8)
+    words = yaml.safe_load(TINY) | {"seed": 0, "rounds": 1, "algorithm": {"name": "fedpft"}}
+    words |= {"model": {**VIT, "submodel": {"folder": half}}, "data": {"name": "digits", "image_size": 14}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(words))
+    server.run(load_config(tmp_path / "tiny.yaml", ["data.max_train=60"]), tmp_path / "run", False)
+    Image.fromarray(np.random.default_rng(2).integers(256, size=(20, 26), dtype=np.uint8)).save(tmp_path / "new.png")
+    with open_saved(tmp_path / "run", "best") as saved:
+        assert any(name.startswith("submodel.") for name in saved.params)
+        expected = next(iter(answers(saved, find_images([tmp_path / "new.png"])))).scores
+    for form in ("adapter", "weights"):
+        result = CliRunner().invoke(launch.app, ["export", str(tmp_path / "run"), "--format", form])
+        assert result.exit_code == 0, result.output
+        page = (tmp_path / "run/export" / form / "README.md").read_text()
+        (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, "fedsim", None)
+            space: dict[str, Any] = {
+                "FOLDER": str(tmp_path / "run/export" / form),
+                "FILE": str(tmp_path / "new.png"),
+            }
+            exec(code, space)
+        np.testing.assert_allclose(np.asarray(space["scores"])[0], expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_scores_that_depend_on_the_batch_are_told(tmp_path: Path) -> None:
