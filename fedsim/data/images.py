@@ -25,7 +25,8 @@ FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 warnings.filterwarnings("ignore", module=r"PIL\.")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 EIGHT_BITS = "an image with 8 bits per channel, or grey and data.window where the set takes it"
-#: How files become pixels, for the cache: 2 turns them as their tags say and takes one picture of a file.
+#: How files become pixels, for the cache: 2 turns them as their tags say and takes one picture of a file, 3 refuses
+#: numbers that Pillow takes for others.
 READING = 3
 NUM_SHOWN = 5
 #: A tag of TIFF, and what it says of whole numbers with a sign.
