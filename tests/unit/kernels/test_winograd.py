@@ -5,11 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.kernels import winograd
-from fedsim.kernels.build import available
+from fedsim.kernels import build, winograd
 from fedsim.kernels.winograd import Winograd
 
-pytestmark = pytest.mark.skipif(not available(torch.float32), reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(build.problem() is not None, reason=str(build.problem()))
 Shape = tuple[int, int, int, int, int, int]
 
 # Images, channels in and out, height, width, padding.
