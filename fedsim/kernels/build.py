@@ -62,6 +62,7 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL:
     compiler = _compiler()
     sources = sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")])
     key = [
+        shlex.join(compiler),
         _run([*compiler, "--version"]),
         _processor(),
         COMPILE,

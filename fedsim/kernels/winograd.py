@@ -33,7 +33,9 @@ def suits(x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: tuple[int
     whole = channels % LANES == 0 and outputs % LANES == 0
     large = min(sides) >= SMALLEST_SIDE and min(channels, outputs) >= FEWEST_CHANNELS
     enough = num_images * sides[0] * sides[1] * channels * outputs >= FEWEST_PRODUCTS
-    return whole and large and enough and available(x.dtype)
+    # Without registers of whole vectors it takes four times as long as oneDNN's (benchmarks/LOG.md).
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return whole and large and enough and wide and available(x.dtype)
 
 
 class Winograd(torch.autograd.Function):

@@ -211,6 +211,16 @@ def test_code_for_older_processors(machine: str, fresh: pytest.MonkeyPatch, cach
 
 
 @needs_compiler
+def test_options_of_the_compiler_make_another_library(fresh: pytest.MonkeyPatch, cache: Path) -> None:
+    compiler = os.environ.get("CXX", "c++")
+    for command in (compiler, f"{compiler} -DOTHER"):
+        forget()
+        fresh.setenv("CXX", command)
+        assert build.problem() is None
+    assert len(list(cache.glob("kernels-*"))) == 2 * len(TYPES)
+
+
+@needs_compiler
 def test_two_processes_that_start_at_once(cache: Path) -> None:
     uses = "print(build.problem(), rows.Gelu()(torch.ones(1)).item())"
     code = f"import torch; from fedsim.kernels import build, rows; {uses}"

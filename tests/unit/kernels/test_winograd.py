@@ -88,8 +88,9 @@ def test_several_clients_have_weights_of_their_own() -> None:
     torch.testing.assert_close(together, alone)
 
 
-def test_where_it_is_chosen() -> None:
-    """3 x 3 and stride 1 over whole vectors of channels, in fp32, where there is enough to do."""
+def test_where_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 x 3 and stride 1 over whole vectors of channels, in fp32, where there is enough to do, on wide registers."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
 
     def suits(
         kernel: int = 3, stride: int = 1, padding: tuple[int, int] = (1, 1), channels: int = 64, side: int = 16
@@ -104,3 +105,5 @@ def test_where_it_is_chosen() -> None:
     assert not winograd.suits(x.double(), weight.double(), (1, 1), (1, 1))
     with torch.autocast("cpu", torch.bfloat16):
         assert not suits()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not suits()
